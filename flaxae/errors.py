@@ -1,0 +1,40 @@
+"""What goes wrong at the boundary, in one small family.
+
+Every message says what was given, what was expected, and what to do. The command line prints the
+message alone and exits with status 2; from Python the same classes are raised.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlaxaeError(Exception):
+    """Base of every error that flaxae raises on purpose."""
+
+
+class DataError(FlaxaeError, ValueError):
+    """The data given can't be used: unreadable, empty, not finite, or of the wrong shape."""
+
+
+class ConfigError(FlaxaeError, ValueError):
+    """A setting has an unknown name or a value out of range."""
+
+
+class RunError(FlaxaeError):
+    """A run's folder can't be used: in use, already finished, missing, or not writable."""
+
+
+class CheckpointError(FlaxaeError):
+    """No checkpoint in the folder can be restored."""
+
+
+class DivergedError(FlaxaeError):
+    """The loss or its gradient stopped being finite. The model holds the last good weights."""
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """The message for a name that is not in a table, with the nearest one that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {what} {given!r}.{suggestion} Known: {', '.join(known)}."
