@@ -1,0 +1,107 @@
+"""How close reconstructed images are to the clean ones: MSE, PSNR, SSIM.
+
+Each gives one number an image. Results are quoted as the mean of these over the images of a set, which
+for PSNR is not the PSNR of the mean error.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flaxae.errors import DataError
+
+PSNR_CEILING_DB = 100.0  # 8-bit pixels differ at 59 dB; what float32 can't tell apart lies above 130 dB
+
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+_SSIM_VALUES_AT_ONCE = 2**19  # bounds the memory of the intermediate maps to some tens of MB
+
+_Images = Float[Array | np.ndarray, "*batch height width channels"]
+
+
+@jax.jit
+def mse(reconstruction: _Images, reference: _Images) -> Float[Array, "*batch"]:
+    """Mean squared error per pixel of each image: [*batch, height, width, channels] -> [*batch].
+
+    Raises DataError if the two differ in shape, are empty, or are not floating point.
+    """
+    reconstruction, reference = _checked(reconstruction, reference)
+    return jnp.mean(jnp.square(reconstruction - reference), axis=(-3, -2, -1))
+
+
+@functools.partial(jax.jit, static_argnames="peak")
+def psnr(reconstruction: _Images, reference: _Images, peak: float = 1.0) -> Float[Array, "*batch"]:
+    """Peak signal-to-noise ratio of each image, in dB: [*batch, height, width, channels] -> [*batch].
+
+    10 log10(peak² / MSE), where `peak` is the largest value a pixel can take. A perfect image would have
+    infinite PSNR, and so would every mean it is part of: values are limited to 100 dB.
+    Raises DataError like `mse`.
+    """
+    floor = 10 ** (-PSNR_CEILING_DB / 10)
+    return -10.0 * jnp.log10(jnp.maximum(mse(reconstruction, reference) / peak**2, floor))
+
+
+@functools.partial(jax.jit, static_argnames="peak")
+def ssim(reconstruction: _Images, reference: _Images, peak: float = 1.0) -> Float[Array, "*batch"]:
+    """Structural similarity of each image, at most 1: [*batch, height, width, channels] -> [*batch].
+
+    Wang et al. 2004: an 11 × 11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03, the mean over all
+    windows that lie inside the image, and over channels. Along a side shorter than 11 pixels the window
+    is cut to the largest odd length that fits. `peak` is the largest value a pixel can take.
+    Raises DataError like `mse`.
+    """
+    reconstruction, reference = _checked(reconstruction, reference)
+    *batch, height, width, channels = reference.shape
+    images = (-1, height, width, channels)
+    of_pair = jax.lax.map(
+        lambda pair: _ssim_of_image(*pair, peak=peak),
+        (reconstruction.reshape(images), reference.reshape(images)),
+        batch_size=max(1, _SSIM_VALUES_AT_ONCE // (height * width * channels)),
+    )
+    return of_pair.reshape(batch)
+
+
+def _ssim_of_image(
+    x: Float[Array, "height width channels"], y: Float[Array, "height width channels"], *, peak: float
+) -> Float[Array, ""]:
+    rows, columns = _window_means(x.shape[0]), _window_means(x.shape[1])
+
+    def mean(image):
+        return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns, precision=jax.lax.Precision.HIGHEST)
+
+    mean_x, mean_y = mean(x), mean(y)
+    variance_x = mean(x * x) - mean_x**2
+    variance_y = mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    contrast_structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return jnp.mean(luminance * contrast_structure)
+
+
+def _window_means(size: int) -> Float[np.ndarray, "windows size"]:
+    """The banded matrix that takes Gaussian-weighted means along one side of an image.
+
+    Two such products are the separable filter, and on a CPU much faster than a convolution.
+    """
+    taps = min(_SSIM_WINDOW, size if size % 2 else size - 1)
+    weights = np.exp(-0.5 * np.square((np.arange(taps) - taps // 2) / _SSIM_SIGMA))
+    weights /= weights.sum()
+    windows = size - taps + 1
+    return np.stack([np.pad(weights, (i, windows - 1 - i)) for i in range(windows)]).astype(np.float32)
+
+
+def _checked(reconstruction: Array, reference: Array) -> tuple[Array, Array]:
+    if reconstruction.shape != reference.shape or reference.ndim < 3 or 0 in reference.shape:
+        raise DataError(
+            f"Can't compare images of shape {reconstruction.shape} with images of shape {reference.shape}: "
+            "give two non-empty sets of the same shape [*batch, height, width, channels]."
+        )
+    for images in (reconstruction, reference):
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise DataError(
+                f"Can't compare images of dtype {images.dtype}: scale both to floating point in [0, peak]."
+            )
+    return reconstruction.astype(jnp.float32), reference.astype(jnp.float32)
