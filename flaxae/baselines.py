@@ -37,9 +37,7 @@ def pca_reconstruct(examples: _Examples, *, train: _Examples, components: int) -
     train, flat = _matrices(train, examples)
     pca = _principal_axes(train)
     if not 1 <= components <= pca.n_components_:
-        raise ConfigError(
-            f"{components} principal components: the training examples have 1 to {pca.n_components_}."
-        )
+        raise ConfigError(f"{components} principal components: the training examples have 1 to {pca.n_components_}.")
     return _project(pca, flat, components).reshape(examples.shape)
 
 
@@ -50,8 +48,8 @@ def pca_denoise(
 
     Shapes: [n, *features] -> [n, *features], as numpy. Also returned: how many components were
     kept, which is what leaves the smallest squared error on `held_out`, clean examples of the training set
-    that `train` does not contain, given `held_out_noisy`. The time grows with the cube of the number of features: under two seconds for 784.
-    Raises DataError if shapes differ.
+    that `train` does not contain, given `held_out_noisy`. The time grows with the cube of the number of
+    features: about a second for 784. Raises DataError if shapes differ.
     """
     train, clean, corrupted, flat = _matrices(train, held_out, held_out_noisy, noisy)
     if clean.shape != corrupted.shape:
@@ -71,7 +69,8 @@ def linear_denoise(noisy: _Examples, *, train: _Examples, train_noisy: _Examples
 
     Shapes: [n, *features] -> [n, *features], as numpy. The strongest denoiser without a
     non-linearity, much ahead of `pca_denoise`: it also learns how far to shrink each direction, and any
-    bias the noise has. The ridge of 1 (squared units of the data, summed over the training set) only keeps features that are constant from making it singular.
+    bias the noise has. The ridge of 1 (squared units of the data, summed over the training set) only keeps
+    features that are constant from making it singular.
     Raises DataError if shapes differ.
     """
     from sklearn.linear_model import Ridge
@@ -86,9 +85,7 @@ def _matrices(first, *others):
     """Each set of examples as a matrix; DataError if their features differ."""
     for examples in others:
         if examples.shape[1:] != first.shape[1:]:
-            raise DataError(
-                f"Examples of shape {first.shape[1:]} and of shape {examples.shape[1:]}: give one shape."
-            )
+            raise DataError(f"Examples of shape {first.shape[1:]} and of shape {examples.shape[1:]}: give one shape.")
     return [np.asarray(x, np.float32).reshape(len(x), -1) for x in (first, *others)]
 
 

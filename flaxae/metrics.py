@@ -101,7 +101,5 @@ def _checked(reconstruction: Array, reference: Array) -> tuple[Array, Array]:
         )
     for images in (reconstruction, reference):
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise DataError(
-                f"Can't compare images of dtype {images.dtype}: scale both to floating point in [0, peak]."
-            )
+            raise DataError(f"Can't compare images of dtype {images.dtype}: scale both to floating point in [0, peak].")
     return reconstruction.astype(jnp.float32), reference.astype(jnp.float32)

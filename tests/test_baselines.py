@@ -33,9 +33,7 @@ def test_pca_reconstruction_equals_that_of_scikit_learn(digits):
     train, test = clean[:1500], clean[1500:]
     pca = PCA(10, svd_solver="full").fit(train.reshape(1500, 64))
     expected = pca.inverse_transform(pca.transform(test.reshape(-1, 64))).reshape(test.shape)
-    np.testing.assert_allclose(
-        baselines.pca_reconstruct(test, train=train, components=10), expected, atol=1e-4
-    )
+    np.testing.assert_allclose(baselines.pca_reconstruct(test, train=train, components=10), expected, atol=1e-4)
     with pytest.raises(ConfigError, match="1 to 64"):
         baselines.pca_reconstruct(test, train=train, components=65)
 

@@ -21,9 +21,7 @@ def pair(shape, seed=0, noise=0.2):
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    st.integers(11, 16), st.integers(11, 16), st.sampled_from([1, 3]), st.integers(0, 9), st.floats(0.01, 1.0)
-)
+@given(st.integers(11, 16), st.integers(11, 16), st.sampled_from([1, 3]), st.integers(0, 9), st.floats(0.01, 1.0))
 def test_metrics_equal_those_of_skimage(height, width, channels, seed, noise):
     noisy, clean = pair((2, height, width, channels), seed, noise)
     similarity = [
@@ -47,9 +45,7 @@ def test_peak_is_the_scale_of_the_pixels(metric):
 def test_ssim_of_many_images_equals_that_of_each(monkeypatch):
     noisy, clean = pair((7, 13, 12, 3))
     one_by_one = jnp.concatenate([metrics.ssim(x[None], y[None]) for x, y in zip(noisy, clean, strict=True)])
-    monkeypatch.setattr(
-        metrics, "_SSIM_VALUES_AT_ONCE", 3 * clean[0].size
-    )  # two chunks of three, and one left
+    monkeypatch.setattr(metrics, "_SSIM_VALUES_AT_ONCE", 3 * clean[0].size)  # two chunks of three, and one left
     jax.clear_caches()
     np.testing.assert_allclose(metrics.ssim(noisy, clean), one_by_one, rtol=1e-6)
 
@@ -90,9 +86,7 @@ def test_any_batch_axes_dtype_and_nan(metric):
     nested = metric(noisy.reshape(2, 3, 12, 12, 1), jnp.asarray(clean).reshape(2, 3, 12, 12, 1))
     np.testing.assert_allclose(nested, flat.reshape(2, 3), rtol=1e-5)
     half = jnp.asarray(noisy[:2], jnp.bfloat16)
-    np.testing.assert_allclose(
-        metric(half, clean[:2]), metric(half.astype(jnp.float32), clean[:2]), rtol=1e-6
-    )
+    np.testing.assert_allclose(metric(half, clean[:2]), metric(half.astype(jnp.float32), clean[:2]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
