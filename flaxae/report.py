@@ -67,7 +67,7 @@ def image_grid(
         for column, image in enumerate(np.asarray(images)):
             top, left = row * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = np.clip(image, 0, 1)
-    scale = max(1, min(1400 // canvas.shape[1], 160 // width))
+    scale = max(1, min(1550 // canvas.shape[1], 160 // width))
     figure = _figure(canvas.shape[1] * scale / _DPI, canvas.shape[0] * scale / _DPI)
     with _style():
         axes = figure.add_axes((0, 0, 1, 1))
@@ -153,7 +153,8 @@ def curves(
                 for label, key in (("training", name), ("validation", f"val_{name}"))
                 if key in series
             }
-            for colour, (label, values) in zip(_COLOURS, drawn.items(), strict=False):
+            for label, values in drawn.items():
+                colour = _COLOURS[label == "validation"]
                 axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
             every = np.concatenate(list(drawn.values()))
             every = every[np.isfinite(every)]
@@ -162,8 +163,8 @@ def curves(
                 axes.yaxis.set_major_formatter("{x:g}")
             if name == "loss" and np.isfinite(drawn.get("validation", np.nan)).any():
                 _mark_smallest(axes, drawn["validation"])
-            if len(drawn) > 1:
-                axes.legend(loc="upper right")
+            if "validation" in drawn:
+                axes.legend(loc="best")
             axes.set_ylabel(f"{name} ({unit})" if name == "loss" else name.replace("_", " "))
         if title:
             panels[0].set_title(title)
@@ -211,7 +212,7 @@ def write(
         usage: Python or shell lines that use the trained model.
 
     Versions and devices are added. All text is escaped.
-    Raises DataError if a figure can't be read, or a table's rows and columns differ in number.
+    Raises DataError if a figure can't be read or isn't a PNG, or if a table's rows and columns differ in number.
     """
     paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in summary.strip().split("\n\n"))
     sections = (
@@ -347,8 +348,8 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 def _environment() -> dict[str, str]:
     devices = jax.devices()
     return {
-        "device": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
-        "system": f"{platform.system()} {platform.machine()}",
+        "devices": f"{len(devices)} × {devices[0].device_kind}",
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
