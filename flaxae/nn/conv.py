@@ -1,0 +1,360 @@
+"""Convolution, its transpose, and pooling: one meaning, in the form each platform is fast at.
+
+On GPU and TPU these are XLA's convolutions, images [batch, height, width, channels]. On CPU XLA's convolutions
+lose their threads inside a compiled loop, so there a convolution is one matrix product after `_patches`, and a
+transposed one is the adjoint of `_patches` after one matrix product; images are [channels, height, width, batch],
+which makes every copy a run of `batch` numbers. All of it is plain differentiable JAX: jit, vmap, scan, and both
+modes of differentiation to any order apply.
+
+A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
+height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from flaxae import errors
+
+Pair = int | tuple[int, int]  # one number for both axes, or (height, width)
+Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width are axes 1 and 2
+
+
+def _batch_minor() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def from_nhwc(x: Float[Array, "batch height width channels"]) -> Image:
+    """Images brought into the platform's layout."""
+    return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
+
+
+def to_nhwc(x: Image) -> Float[Array, "batch height width channels"]:
+    """Images brought back from the platform's layout."""
+    return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
+
+
+def per_channel(values: Float[Array, " channels"]) -> Float[Array, "_ 1 1 _"]:
+    """One number a channel, shaped to broadcast against images in the platform's layout."""
+    return values[:, None, None, None] if _batch_minor() else values[None, None, None, :]
+
+
+def conv_size(size: Pair, kernel: Pair, stride: Pair = 1, padding: str = "SAME") -> tuple[int, int]:
+    """(height, width) of what `conv`, or pooling with that window, makes of an image of `size`.
+
+    Raises:
+        ConfigError: the padding is unknown, a number is below 1, or the kernel doesn't fit the image.
+    """
+    height, width = _axes(_pair("size", size), _pair("kernel", kernel), _pair("stride", stride), padding)
+    return height.out, width.out
+
+
+def conv(
+    x: Image, kernel: Float[Array, "kh kw in_channels out_channels"], stride: Pair = 1, padding: str = "SAME"
+) -> Image:
+    """Convolution without dilation or bias, equal to `lax.conv_general_dilated`.
+
+    Args:
+        x: images in the platform's layout.
+        kernel: height, width, in, out.
+        stride: for both axes, or (height, width).
+        padding: "SAME" (output ⌈size / stride⌉) or "VALID" (no padding).
+
+    Raises:
+        ConfigError: see `conv_size`.
+        DataError: `x` doesn't have the kernel's number of input channels.
+    """
+    window, (in_channels, out_channels) = kernel.shape[:2], kernel.shape[2:]
+    _check_channels(x, in_channels)
+    stride = _pair("stride", stride)
+    axes = _axes(x.shape[1:3], window, stride, padding)
+    if _batch_minor():
+        y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
+        return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
+    pads = [(axis.low, axis.high) for axis in axes]
+    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def conv_transpose(
+    x: Image,
+    kernel: Float[Array, "kh kw in_channels out_channels"],
+    stride: Pair = 1,
+    padding: str = "SAME",
+    size: Pair | None = None,
+) -> Image:
+    """Transposed convolution: the adjoint of the `conv` that maps images of `size` to the size of `x`.
+
+    That `conv` has the kernel `kernel[::-1, ::-1].swapaxes(2, 3)`, so that this one equals
+    `lax.conv_transpose(x, kernel, …)` and Flax's layer (`transpose_kernel=False`) at their output size.
+
+    Args:
+        x: images in the platform's layout.
+        kernel: height, width, in, out.
+        stride: for both axes, or (height, width).
+        padding: of the `conv` it is the adjoint of, "SAME" or "VALID".
+        size: (height, width) of the output. A `conv` with a stride maps several sizes to one, and this tells
+            them apart: 7 becomes 13 or 14 with stride 2 and "SAME". Without it the size is `lax`'s: the
+            input's × stride, plus what the kernel is larger than the stride if "VALID".
+
+    Raises:
+        ConfigError: see `conv_size`; or `conv` doesn't map `size` to the size of `x`.
+        DataError: `x` doesn't have the kernel's number of input channels.
+    """
+    window, (in_channels, out_channels) = kernel.shape[:2], kernel.shape[2:]
+    _check_channels(x, in_channels)
+    stride = _pair("stride", stride)
+    small = x.shape[1:3]
+    if size is None:
+        beyond = [max(k - s, 0) if padding == "VALID" else 0 for k, s in zip(window, stride, strict=True)]
+        size = tuple(n * s + b for n, s, b in zip(small, stride, beyond, strict=True))
+    size = _pair("size", size)
+    axes = _axes(size, window, stride, padding)
+    if tuple(axis.out for axis in axes) != small:
+        raise errors.ConfigError(
+            f"A transposed convolution can't make {size} of {small}: with kernel {window}, stride {stride} "
+            f"and padding {padding!r}, a convolution maps {size} to {tuple(axis.out for axis in axes)}. "
+            "Ask for the size that the mirrored convolution had as its input."
+        )
+    if _batch_minor():
+        adjoint = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, in_channels)
+        y = adjoint @ x.reshape(in_channels, -1)
+        image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
+        (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
+        return y
+    pads = [(k - 1 - axis.low, k - 1 - axis.high) for k, axis in zip(window, axes, strict=True)]
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, lhs_dilation=stride, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
+    """Maximum over windows; padding never wins. Among equals the gradient goes to the first in reading order.
+
+    Raises:
+        ConfigError: see `conv_size`.
+    """
+    window, stride = _pair("window", window), _pair("stride", stride)
+    axes = _axes(x.shape[1:3], window, stride, padding)
+    if _batch_minor():
+        return functools.reduce(_first_maximum, _taps(x, window, stride, axes, fill=-jnp.inf))
+    return _reduce_window(x, -jnp.inf, lax.max, window, stride, axes)
+
+
+def avg_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
+    """Mean over windows, of the pixels that are there: padding is not counted.
+
+    Raises:
+        ConfigError: see `conv_size`.
+    """
+    window, stride = _pair("window", window), _pair("stride", stride)
+    axes = _axes(x.shape[1:3], window, stride, padding)
+    if _batch_minor():
+        total = functools.reduce(jnp.add, _taps(x, window, stride, axes))
+    else:
+        total = _reduce_window(x, 0.0, lax.add, window, stride, axes)
+    rows, columns = (_pixels_in_window(*sizes) for sizes in zip(x.shape[1:3], window, stride, axes, strict=True))
+    return total / jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
+
+
+def upsample(x: Image, factor: Pair = 2, size: Pair | None = None) -> Image:
+    """Every pixel repeated `factor` times along height and width (nearest neighbour), cropped to `size` if given.
+
+    Cropping mirrors a "SAME" pooling of odd sizes: 4 becomes 7 or 8.
+
+    Raises:
+        ConfigError: a number is below 1, or `size` is not one that "SAME" pooling by `factor` maps to that of `x`.
+    """
+    factor = _pair("factor", factor)
+    small = x.shape[1:3]
+    full = tuple(n * f for n, f in zip(small, factor, strict=True))
+    height, width = full if size is None else _pair("size", size)
+    if conv_size((height, width), 1, factor) != small:
+        raise errors.ConfigError(
+            f"Upsampling {small} by {factor} gives {full}, which can't be cropped to {(height, width)}: "
+            "the size has to be that by less than one factor."
+        )
+    return jnp.repeat(jnp.repeat(x, factor[0], axis=1), factor[1], axis=2)[:, :height, :width]
+
+
+class Conv(nnx.Module):
+    """`conv` with a kernel and a bias. Images are in the platform's layout.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: height and width of the kernel; one number for a square.
+        stride: as in `conv`.
+        padding: as in `conv`.
+        rngs: gives the key for the kernel (LeCun normal); the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Pair = 3,
+        stride: Pair = 1,
+        padding: str = "SAME",
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = _kernel(in_channels, out_channels, kernel, rngs)
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x: Image) -> Image:
+        return conv(x, self.kernel[...], self.stride, self.padding) + per_channel(self.bias[...])
+
+
+class ConvTranspose(nnx.Module):
+    """`conv_transpose` with a kernel and a bias. Images are in the platform's layout.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: height and width of the kernel; one number for a square.
+        stride: as in `conv_transpose`.
+        padding: as in `conv_transpose`.
+        size: (height, width) of the output, as in `conv_transpose`.
+        rngs: gives the key for the kernel (LeCun normal); the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Pair = 3,
+        stride: Pair = 1,
+        padding: str = "SAME",
+        size: Pair | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = _kernel(in_channels, out_channels, kernel, rngs)
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.stride = stride
+        self.padding = padding
+        self.size = size
+
+    def __call__(self, x: Image) -> Image:
+        y = conv_transpose(x, self.kernel[...], self.stride, self.padding, self.size)
+        return y + per_channel(self.bias[...])
+
+
+def _kernel(in_channels: int, out_channels: int, kernel: Pair, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (*_pair("kernel", kernel), in_channels, out_channels)
+    return nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
+
+
+class _Axis(NamedTuple):
+    """Where the windows lie along one axis: how many, and the padding around the image (below 0: cropping)."""
+
+    out: int
+    low: int
+    high: int
+
+
+def _axes(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], padding: str) -> list[_Axis]:
+    if padding not in ("SAME", "VALID"):
+        raise errors.ConfigError(errors.unknown("padding", padding, ("SAME", "VALID")))
+    axes = []
+    for n, k, s in zip(size, window, stride, strict=True):
+        out = -(-n // s) if padding == "SAME" else (n - k) // s + 1
+        if out < 1:
+            raise errors.ConfigError(
+                f"A window of {window} does not fit an image of {size}. "
+                'Take a smaller window, fewer layers, or padding "SAME".'
+            )
+        covered = (out - 1) * s + k
+        low = max(covered - n, 0) // 2
+        axes.append(_Axis(out, low, covered - n - low))
+    return axes
+
+
+def _taps(
+    x: Float[Array, "channels height width batch"],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    axes: list[_Axis],
+    fill: float = 0.0,
+) -> list[Float[Array, "channels out_height out_width batch"]]:
+    """For each place in the window, row by row, the pixels that it meets.
+
+    The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would
+    say the same, but its adjoint scatters; that of a split is a concatenation, several times faster.
+    """
+    channels, height, width, batch = x.shape
+    (kh, kw), (sh, sw) = window, stride
+    rows, columns = (axis.out + (k - 1) // s for axis, k, s in zip(axes, window, stride, strict=True))
+    low_high = [
+        (axis.low, n * s - size - axis.low, 0)
+        for axis, n, s, size in zip(axes, (rows, columns), stride, (height, width), strict=True)
+    ]
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *low_high, (0, 0, 0)))
+    x = x.reshape(channels, rows, sh, columns, sw, batch)
+    phases = [
+        [phase.reshape(channels, rows, columns, batch) for phase in lax.split(row_phase, (1,) * sw, axis=4)]
+        for row_phase in lax.split(x, (1,) * sh, axis=2)
+    ]
+    return [
+        phases[i % sh][j % sw][:, i // sh : i // sh + axes[0].out, j // sw : j // sw + axes[1].out]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+
+
+def _patches(
+    x: Float[Array, "channels height width batch"],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    axes: list[_Axis],
+) -> Float[Array, "pixels places"]:
+    """The pixels under the window, a column for each of its places (im2col). Linear in `x`."""
+    patches = jnp.concatenate(_taps(x, window, stride, axes))
+    return patches.reshape(patches.shape[0], -1)
+
+
+def _reduce_window(
+    x: Float[Array, "batch height width channels"],
+    start: float,
+    operation: Callable,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    axes: list[_Axis],
+) -> Float[Array, "batch out_height out_width channels"]:
+    pads = [(0, 0), *((axis.low, max(axis.high, 0)) for axis in axes), (0, 0)]
+    return lax.reduce_window(x, start, operation, (1, *window, 1), (1, *stride, 1), pads)
+
+
+def _first_maximum(a: Array, b: Array) -> Array:
+    # `jnp.maximum` would halve the gradient between equals; after a relu, equals are common.
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+
+def _pixels_in_window(size: int, window: int, stride: int, axis: _Axis) -> np.ndarray:
+    start = np.arange(axis.out) * stride - axis.low
+    return np.minimum(start + window, size) - np.maximum(start, 0)
+
+
+def _pair(what: str, value: Pair) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise errors.ConfigError(f"{what} is {value}; it has to be a whole number above 0, or a pair of them.")
+    return pair
+
+
+def _check_channels(x: Array, in_channels: int) -> None:
+    channels = x.shape[0] if _batch_minor() else x.shape[3]
+    if channels != in_channels:
+        raise errors.DataError(
+            f"The images have {channels} channels and the kernel takes {in_channels}. "
+            "Give the layer that many, and bring [batch, height, width, channels] in by `from_nhwc`."
+        )

@@ -1,0 +1,257 @@
+"""Both forms of every operation against `lax` and Flax, on the CPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from flaxae import errors
+from flaxae.nn import conv as convolutions
+from flaxae.nn.conv import (
+    Conv,
+    ConvTranspose,
+    avg_pool,
+    conv,
+    conv_size,
+    conv_transpose,
+    from_nhwc,
+    max_pool,
+    per_channel,
+    to_nhwc,
+    upsample,
+)
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(params=["dots", "lax"])
+def form(request, monkeypatch):
+    """Runs a test in the form of the CPU and in that of the accelerators."""
+    monkeypatch.setattr(convolutions, "_batch_minor", lambda: request.param == "dots")
+    return request.param
+
+
+def draw_normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def in_nhwc(operation):
+    """The operation on images [N, H, W, C], whatever the platform's layout."""
+    return lambda x, *args, **kwargs: to_nhwc(operation(from_nhwc(x), *args, **kwargs))
+
+
+def assert_same_with_gradients(ours, theirs, *args):
+    """Equal output and equal gradients in every argument, to float32 rounding."""
+    ours_out, ours_vjp = jax.vjp(ours, *args)
+    theirs_out, theirs_vjp = jax.vjp(theirs, *args)
+    assert ours_out.shape == theirs_out.shape
+    np.testing.assert_allclose(ours_out, theirs_out, rtol=1e-5, atol=1e-5)
+    g = draw_normal(7, *theirs_out.shape)
+    for a, b in zip(ours_vjp(g), theirs_vjp(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+few = settings(max_examples=12, deadline=None)
+# Few distinct shapes, because every new one is compiled op by op.
+sizes = st.sampled_from([(5, 8), (7, 7), (6, 9)])
+windows = st.sampled_from([(1, 1), (2, 2), (3, 3), (3, 2), (5, 4)])
+strides = st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)])
+paddings = st.sampled_from(["SAME", "VALID"])
+
+
+@given(sizes, windows, strides, paddings)
+@few
+def check_conv(size, window, stride, padding):
+    x, kernel = draw_normal(0, 2, *size, 3), draw_normal(1, *window, 3, 4)
+    assert_same_with_gradients(
+        lambda x, k: in_nhwc(conv)(x, k, stride, padding),
+        lambda x, k: lax.conv_general_dilated(x, k, stride, padding, dimension_numbers=NHWC),
+        x,
+        kernel,
+    )
+    assert conv_size(size, window, stride, padding) == in_nhwc(conv)(x, kernel, stride, padding).shape[1:3]
+
+
+def test_conv_equals_lax(form):
+    check_conv()
+
+
+@given(st.sampled_from([(2, 3), (4, 3)]), windows, strides, paddings)
+@few
+def check_conv_transpose(size, window, stride, padding):
+    assert_same_with_gradients(
+        lambda x, k: in_nhwc(conv_transpose)(x, k, stride, padding),
+        lambda x, k: lax.conv_transpose(x, k, stride, padding, dimension_numbers=NHWC),
+        draw_normal(0, 2, *size, 4),
+        draw_normal(1, *window, 4, 3),
+    )
+
+
+def test_conv_transpose_equals_lax(form):
+    check_conv_transpose()
+
+
+@given(sizes, windows, strides, paddings)
+@few
+def check_adjoint(size, window, stride, padding):
+    image, kernel = draw_normal(0, 2, *size, 3), draw_normal(1, *window, 3, 4)
+    mapped = in_nhwc(conv)(image, kernel, stride, padding)
+    x = draw_normal(2, *mapped.shape)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    back = in_nhwc(conv_transpose)(x, flipped, stride, padding, size)
+    assert back.shape == image.shape
+    np.testing.assert_allclose(jnp.vdot(mapped, x), jnp.vdot(image, back), rtol=1e-4, atol=1e-3)
+
+
+def test_conv_transpose_is_the_adjoint_for_every_size(form):
+    check_adjoint()
+
+
+@given(sizes, windows, strides, paddings)
+@few
+def check_pools(size, window, stride, padding):
+    def reduce(x, start, operation):
+        return lax.reduce_window(x, start, operation, (1, *window, 1), (1, *stride, 1), padding)
+
+    def mean(x):
+        return reduce(x, 0.0, lax.add) / reduce(jnp.ones_like(x), 0.0, lax.add)
+
+    # Halves make ties, where the gradients have to agree too.
+    x = jnp.round(2 * draw_normal(0, 2, *size, 3)) / 2
+    args = {"window": window, "stride": stride, "padding": padding}
+    assert_same_with_gradients(functools.partial(in_nhwc(max_pool), **args), lambda x: reduce(x, -jnp.inf, lax.max), x)
+    assert_same_with_gradients(functools.partial(in_nhwc(avg_pool), **args), mean, x)
+
+
+def test_pools_equal_lax(form):
+    check_pools()
+
+
+def test_max_pool_keeps_nan(form):
+    for place in np.ndindex(2, 2):
+        x = jnp.zeros((1, 2, 2, 1)).at[0, *place, 0].set(jnp.nan)
+        assert jnp.isnan(in_nhwc(max_pool)(x)).all()
+
+
+@pytest.mark.parametrize("size", [None, (7, 6), (8, 5)])
+def test_upsample_repeats_and_mirrors_same_pooling(form, size):
+    x = draw_normal(0, 2, 4, 3, 2)
+    height, width = size or (8, 6)
+    y = in_nhwc(upsample)(x, 2, size)
+    np.testing.assert_array_equal(y, np.repeat(np.repeat(x, 2, 1), 2, 2)[:, :height, :width])
+    np.testing.assert_allclose(in_nhwc(avg_pool)(y, 2, 2, "SAME"), x, rtol=1e-6)
+
+
+def network(x, kernels):
+    """A stack in the platform's layout: stride 2 on an odd size, pooled, and mirrored back."""
+    down, up = kernels
+    h = max_pool(jnp.tanh(conv(from_nhwc(x), down, 2)), 2, 2, "SAME")
+    return to_nhwc(conv_transpose(upsample(h, 2, (3, 3)), up, 2, "SAME", x.shape[1:3]))
+
+
+def loss(kernels, x):
+    return jnp.mean(jnp.square(network(x, kernels) - x))
+
+
+@pytest.fixture
+def kernels():
+    return draw_normal(0, 3, 3, 1, 2), draw_normal(1, 3, 3, 2, 1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_population_equals_solo(form, kernels, shared):
+    members = jax.tree.map(lambda k: jnp.stack([k, 2 * k, -k]), kernels)
+    x = draw_normal(2, 4, 5, 5, 1) if shared else draw_normal(2, 3, 4, 5, 5, 1)
+    together = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None if shared else 0)))(members, x)
+    for i in range(3):
+        solo = jax.grad(loss)(jax.tree.map(lambda k, i=i: k[i], members), x if shared else x[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, solo)
+
+
+def test_scan_equals_steps(form, kernels):
+    x = draw_normal(2, 3, 4, 5, 5, 1)
+
+    def step(kernels, x):
+        value, grads = jax.value_and_grad(loss)(kernels, x)
+        return jax.tree.map(lambda k, g: k - 0.1 * g, kernels, grads), value
+
+    scanned, values = jax.jit(lambda kernels, x: lax.scan(step, kernels, x))(kernels, x)
+    for batch, value in zip(x, values, strict=True):
+        kernels, expected = step(kernels, batch)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), scanned, kernels)
+
+
+def test_forward_mode_and_second_derivatives_agree(form, kernels):
+    x, tangent = draw_normal(2, 4, 5, 5, 1), jax.tree.map(jnp.ones_like, kernels)
+
+    def slope(kernels):
+        return jax.jvp(lambda k: loss(k, x), (kernels,), (tangent,))[1]
+
+    reverse = sum(jnp.vdot(g, t) for g, t in zip(jax.grad(loss)(kernels, x), tangent, strict=True))
+    np.testing.assert_allclose(slope(kernels), reverse, rtol=1e-4)
+    forward_over_reverse = jax.jvp(lambda k: jax.grad(loss)(k, x), (kernels,), (tangent,))[1]
+    for a, b in zip(jax.grad(slope)(kernels), forward_over_reverse, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_and_is_near_float32(form, kernels):
+    x = draw_normal(2, 4, 5, 5, 1)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, kernels))
+    y = network(*half)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), network(x, kernels), rtol=0.1, atol=0.1)
+
+
+def test_modules_equal_flax(form):
+    x = draw_normal(0, 2, 5, 7, 3)
+    ours = Conv(3, 4, kernel=(3, 2), stride=2, rngs=nnx.Rngs(0))
+    flax = nnx.Conv(3, 4, (3, 2), 2, rngs=nnx.Rngs(1))
+    nnx.update(ours, nnx.state(flax, nnx.Param))
+    np.testing.assert_allclose(in_nhwc(ours)(x), flax(x), rtol=1e-5, atol=1e-5)
+
+    ours = ConvTranspose(3, 4, kernel=3, stride=2, rngs=nnx.Rngs(0))
+    flax = nnx.ConvTranspose(3, 4, (3, 3), 2, rngs=nnx.Rngs(1))
+    nnx.update(ours, nnx.state(flax, nnx.Param))
+    np.testing.assert_allclose(in_nhwc(ours)(x), flax(x), rtol=1e-5, atol=1e-5)
+
+
+def test_module_adds_its_bias_and_mirrors_an_odd_size(form):
+    up = ConvTranspose(2, 3, stride=2, size=(5, 13), rngs=nnx.Rngs(0))
+    up.bias[...] = jnp.arange(3.0)
+    y = in_nhwc(up)(jnp.zeros((2, 3, 7, 2)))
+    np.testing.assert_array_equal(y, np.broadcast_to(np.arange(3.0), (2, 5, 13, 3)))
+
+
+def test_layout_is_undone_and_channels_broadcast(form):
+    x = draw_normal(0, 2, 5, 4, 3)
+    np.testing.assert_array_equal(to_nhwc(from_nhwc(x)), x)
+    np.testing.assert_array_equal(to_nhwc(from_nhwc(x) * per_channel(jnp.arange(3.0))), x * np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x, k: conv(x, k, padding="same"), "Unknown padding 'same'"),
+        (lambda x, k: conv(x, k, stride=0), "stride is 0"),
+        (lambda x, k: conv(x[:, :2], k, padding="VALID"), "does not fit"),
+        (lambda x, k: conv_transpose(x, k, 2, "SAME", (11, 8)), r"can't make \(11, 8\) of \(5, 4\)"),
+        (lambda x, k: upsample(x, 2, (8, 8)), "can't be cropped"),
+        (lambda x, k: max_pool(x, 6), "does not fit"),
+    ],
+)
+def test_bad_settings_are_refused(form, call, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        call(from_nhwc(jnp.zeros((2, 5, 4, 3))), jnp.zeros((3, 3, 3, 1)))
+
+
+@pytest.mark.parametrize("operation", [conv, conv_transpose])
+def test_wrong_channels_are_refused(form, operation):
+    with pytest.raises(errors.DataError, match="2 channels and the kernel takes 3"):
+        operation(from_nhwc(jnp.zeros((4, 5, 5, 2))), jnp.zeros((3, 3, 3, 1)))
