@@ -1,0 +1,197 @@
+"""Checkpoints of any pytree of arrays: the one adapter around Orbax.
+
+Orbax writes and reads the arrays, on one process or many. What it lacks is added here: a step is
+seen only when it is whole, a SHA-256 of every file is checked before anything is restored, a damaged
+step falls back to the one before it, and everything that goes wrong is one `CheckpointError`.
+
+    folder/<step>/arrays/    what Orbax wrote
+    folder/<step>/manifest   its own SHA-256, then JSON: each leaf's name, dtype and shape; each file's SHA-256
+    folder/unfinished/       a save under way, or what a killed one left; the next save clears it
+
+One writer a folder: the lock that keeps it so is the run's (`flaxae.runs`).
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from flaxae.errors import CheckpointError
+
+
+class _Damaged(Exception):
+    """A step's files are not those that were saved."""
+
+
+def save(folder: str | os.PathLike, step: int, state: PyTree, *, keep: int = 2) -> None:
+    """Write `state` as `folder/<step>`, whole or not at all, then delete all but the newest `keep` steps.
+
+    To save a step is to return to it: the same and later steps in the folder are replaced. When many
+    processes train together, all of them call this, with a folder they share.
+
+    Args:
+        folder: made when missing.
+        step: not negative; the newest is the greatest.
+        state: arrays (JAX, NumPy) or numbers of any shape. At least one.
+        keep: at least 1. With 2, damage to the newest step still leaves one to fall back to.
+
+    Raises:
+        CheckpointError: `state` could not be written; the steps saved before are untouched.
+    """
+    import orbax.checkpoint as ocp
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    folder = Path(folder).absolute()
+    unfinished = folder / "unfinished"
+    names, leaves = _flatten(state)
+    first_process = jax.process_index() == 0
+    try:
+        if first_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        sync_global_devices("flaxae: a checkpoint begins")
+        if shutil.disk_usage(unfinished).free < sum(leaf.nbytes for leaf in leaves):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with _quiet():
+            ocp.PyTreeCheckpointer().save(unfinished / "arrays", [leaf for leaf in leaves if leaf.size])
+        if first_process:
+            _write_manifest(unfinished, names)
+            for later in [saved for saved in steps(folder) if saved >= step]:
+                shutil.rmtree(folder / str(later))
+            unfinished.rename(folder / str(step))
+            for old in steps(folder)[:-keep]:
+                shutil.rmtree(folder / str(old))
+        sync_global_devices("flaxae: a checkpoint ends")
+    except Exception as error:  # Orbax and TensorStore raise many types
+        raise CheckpointError(
+            f"Can't save step {step} in {folder} (check its free space and permissions): {error}"
+        ) from error
+
+
+def restore(folder: str | os.PathLike, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
+    """The newest step whose files are those that were saved, bit for bit, and its number.
+
+    A damaged step is passed over with a warning, for the one before it.
+
+    Args:
+        folder: as given to `save`.
+        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array is placed as its
+            counterpart here (its sharding; a NumPy array or number gives a NumPy array), by default on
+            the first device, wherever it was saved from.
+        step: only this one, with no falling back.
+
+    Raises:
+        CheckpointError: no step is good, or `like` differs from what was saved in a name, shape or dtype.
+    """
+    folder = Path(folder).absolute()
+    saved = steps(folder)
+    if not saved or (step is not None and step not in saved):
+        wanted = "checkpoint" if step is None else f"step {step}"
+        raise CheckpointError(f"No {wanted} in {folder}. Saved steps: {saved or 'none'}.")
+    damage = []
+    for candidate in reversed(saved) if step is None else [step]:
+        try:
+            manifest = _check(folder / str(candidate))
+        except (_Damaged, OSError) as error:
+            damage.append(f"step {candidate} is damaged ({error})")
+            continue
+        state = _read(folder / str(candidate), manifest["leaves"], like)
+        if damage:
+            warnings.warn(f"{folder}: {'; '.join(damage)}. Restored step {candidate} instead.", stacklevel=2)
+        return candidate, state
+    raise CheckpointError(f"No good checkpoint in {folder}: {'; '.join(damage)}. Restore a copy, or train anew.")
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
+    """The steps saved in `folder`, oldest first; none when there is no such folder."""
+    return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdecimal())
+
+
+def _flatten(tree: PyTree) -> tuple[list[str], list]:
+    """Names like `params/0/kernel float32[3, 4]`, and the leaves, numbers made arrays."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = (jax.Array, jax.ShapeDtypeStruct)
+    leaves = [leaf if isinstance(leaf, arrays) else np.asarray(leaf) for _, leaf in named]
+    names = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.dtype}{list(leaf.shape)}"
+        for (path, _), leaf in zip(named, leaves, strict=True)
+    ]
+    return names, leaves
+
+
+def _write_manifest(folder: Path, names: list[str]) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    body = json.dumps(
+        {"leaves": names, "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files}}
+    )
+    (folder / "manifest").write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
+
+
+def _check(folder: Path) -> dict:
+    """The manifest of a step, once every file in it has been compared with its SHA-256."""
+    digest, _, body = (folder / "manifest").read_bytes().partition(b"\n")
+    if digest != hashlib.sha256(body).hexdigest().encode():
+        raise _Damaged("its manifest was changed")
+    manifest = json.loads(body)
+    for name, sha256 in manifest["files"].items():
+        if _sha256(folder / name) != sha256:
+            raise _Damaged(f"{name} was changed")
+    return manifest
+
+
+def _read(folder: Path, saved: list[str], like: PyTree) -> PyTree:
+    import orbax.checkpoint as ocp
+
+    names, targets = _flatten(like)
+    for there, here in zip_longest(saved, names, fillvalue="nothing more"):
+        if there != here:
+            raise CheckpointError(
+                f"The checkpoint {folder} is of another model: it has {there} where this one has {here}. "
+                "Build the model with the settings it was saved with."
+            )
+
+    def placement(target) -> ocp.RestoreArgs:
+        if isinstance(target, np.ndarray):
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(sharding=target.sharding or default)
+
+    stored = [target for target in targets if target.size]  # Orbax refuses arrays of size 0
+    try:
+        with _quiet():
+            arrays = ocp.PyTreeCheckpointer().restore(
+                folder / "arrays", item=stored, restore_args=[placement(target) for target in stored]
+            )
+    except Exception as error:
+        raise CheckpointError(f"Orbax can't read {folder}, though its files are as saved: {error}") from error
+    arrays = iter(arrays)
+    leaves = [next(arrays) if target.size else np.zeros(target.shape, target.dtype) for target in targets]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracebacks that Orbax's threads log to themselves: the error that is raised says it all."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
