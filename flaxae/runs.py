@@ -1,0 +1,280 @@
+"""A run's folder: what was asked for, what happened each epoch, what came of it. Knows no model.
+
+    runs/<experiment>/<name>/
+        config.json      the settings
+        metrics.jsonl    one line an epoch
+        results.json     flat names to numbers, such as test/psnr_db; there once the run is finished
+        checkpoints/     figures/*.png     report.html
+
+A run belongs to one process at a time. Its lock is the operating system's, so it ends with the process,
+however that ends. Files appear whole or not at all.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import socket
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flaxae.errors import ConfigError, RunError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run to read from."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has results, and no epoch was added since."""
+        return (self.folder / "results.json").exists()
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged each epoch, oldest first. What was not finite is None.
+
+        Raises:
+            RunError: a line of metrics.jsonl is damaged.
+        """
+        path = self.folder / "metrics.jsonl"
+        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]  # a last half line is no epoch
+        return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+    def results(self) -> dict[str, float]:
+        """Flat names, such as `test/psnr_db`, to numbers; empty before the run is finished.
+
+        Raises:
+            RunError: results.json is damaged.
+        """
+        path = self.folder / "results.json"
+        return _parse(path.read_bytes(), path) if path.exists() else {}
+
+
+class Run(SavedRun):
+    """A run to write to, which no other process can while it is held. A full disk or the like is a RunError."""
+
+    def log_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Add an epoch to the history: its number as `epoch`, from 1, and its metrics. Unfinishes a finished run."""
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        line = json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()})
+        path = self.folder / "metrics.jsonl"
+        with _writing(path), path.open("a") as file:
+            file.write(line + "\n")
+            (self.folder / "results.json").unlink(missing_ok=True)
+
+    def truncate(self, epoch: int) -> None:
+        """Drop the history after `epoch`: a run resumed from a checkpoint goes through those epochs again."""
+        lines = [json.dumps(metrics) + "\n" for metrics in self.history() if metrics["epoch"] <= epoch]
+        _write(self.folder / "metrics.jsonl", "".join(lines))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, which finishes the run.
+
+        Raises:
+            RunError: a value is not a finite number.
+        """
+        numbers = {name: _number(value) for name, value in results.items()}
+        for name, value in numbers.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise RunError(f"The result {name} is {value!r}; results are finite numbers.")
+        _write(self.folder / "results.json", _json(numbers))
+
+    def figure(self, name: str) -> Path:
+        """Where to write the figure of that name."""
+        figures = self.folder / "figures"
+        with _writing(figures):
+            figures.mkdir(exist_ok=True)
+        return figures / f"{name}.png"
+
+
+@contextlib.contextmanager
+def start(
+    experiment: str,
+    name: str | None,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    may_change: Collection[str] = (),
+    root: str | os.PathLike = "runs",
+) -> Iterator[Run]:
+    """Hold the run `root/experiment/name`, new or resumed, until the `with` block ends.
+
+    Args:
+        experiment: its name; letters, digits, and `.`, `_`, `-` inside.
+        name: likewise; None is the next free number, or to resume the newest unfinished run.
+        config: the settings, such as JSON can hold. What is resumed must have been started with the same.
+        resume: go on with a run, be it finished or not, instead of starting one.
+        may_change: the settings that may differ on resuming, such as `epochs`. Nested ones are `model/latent`.
+
+    Raises:
+        RunError: the run is in use, exists already, or is missing; or its folder can't be written.
+        ConfigError: a name has other characters; or a resumed run was started with other settings.
+    """
+    folder = Path(root) / _checked("experiment", experiment)
+    text = _json(config)
+    if name is not None:
+        folder /= _checked("run", name)
+    elif resume:
+        folder = _newest_unfinished(folder)
+    else:
+        folder = _next_free(folder)
+    if resume and not _is_run(folder):
+        known = _names(folder.parent)
+        message = unknown("run", folder.name, known) if known else f"There are no runs in {folder.parent}."
+        raise RunError(f"Nothing to resume. {message}")
+
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        run = Run(folder, json.loads(text))
+        if resume:
+            _require_same(folder, open(folder).config, run.config, may_change)
+            run.truncate(sys.maxsize)  # rewrites the lines that are whole, so that the next starts a line
+        elif _is_run(folder):
+            state = "finished" if run.finished else "unfinished"
+            raise RunError(f"The run {folder} exists, {state}. Choose another --name, or --resume to go on with it.")
+        _write(folder / "config.json", text)
+        yield run
+
+
+def open(folder: str | os.PathLike) -> SavedRun:
+    """A run to read from, in use or not.
+
+    Raises:
+        RunError: there is no run in `folder`, or its config.json is damaged.
+    """
+    folder = Path(folder)
+    if not _is_run(folder):
+        runs = ", ".join(str(folder / name) for name in _names(folder))
+        hint = f"Runs in it: {runs}." if runs else "Give a run's folder, such as runs/denoise/1."
+        raise RunError(f"{folder} is not a run: it has no config.json. {hint}")
+    path = folder / "config.json"
+    return SavedRun(folder, _parse(path.read_bytes(), path))
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep every other process from the run."""
+    import filelock
+
+    lock, owner = filelock.FileLock(folder / ".lock"), folder / ".owner"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise RunError(f"The run {folder} is in use by {holder}. Choose another --name.") from None
+    except OSError as error:
+        raise RunError(f"Can't lock the run {folder}: {error}.") from error
+    try:
+        _write(owner, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
+def _require_same(
+    folder: Path, saved: Mapping[str, Any], given: Mapping[str, Any], may_change: Collection[str]
+) -> None:
+    saved, given = _flat(saved), _flat(given)
+    changed = [
+        f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
+        for name in {**saved, **given}
+        if name not in may_change and (name not in saved or name not in given or saved[name] != given[name])
+    ]
+    if changed:
+        raise ConfigError(
+            f"Can't resume {folder} with other settings: {'; '.join(changed)}. Give the same, or start another run."
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"latent": 2}}` as `{"model/latent": 2}`."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _checked(what: str, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+        raise ConfigError(f"The {what} name {name!r} can't name a folder. Use letters, digits, and . _ - inside.")
+    return name
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _names(experiment: Path) -> list[str]:
+    return sorted(path.parent.name for path in experiment.glob("*/config.json"))
+
+
+def _newest_unfinished(experiment: Path) -> Path:
+    unfinished = [path for path in experiment.glob("*/config.json") if not (path.parent / "results.json").exists()]
+    if not unfinished:
+        raise RunError(
+            f"Nothing to resume: no unfinished run in {experiment}. Its finished ones: "
+            f"{', '.join(_names(experiment)) or 'none'}. Go on with one of them by its --name."
+        )
+    return max(unfinished, key=lambda path: path.stat().st_mtime).parent
+
+
+def _next_free(experiment: Path) -> Path:
+    """A new folder, named by the number after the greatest. Of two processes, each makes its own."""
+    with _writing(experiment):
+        experiment.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in experiment.iterdir() if path.name.isdecimal()), default=0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                (experiment / str(number)).mkdir()
+                return experiment / str(number)
+            number += 1
+
+
+def _number(value: Any) -> Any:
+    """A Python number for one of NumPy's or JAX's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"JSON can't hold {content}: {error}.") from error
+
+
+def _parse(content: bytes, where: str | Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise RunError(f"{where} is damaged: {error}. Restore a copy of it, or start another run.") from error
+    if not isinstance(parsed, dict):
+        raise RunError(f"{where} is damaged: it holds {parsed!r}. Restore a copy of it, or start another run.")
+    return parsed
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with _writing(path):
+        try:
+            unfinished.write_text(text)
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"Can't write {path}: {error.strerror}. Check the free space and the permissions.") from error
