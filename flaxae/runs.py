@@ -17,7 +17,6 @@ import math
 import os
 import re
 import socket
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,11 @@ class SavedRun:
     config: dict[str, Any]
 
     @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are, or will be."""
+        return self.folder / "checkpoints"
+
+    @property
     def finished(self) -> bool:
         """Whether it has results, and no epoch was added since."""
         return (self.folder / "results.json").exists()
@@ -43,9 +47,9 @@ class SavedRun:
         Raises:
             RunError: a line of metrics.jsonl is damaged.
         """
-        path = self.folder / "metrics.jsonl"
-        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]  # a last half line is no epoch
-        return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        *lines, _ = self._lines()
+        where = self.folder / "metrics.jsonl"
+        return [_parse(line, f"{where}, line {number}") for number, line in enumerate(lines, 1)]
 
     def results(self) -> dict[str, float]:
         """Flat names, such as `test/psnr_db`, to numbers; empty before the run is finished.
@@ -56,23 +60,30 @@ class SavedRun:
         path = self.folder / "results.json"
         return _parse(path.read_bytes(), path) if path.exists() else {}
 
+    def _lines(self) -> list[bytes]:
+        """Each epoch's line, then what follows the last of them: nothing, or the half line of a write that failed."""
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().split(b"\n") if path.exists() else [b""]
+
 
 class Run(SavedRun):
     """A run to write to, which no other process can while it is held. A full disk or the like is a RunError."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Add an epoch to the history: its number as `epoch`, from 1, and its metrics. Unfinishes a finished run."""
+        """Add an epoch to the history: its number as `epoch`, and its metrics. Unfinishes a finished run.
+
+        A resumed run goes through some epochs again: the first of them replaces itself and those after it.
+        """
         numbers = {name: _number(value) for name, value in metrics.items()}
         line = json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()})
         path = self.folder / "metrics.jsonl"
+        *lines, half_line = self._lines()
+        if half_line or (lines and _parse(lines[-1], path)["epoch"] >= numbers["epoch"]):
+            kept = [metrics for metrics in self.history() if metrics["epoch"] < numbers["epoch"]]
+            _write(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
         with _writing(path), path.open("a") as file:
             file.write(line + "\n")
             (self.folder / "results.json").unlink(missing_ok=True)
-
-    def truncate(self, epoch: int) -> None:
-        """Drop the history after `epoch`: a run resumed from a checkpoint goes through those epochs again."""
-        lines = [json.dumps(metrics) + "\n" for metrics in self.history() if metrics["epoch"] <= epoch]
-        _write(self.folder / "metrics.jsonl", "".join(lines))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json, which finishes the run.
@@ -136,7 +147,6 @@ def start(
         run = Run(folder, json.loads(text))
         if resume:
             _require_same(folder, open(folder).config, run.config, may_change)
-            run.truncate(sys.maxsize)  # rewrites the lines that are whole, so that the next starts a line
         elif _is_run(folder):
             state = "finished" if run.finished else "unfinished"
             raise RunError(f"The run {folder} exists, {state}. Choose another --name, or --resume to go on with it.")

@@ -57,6 +57,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert saved.finished
     assert (saved.folder / "figures" / "curves.png").read_bytes() == b"png"
     assert not hasattr(saved, "log_epoch")
+    assert saved.checkpoints == run.folder / "checkpoints"
 
 
 def test_a_run_without_a_name_gets_the_next_number(tmp_path):
@@ -127,13 +128,15 @@ def test_resuming_needs_the_same_settings_but_for_those_that_may_change(tmp_path
     assert runs.open(tmp_path / "denoise" / "a").config == CONFIG | {"epochs": 5}
 
 
-@given(st.lists(st.integers(1, 20), max_size=6, unique=True).map(sorted), st.integers(0, 21))
-def test_truncate_drops_what_came_after(tmp_path_factory, epochs, last):
+@given(st.lists(st.integers(1, 9), max_size=9))
+def test_an_epoch_logged_again_replaces_itself_and_those_after(tmp_path_factory, epochs):
+    expected = []
     with runs.start("denoise", "a", {}, resume=False, root=tmp_path_factory.mktemp("runs")) as run:
-        for epoch in epochs:
-            run.log_epoch({"epoch": epoch})
-        run.truncate(last)
-        assert [metrics["epoch"] for metrics in run.history()] == [epoch for epoch in epochs if epoch <= last]
+        for loss, epoch in enumerate(epochs):
+            run.log_epoch({"epoch": epoch, "loss": loss})
+            expected = [metrics for metrics in expected if metrics["epoch"] < epoch]
+            expected.append({"epoch": epoch, "loss": loss})
+            assert run.history() == expected
 
 
 def test_a_half_written_line_is_no_epoch(tmp_path):
