@@ -1,0 +1,161 @@
+"""`.npy` and `.npz` files and folders of IDX files, whose headers are checked before anything is allocated."""
+
+import contextlib
+import gzip
+import io
+import math
+import os
+import pathlib
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from flaxae.data.parts import Parts
+from flaxae.errors import DataError
+
+MAX_BYTES = 16 * 2**30  # what one source may take in memory
+_MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
+_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever the libraries raise on an unreadable file into one DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{path} can't be read: permission denied.") from error
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"{path} can't be read: {reason}. It may be damaged or of another format.") from error
+
+
+def check_size(claimed: int, path: str | os.PathLike, *, at_most: int = MAX_BYTES) -> None:
+    """Refuses what claims more bytes than it can hold, or than flaxae takes into memory.
+
+    Raises:
+        DataError: `claimed` is above `at_most` or MAX_BYTES.
+    """
+    if claimed > at_most:
+        raise DataError(f"{path} claims {claimed:,} bytes of data but holds {at_most:,} at most: it is cut short.")
+    if claimed > MAX_BYTES:
+        raise DataError(f"{path} holds {claimed:,} bytes of data; the limit is {MAX_BYTES:,}. Load a part of it.")
+
+
+def read_npy(path: pathlib.Path) -> np.ndarray:
+    """The array of a `.npy` file.
+
+    Raises:
+        DataError: the file is unreadable, damaged, too large or holds Python objects.
+    """
+    with reading(path), path.open("rb") as file:
+        return _npy(file, path.stat().st_size, str(path))
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name.
+
+    Raises:
+        DataError: the file is unreadable, damaged, too large or holds Python objects.
+    """
+    arrays = {}
+    with reading(path), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        check_size(sum(member.file_size for member in members), path)
+        for member in members:
+            check_size(member.file_size, path, at_most=_MAX_DEFLATE_RATIO * max(member.compress_size, 64))
+            with archive.open(member) as file:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _npy(file, member.file_size, f"{path}[{name!r}]")
+    return arrays
+
+
+def load_npz(path: pathlib.Path) -> Parts:
+    """The parts of a `.npz` file, by the names that its arrays have.
+
+    `train` and `test` (or Keras' `x_train` and `x_test`), or `x`, or one array of any name; with labels under
+    `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. All but the first is optional.
+
+    Raises:
+        DataError: as `read_npz`; or no array has such a name.
+    """
+    arrays = read_npz(path)
+    spellings = {"x": "train", "y": "train_labels", "x_train": "train", "y_train": "train_labels"}
+    spellings |= {"x_test": "test", "y_test": "test_labels"}
+    if len(arrays) == 1:
+        return Parts(train=next(iter(arrays.values())))
+    parts = {spellings.get(name, name): array for name, array in arrays.items()}
+    if len(parts) < len(arrays) or not {"train"} <= set(parts) <= {"train", "test", "train_labels", "test_labels"}:
+        raise DataError(
+            f"{path} holds the arrays {', '.join(map(repr, arrays))}; expected 'x' (and 'y'), or 'train' and 'test', "
+            "or 'x_train' and 'x_test' (and 'y_train', 'y_test')."
+        )
+    return Parts(**parts)
+
+
+_IDX_NAME = re.compile(r"(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx\d-ubyte(\.gz)?")
+_IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def is_idx_folder(folder: pathlib.Path) -> bool:
+    """Whether a folder holds IDX files under MNIST's names, such as `train-images-idx3-ubyte.gz`."""
+    return any(_IDX_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
+def load_idx(folder: pathlib.Path) -> Parts:
+    """The parts of a folder of IDX files, raw or gzipped; all but the training images are optional.
+
+    Raises:
+        DataError: a file is unreadable, damaged or too large, or the training images are missing.
+    """
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if match := _IDX_NAME.fullmatch(path.name):
+            part = "train" if match["part"] == "train" else "test"
+            parts[part if match["what"] == "images" else f"{part}_labels"] = _read_idx(path)
+    if "train" not in parts:
+        raise DataError(f"{folder} holds IDX files but not train-images-idx3-ubyte (or .gz).")
+    return Parts(**parts)
+
+
+def _npy(file: io.BufferedIOBase, size: int, name: str) -> np.ndarray:
+    with reading(name):
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise DataError(f"{name} is in version {version} of the .npy format; expected (1, 0) or (2, 0).")
+        shape, _, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise DataError(f"{name} holds pickled Python objects, which are never loaded. Save numbers.")
+        check_size(math.prod(shape) * dtype.itemsize, name, at_most=size - file.tell())
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_idx(path: pathlib.Path) -> np.ndarray:
+    compressed = path.suffix == ".gz"
+    with reading(path), gzip.open(path) if compressed else path.open("rb") as file:
+        zeros, code, axes = struct.unpack(">HBB", _exactly(file, 4, path))
+        if zeros or code not in _IDX_DTYPES or not axes:
+            raise DataError(f"{path} is not an IDX file: its first four bytes are {(zeros, code, axes)}.")
+        shape = struct.unpack(f">{axes}I", _exactly(file, 4 * axes, path))
+        dtype = np.dtype(_IDX_DTYPES[code])
+        size = math.prod(shape) * dtype.itemsize
+        check_size(size, path, at_most=path.stat().st_size * (_MAX_DEFLATE_RATIO if compressed else 1))
+        data = bytearray(_exactly(file, size, path))
+        if file.read(1):
+            raise DataError(f"{path} holds more bytes than its header's shape {shape} says: it is damaged.")
+        return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _exactly(file: io.BufferedIOBase, size: int, path: pathlib.Path) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise DataError(f"{path} is cut short: its header asks for {size:,} bytes and {len(data):,} are there.")
+    return data

@@ -1,0 +1,55 @@
+"""What every source gives, and the one gate that its arrays pass."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from flaxae.errors import DataError
+
+
+class Parts(NamedTuple):
+    """What a source holds, before it is split, checked and scaled."""
+
+    train: np.ndarray
+    test: np.ndarray | None = None
+    train_labels: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
+    columns: tuple[str, ...] | None = None
+
+
+def as_examples(
+    x: np.ndarray, source: str | os.PathLike, columns: tuple[str, ...] | None = None
+) -> Shaped[np.ndarray, " examples *shape"]:
+    """Checked examples: tables as float32 [n, columns], images as uint8, uint16 or float32 [n, h, w, channels].
+
+    Images without a channel axis, [n, h, w], gain one. `source` and `columns` are for the messages.
+
+    Raises:
+        DataError: not numbers, an odd number of axes, empty, or not finite in float32.
+    """
+    if x.dtype.kind not in "buif":
+        raise DataError(f"{source} holds values of type {x.dtype}; expected integers or real numbers.")
+    if x.ndim not in (2, 3, 4):
+        raise DataError(
+            f"{source} has shape {x.shape}; expected [n, columns] for a table, "
+            "[n, height, width] or [n, height, width, channels] for images."
+        )
+    if x.size == 0:
+        raise DataError(f"{source} is empty: its shape is {x.shape}.")
+    if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
+        with np.errstate(over="ignore"):  # what overflows is found below
+            x = x.astype(np.float32)
+        finite = np.isfinite(x)
+        if not finite.all():
+            first = tuple(int(i) for i in np.unravel_index(np.argmin(finite), x.shape))
+            where = f"row {first[0]}, column {columns[first[1]]!r}" if columns else f"index {first}"
+            raise DataError(
+                f"{source} has {x.size - np.count_nonzero(finite)} values that are missing or not finite in float32, "
+                f"the first, {x[first]}, at {where} (counted from 0). Fill them or leave those examples out."
+            )
+    elif not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+    return x[..., None] if x.ndim == 3 else x

@@ -1,0 +1,98 @@
+"""From stored values to what networks see, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from flaxae.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """The affine map x -> (x - offset) / scale, and the dtype that its values are stored in.
+
+    `offset` and `scale` have one entry for all values, or one for each column (the last axis).
+    """
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    dtype: str
+
+    @classmethod
+    def fit(cls, train: Shaped[np.ndarray, " examples *shape"]) -> "Scaling":
+        """The scaling of a training part, which alone may decide it.
+
+        Tables, [n, columns], are standardised by column (a constant column is only centred). Images are brought
+        to [0, 1]: 8-bit by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
+        """
+        if train.ndim == 2:
+            offset, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+        elif train.dtype in (np.uint8, np.uint16):
+            offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
+        else:
+            low, high = np.float64([train.min()]), np.float64([train.max()])
+            offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
+        scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
+        return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name)
+
+    def __call__(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Float[np.ndarray | Array, " *shape"]:
+        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays.
+
+        Raises:
+            DataError: the last axis is not the columns that the scaling was fitted on.
+        """
+        offset, scale = self._constants(x)
+        return (x.astype(np.float32) - offset) / scale
+
+    def undo(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Shaped[np.ndarray, " *shape"]:
+        """Back to stored units and dtype; integers are rounded, and clipped to what the dtype holds.
+
+        Raises:
+            DataError: the last axis is not the columns that the scaling was fitted on.
+        """
+        offset, scale = self._constants(x)
+        values = np.asarray(x, np.float32) * scale + offset
+        dtype = np.dtype(self.dtype)
+        if dtype.kind == "u":
+            values = np.clip(np.rint(values), 0, np.iinfo(dtype).max)
+        return values.astype(dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {"offset": list(self.offset), "scale": list(self.scale), "dtype": self.dtype}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Scaling":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a field is missing, unknown, or has a value that no scaling can have.
+        """
+        if not isinstance(fields, Mapping) or set(fields) != {"offset", "scale", "dtype"}:
+            raise ConfigError(f"A scaling is {fields!r}; expected the fields offset, scale and dtype.")
+        offset, scale, dtype = fields["offset"], fields["scale"], fields["dtype"]
+        for name, values in (("offset", offset), ("scale", scale)):
+            if not isinstance(values, list | tuple) or not values or not all(map(_is_finite_number, values)):
+                raise ConfigError(f"A scaling's {name} is {values!r}; expected a list of finite numbers.")
+        if len(offset) != len(scale) or min(scale) <= 0:
+            raise ConfigError(f"A scaling has offset {offset!r} and scale {scale!r}; expected as many, scale > 0.")
+        if dtype not in _DTYPES:
+            raise ConfigError(f"A scaling's dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
+        return cls(tuple(map(float, offset)), tuple(map(float, scale)), dtype)
+
+    def _constants(self, x: Shaped[np.ndarray | Array, " *shape"]) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.offset) > 1 and (x.ndim == 0 or x.shape[-1] != len(self.offset)):
+            raise DataError(f"The data has shape {x.shape}; expected {len(self.offset)} columns on the last axis.")
+        shape = (1,) * (x.ndim - 1) + (-1,) if x.ndim else ()
+        return np.reshape(np.float32(self.offset), shape), np.reshape(np.float32(self.scale), shape)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_DTYPES = ("uint8", "uint16", "float32")
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -1,0 +1,223 @@
+"""TensorFlow Datasets, read without TensorFlow.
+
+A prepared set is read by `tfds.data_source`; preparing one downloads it, and for most sets needs TensorFlow.
+The arrays are then kept as `flaxae.npz` beside the prepared files, which is quicker to read the next time.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import math
+import os
+import pathlib
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from flaxae.data.arrays import check_size, read_npz, reading
+from flaxae.data.files import replacing
+from flaxae.data.parts import Parts
+from flaxae.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
+
+_HOST = "https://storage.googleapis.com"  # serves many of the sets
+_PATIENCE_S = 5
+
+
+def load(name: str, *, label: str | None = None) -> Parts:
+    """The `train` and, where there is one, `test` split of a TFDS set, kept in $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    A set with an `image` feature gives images; of any other the features have to be numbers, and give a table.
+
+    Args:
+        name: as in the catalogue, NAME or NAME/CONFIG.
+        label: the feature that holds each example's class; None is the set's own, if it has one.
+
+    Raises:
+        DataError: there is no such set; it is neither images of one size nor numbers; or it is not prepared and
+            can't be, for want of network or TensorFlow.
+    """
+    builder = _open(name)
+    used = _used(builder, label)
+    _prepare(builder, manual_dir=None)
+    kept = pathlib.Path(builder.data_path) / "flaxae.npz"
+    if label is None and kept.is_file():
+        arrays = read_npz(kept)
+        names = {name: tuple(arrays.pop(name).tolist()) for name in ("classes", "columns") if name in arrays}
+        return Parts(**arrays, **names)
+    parts = _read(builder, used)
+    if label is None:
+        arrays = {name: np.asarray(part) for name, part in parts._asdict().items() if part is not None}
+        with contextlib.suppress(DataError):  # a read-only folder only costs time
+            replacing(kept, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    return parts
+
+
+def prepare(name: str, *, manual_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Download and prepare a set, if it is not yet, and return its folder.
+
+    Args:
+        name: as in the catalogue, NAME or NAME/CONFIG.
+        manual_dir: holds files that were downloaded by hand, which are then not downloaded.
+
+    Raises:
+        DataError: there is no such set, or no network, or no TensorFlow where the set needs it.
+    """
+    builder = _open(name)
+    _prepare(builder, manual_dir)
+    return pathlib.Path(builder.data_path)
+
+
+class _Used(NamedTuple):
+    """The features of a set that are used."""
+
+    inputs: list[str]
+    columns: tuple[str, ...] | None  # None for images
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
+def _open(name: str) -> "DatasetBuilder":
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(f"tfds:{name} needs the package tensorflow-datasets: `pip install -e .` ({error}).") from error
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    not_found = tfds.core.registered.DatasetNotFoundError
+    try:
+        with contextlib.suppress(not_found):  # what is prepared is read without its code, which may need TensorFlow
+            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        # parquet, the other format that is read by index, silently loses rows in 4.9.10.
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except not_found as error:
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=5)
+        known = near or ["the names in https://www.tensorflow.org/datasets/catalog"]
+        raise DataError(unknown("TFDS set", name, known)) from error
+    except ModuleNotFoundError as error:
+        raise _needs_tensorflow(name) from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"tfds:{name} can't be opened: {_first_line(error)}") from error
+
+
+def _prepare(builder: "DatasetBuilder", manual_dir: str | os.PathLike | None) -> None:
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        return
+    if manual_dir is None and not _online():  # TFDS itself would try for minutes
+        raise DataError(
+            f"tfds:{builder.name} is not in {builder.data_dir}, and there is no network to download it. Prepare it "
+            "where there is one, or set TFDS_DATA_DIR to the folder that holds it. 'mnist' needs no network."
+        )
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    except Exception as error:  # as many kinds as there are builders
+        if importlib.util.find_spec("tensorflow") is None:
+            raise _needs_tensorflow(builder.name) from error
+        raise DataError(f"tfds:{builder.name} can't be prepared: {_first_line(error)}") from error
+
+
+def _needs_tensorflow(name: str) -> DataError:
+    return DataError(
+        f'Preparing tfds:{name} needs TensorFlow, which is not installed: `pip install -e ".[tfds]"`. '
+        "Once the set is prepared, reading it needs none."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _online() -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(_HOST, method="HEAD"), timeout=_PATIENCE_S):
+            return True
+    except urllib.error.HTTPError:  # an answer, even if a refusal
+        return True
+    except OSError:
+        return False
+
+
+def _used(builder: "DatasetBuilder", label: str | None) -> _Used:
+    import tensorflow_datasets as tfds
+
+    name, info = f"tfds:{builder.name}", builder.info
+    features = dict(info.features)
+    if label is None:
+        supervised = info.supervised_keys[1] if info.supervised_keys else "label"
+        label = supervised if isinstance(features.get(supervised), tfds.features.ClassLabel) else None
+    elif label not in features:
+        raise DataError(f"{name}: " + unknown("feature", label, features))
+    classes = getattr(features.get(label), "names", None)
+    classes = tuple(classes) if classes else None
+    if "image" in features:
+        if None in features["image"].shape:
+            raise DataError(f"{name} holds images that differ in size; expected one size, as in 'tfds:cifar10'.")
+        return _Used(["image"], None, label, classes)
+    inputs = {key: feature for key, feature in features.items() if key != label}
+    odd = [key for key, feature in inputs.items() if not _is_numbers(feature)]
+    if odd:
+        raise DataError(
+            f"{name}: the features {', '.join(map(repr, odd))} are not numbers; expected an 'image' feature or nothing "
+            "but numbers. Save the columns that you want as .csv or .npy and load that."
+        )
+    columns = []
+    for key, feature in inputs.items():
+        columns += [f"{key}_{i}" for i in range(feature.shape[0])] if feature.shape else [key]
+    return _Used(list(inputs), tuple(columns), label, classes)
+
+
+def _is_numbers(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    if type(feature) not in (tfds.features.Tensor, tfds.features.Scalar):  # not a subclass, such as ClassLabel
+        return False
+    return np.dtype(feature.np_dtype).kind in "buif" and len(feature.shape) < 2 and None not in feature.shape
+
+
+def _read(builder: "DatasetBuilder", used: _Used) -> Parts:
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
+    features = builder.info.features
+    parts = {}
+    for split in {"train", "test"} & set(splits):
+        per_example = sum(
+            math.prod(features[key].shape) * np.dtype(features[key].np_dtype).itemsize for key in used.inputs
+        )
+        check_size(splits[split].num_examples * per_example, f"tfds:{builder.name}")
+        examples = _examples(builder, split)
+        if used.columns is None:
+            parts[split] = np.stack([example["image"] for example in examples])
+        else:
+            inputs = [[np.ravel(example[key]) for example in examples] for key in used.inputs]
+            parts[split] = np.concatenate([np.stack(values) for values in inputs], axis=1)
+        if used.label is not None:
+            parts[f"{split}_labels"] = np.array([example[used.label] for example in examples])
+    return Parts(**parts, classes=used.classes, columns=used.columns)
+
+
+def _examples(builder: "DatasetBuilder", split: str) -> list[dict[str, Any]]:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    name, folder = f"tfds:{builder.name}", builder.data_path
+    try:
+        source = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{name} is prepared in {folder} in a format that can't be read by index; expected array_record. "
+            "Set TFDS_DATA_DIR to another folder to prepare it anew."
+        ) from error
+    with reading(folder):
+        # The source believes the set's own record of its length; the files know better.
+        found = len(ArrayRecordDataSource([str(path) for path in builder.info.splits[split].filepaths]))
+        if found != len(source):
+            raise DataError(
+                f"{name} has {found} examples in {split!r}; its own record says {len(source)}. "
+                f"Remove {folder} and prepare it again."
+            )
+        return source.__getitems__(range(found))  # ten times as quick as one by one
