@@ -57,21 +57,22 @@ def load(source: str | os.PathLike | np.ndarray | tuple, *, label: str | None = 
         DataError: the source doesn't exist or can't be used; the message says what to do.
     """
     parts, name = _parts(source, label)
+    given = str(source) if isinstance(source, str | os.PathLike) else name
     if parts.test is None:
-        train = as_examples(parts.train, name, parts.columns)
-        parts = _hold_out(parts._replace(train=train), name, seed)
+        train = as_examples(parts.train, given, parts.columns)
+        parts = _hold_out(parts._replace(train=train), given, seed)
     else:
-        train, test = as_examples(parts.train, name, parts.columns), as_examples(parts.test, name, parts.columns)
+        train, test = as_examples(parts.train, given, parts.columns), as_examples(parts.test, given, parts.columns)
         if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
             raise DataError(
-                f"{name}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
+                f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
                 f"{test.shape[1:]}; they have to be the same."
             )
         parts = parts._replace(train=train, test=test)
     return Dataset(
         name=name,
         kind="tabular" if parts.train.ndim == 2 else "image",
-        **_coded(parts, name)._asdict(),
+        **_coded(parts, given)._asdict(),
         scaling=Scaling.fit(parts.train),
     )
 
@@ -130,42 +131,42 @@ def _refuse_label(label: str | None, source: str | os.PathLike) -> None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
 
 
-def _hold_out(parts: Parts, name: str, seed: int) -> Parts:
+def _hold_out(parts: Parts, given: str, seed: int) -> Parts:
     examples = len(parts.train)
     if examples < 2:
-        raise DataError(f"{name} has {examples} example; expected 2 at least, for one is held out as the test part.")
+        raise DataError(f"{given} has {examples} example; expected 2 at least, for one is held out as the test part.")
     order = np.random.default_rng(seed).permutation(examples)
     held = max(1, examples // 5)
     test, train = np.sort(order[:held]), np.sort(order[held:])
     labels = parts.train_labels
     if labels is not None:
-        _check_labels(labels, examples, name)
+        _check_labels(labels, examples, given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
     return parts._replace(train=parts.train[train], test=parts.train[test])
 
 
-def _coded(parts: Parts, name: str) -> Parts:
+def _coded(parts: Parts, given: str) -> Parts:
     """Labels of any values become codes into `classes`; labels of one part alone are kept."""
     labels = {"train_labels": parts.train_labels, "test_labels": parts.test_labels}
     labels = {part: values for part, values in labels.items() if values is not None}
     for part, values in labels.items():
-        _check_labels(values, len(getattr(parts, part.removesuffix("_labels"))), name)
+        _check_labels(values, len(getattr(parts, part.removesuffix("_labels"))), given)
     if not labels or parts.classes is not None:
         return parts._replace(**{part: values.reshape(-1).astype(np.int32) for part, values in labels.items()})
     flat = {part: values.reshape(-1) for part, values in labels.items()}
     known, codes = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
-    if known.dtype.kind == "f" and (known != np.rint(known)).any():
-        raise DataError(f"{name}: the labels are real numbers such as {known[0]}; expected classes. Leave them out.")
+    if known.dtype.kind == "f" and (real := known[known != np.rint(known)]).size:
+        raise DataError(f"{given}: the labels are real numbers such as {real[0]}; expected classes. Leave them out.")
     classes = tuple(str(int(value)) if known.dtype.kind == "f" else str(value) for value in known)
     split = np.split(codes.astype(np.int32), np.cumsum([len(values) for values in flat.values()])[:-1])
     return parts._replace(classes=classes, **dict(zip(flat, split, strict=True)))
 
 
-def _check_labels(labels: np.ndarray, examples: int, name: str) -> None:
+def _check_labels(labels: np.ndarray, examples: int, given: str) -> None:
     if labels.shape not in ((examples,), (examples, 1)):
         raise DataError(
-            f"{name}: the labels have shape {labels.shape}; expected one class for each of {examples} examples, "
+            f"{given}: the labels have shape {labels.shape}; expected one class for each of {examples} examples, "
             f"({examples},)."
         )
     if labels.dtype.kind not in "buifSU":
-        raise DataError(f"{name}: the labels are of type {labels.dtype}; expected integers or strings.")
+        raise DataError(f"{given}: the labels are of type {labels.dtype}; expected integers or strings.")

@@ -115,7 +115,8 @@ def replacing(path: pathlib.Path, fill: Callable[[io.BufferedIOBase], None]) -> 
             fill(file)
         os.replace(part, path)
     except OSError as error:
-        raise DataError(f"{path} can't be written: {error.strerror or error}. Nothing was left of it.") from error
+        reason = error.strerror or f"{error} (is the disk full?)"  # NumPy's own errors carry no strerror
+        raise DataError(f"{path} can't be written: {reason}. Nothing was left of it.") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
