@@ -1,0 +1,1 @@
+"""Encoders, decoders, heads, and the few layers they need."""

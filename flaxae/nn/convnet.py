@@ -1,0 +1,124 @@
+"""Convolutional encoders and decoders, for images of any size and number of channels."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxae.nn import conv, layers
+from flaxae.nn.mlp import MLP, Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNet:
+    """Convolutions that halve the image at each of `channels`, mirrored by transposed ones in the decoder.
+
+    [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> hidden -> latent, and back.
+
+    Args:
+        channels: of each stage; every one halves height and width, by a stride of 2.
+        kernel: side of the stages' kernels.
+        residual: blocks of two 3 × 3 convolutions, added to their input, at the coarsest size (He et al. 2016).
+        hidden: fully connected layers between the coarsest size and the code.
+        activation: after every layer but the last.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    kernel: int = 3
+    residual: int = 0
+    hidden: tuple[int, ...] = ()
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        layers.activation(self.activation)
+        layers.check_sizes("ConvNet.channels", self.channels)
+        layers.check_sizes("ConvNet.hidden", self.hidden)
+        layers.check_sizes("ConvNet.kernel", (self.kernel,))
+
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvEncoder":
+        """The part from an image's `shape`, (height, width, channels), to features."""
+        return ConvEncoder(self, shape, rngs=rngs)
+
+    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvDecoder":
+        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
+        return ConvDecoder(self, latent, shape, rngs=rngs)
+
+    def sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(height, width) before the first stage and after each."""
+        return list(
+            itertools.accumulate(self.channels, lambda size, _: conv.conv_size(size, self.kernel, 2), initial=shape[:2])
+        )
+
+
+class ResidualBlock(nnx.Module):
+    def __init__(self, channels: int, activation: str, *, rngs: nnx.Rngs):
+        self.first = conv.Conv(channels, channels, rngs=rngs)
+        self.second = conv.Conv(channels, channels, rngs=rngs)
+        self.activation = layers.activation(activation)
+
+    def __call__(self, x: conv.Image) -> conv.Image:
+        return x + self.second(self.activation(self.first(self.activation(x))))
+
+
+class ConvEncoder(nnx.Module):
+    """[batch, height, width, channels] -> [batch, features]."""
+
+    def __init__(self, spec: ConvNet, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.activation = layers.activation(spec.activation)
+        self.stages = nnx.List(
+            [conv.Conv(*pair, spec.kernel, 2, rngs=rngs) for pair in itertools.pairwise((shape[2], *spec.channels))]
+        )
+        self.blocks = nnx.List(
+            [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
+        )
+        flat = math.prod(spec.sizes(shape)[-1]) * spec.channels[-1]
+        self.features = (flat, *spec.hidden)[-1]
+        self.stack = Stack((flat, *spec.hidden), MLP(spec.hidden, spec.activation), rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch features"]:
+        x = conv.from_nhwc(x)
+        for stage in self.stages:
+            x = self.activation(stage(x))
+        for block in self.blocks:
+            x = block(x)
+        x = conv.to_nhwc(x)
+        return self.stack(x.reshape(x.shape[0], -1), key)
+
+
+class ConvDecoder(nnx.Module):
+    """[batch, latent] -> [batch, height, width, channels], a likelihood's parameters."""
+
+    def __init__(self, spec: ConvNet, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.activation = layers.activation(spec.activation)
+        *sizes, smallest = spec.sizes(shape)
+        self.shape = (*smallest, spec.channels[-1])
+        self.stack = Stack((latent, *reversed(spec.hidden)), MLP(spec.hidden, spec.activation), rngs=rngs)
+        self.expand = nnx.Linear((latent, *reversed(spec.hidden))[-1], math.prod(self.shape), rngs=rngs)
+        self.blocks = nnx.List(
+            [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
+        )
+        self.stages = nnx.List(
+            [
+                conv.ConvTranspose(*pair, spec.kernel, 2, size=size, rngs=rngs)
+                for pair, size in zip(
+                    itertools.pairwise((*reversed(spec.channels), shape[2])), reversed(sizes), strict=True
+                )
+            ]
+        )
+
+    def __call__(
+        self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch *shape"]:
+        x = self.expand(self.stack(z, key)).reshape(z.shape[0], *self.shape)
+        x = conv.from_nhwc(x)
+        for block in self.blocks:
+            x = block(x)
+        for stage in self.stages:
+            x = stage(self.activation(x))
+        return conv.to_nhwc(x)

@@ -1,0 +1,43 @@
+"""The few small pieces that encoders and decoders share."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flaxae import errors
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "identity": lambda x: x,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation of that name.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    if name not in ACTIVATIONS:
+        raise errors.ConfigError(errors.unknown("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+def check_rate(what: str, rate: float) -> None:
+    """Raise ConfigError unless 0 ≤ rate < 1."""
+    if not 0 <= rate < 1:
+        raise errors.ConfigError(f"{what} is {rate}; it has to be at least 0 and below 1.")
+
+
+def check_sizes(what: str, sizes: tuple[int, ...]) -> None:
+    """Raise ConfigError unless every size is a whole number above 0."""
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise errors.ConfigError(f"{what} is {sizes}; every size has to be a whole number above 0.")

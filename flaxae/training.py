@@ -1,0 +1,495 @@
+"""Training: one compiled block of steps, and the loop around it.
+
+The unit that is compiled is a block: `lax.fori_loop` over a pure step, on state that is donated, over data that live
+on the device. How many steps a block has is an argument of it, so that a block lasts about a third of a second whatever
+the model and the machine, and nothing is compiled twice. All randomness is folded in from (seed, epoch) and (seed, step);
+so the weights after step n are the same bits whether the run was interrupted or not.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from flaxae import checkpoints, errors, progress
+from flaxae.autoencoder import Autoencoder
+from flaxae.objectives import Objective, negative_log_likelihood
+
+BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
+SAVE_SECONDS = 10.0  # between checkpoints
+
+
+# Checked in `check_examples`, with a message: floats, finite, of the model's shape.
+Examples = Shaped[Array | np.ndarray, " examples *shape"]
+
+
+class History(dict[str, list[float]]):
+    """A list a metric, one value an epoch: `loss` and `val_loss` (nats an example), `seconds` (of training so far)."""
+
+    @property
+    def history(self) -> "History":
+        """Itself, so that code written for Keras (`fit(…).history["loss"]`) reads on."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW under warm-up and cosine decay (Loshchilov & Hutter 2019). Static in the compiled step.
+
+    Args:
+        steps: of the whole run, which the schedule spans.
+        warmup: fraction of `steps` over which the rate rises from 0.
+        schedule: "cosine" (down to 0) or "constant" after the warm-up.
+        weight_decay: decoupled, on matrices and kernels; not on biases.
+        ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
+    """
+
+    steps: int
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise errors.ConfigError(errors.unknown("schedule", self.schedule, ("cosine", "constant")))
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The update for a learning rate of 1; the rate itself is an array in the state."""
+        warmup = round(self.warmup * self.steps)
+        if self.schedule == "cosine":
+            shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(self.steps, warmup + 1))
+        else:
+            shape = optax.warmup_constant_schedule(0.0, 1.0, warmup)
+        return optax.chain(
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(
+                self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+            ),
+            optax.scale_by_schedule(shape),
+        )
+
+
+class State(NamedTuple):
+    """All that a step changes. `ok` turns False at the first loss or gradient not finite; nothing moves after that."""
+
+    params: nnx.State
+    rest: nnx.State  # what isn't trained: hyper-parameters, batch statistics
+    moments: optax.OptState
+    average: nnx.State | None
+    learning_rate: Float[Array, ""]
+    loss_sum: Float[Array, ""]  # over this epoch's steps so far
+    ok: Array
+
+
+def init(model: nnx.Module, optimizer: Optimizer, learning_rate: float) -> State:
+    """The state at step 0, in arrays of its own: the model's are not donated."""
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = jax.tree.map(jnp.copy, (params, rest))
+    return State(
+        params=params,
+        rest=rest,
+        moments=optimizer.transformation().init(params),
+        average=None if optimizer.ema is None else jax.tree.map(jnp.copy, params),
+        learning_rate=jnp.float32(learning_rate),
+        loss_sum=jnp.float32(0),
+        ok=jnp.bool(True),
+    )
+
+
+def train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: Optimizer,
+    state: State,
+    x: Float[Array | np.ndarray, " batch *shape"],
+    key: Key[Array, ""],
+    step: Int[Array, ""],
+) -> State:
+    """One step of gradient descent on the mean of `objective` over the batch. Pure."""
+
+    def loss_of(params: nnx.State) -> tuple[Float[Array, ""], nnx.State]:
+        model = nnx.merge(graphdef, params, state.rest)
+        model.train()
+        loss = objective(model, x, key).mean()
+        return loss, nnx.split(model, nnx.Param, ...)[2]
+
+    (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, moments = optimizer.transformation().update(gradient, state.moments, state.params)
+    params = jax.tree.map(lambda p, u: p - state.learning_rate * u, state.params, updates)
+    average = state.average
+    if average is not None:
+        decay = jnp.minimum(optimizer.ema, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+    ok = state.ok & jnp.isfinite(loss + optax.tree.norm(gradient, squared=True))
+    new = State(params, rest, moments, average, state.learning_rate, state.loss_sum + loss, ok)
+    return jax.tree.map(functools.partial(jnp.where, ok), new, state._replace(ok=ok))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "objective", "optimizer", "batch_size"), donate_argnames="state"
+)
+def train_block(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: Optimizer,
+    batch_size: int,
+    state: State,
+    x: Float[Array | np.ndarray, " examples *shape"],
+    order: Int[Array, " examples"],
+    key: Key[Array, ""],
+    start: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+) -> State:
+    """Steps `start` to `stop` of a run, all of one epoch, whose shuffle is `order`."""
+    steps_per_epoch = x.shape[0] // batch_size
+
+    def body(step: Int[Array, ""], state: State) -> State:
+        index = lax.dynamic_slice_in_dim(order, (step % steps_per_epoch) * batch_size, batch_size)
+        batch = jnp.take(x, index, axis=0, mode="clip")
+        return train_step(graphdef, objective, optimizer, state, batch, jax.random.fold_in(key, step), step)
+
+    return lax.fori_loop(start, stop, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "batch_size"))
+def evaluate(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    batch_size: int,
+    params: nnx.State,
+    rest: nnx.State,
+    x: Float[Array | np.ndarray, " examples *shape"],
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """Mean of `objective` over all of x, dropout off, under the same corruption each time."""
+    examples = x.shape[0]
+
+    def body(i: Int[Array, ""], total: Float[Array, ""]) -> Float[Array, ""]:
+        model = nnx.merge(graphdef, params, rest)
+        model.eval()
+        index = i * batch_size + jnp.arange(batch_size)
+        batch = jnp.take(x, index, axis=0, mode="clip")
+        loss = objective(model, batch, jax.random.fold_in(key, i))
+        return total + jnp.sum(jnp.where(index < examples, loss, 0))
+
+    return lax.fori_loop(0, math.ceil(examples / batch_size), body, jnp.float32(0)) / examples
+
+
+@functools.partial(jax.jit, static_argnames="examples")
+def _shuffle(key: Key[Array, ""], epoch: int | Int[Array, ""], examples: int) -> Int[Array, " examples"]:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+
+def fit(
+    model: Autoencoder,
+    x: Examples,
+    *,
+    epochs: int = 10,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    warmup: float = 0.1,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    ema: float | None = None,
+    validation: float | Array | np.ndarray = 0.1,
+    patience: int | None = None,
+    objective: Objective = negative_log_likelihood,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    show: bool = True,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> History:
+    """Train `model` in place on x, scaled as its likelihood expects.
+
+    It ends with the weights of the epoch of the lowest validation loss (the last epoch's without validation).
+
+    Args:
+        learning_rate, warmup, schedule, weight_decay, ema: see `Optimizer`.
+        validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none.
+        patience: stop after so many epochs without a better validation loss.
+        objective: per example, `(model, x, key) -> [batch]`.
+        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
+        resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
+        show: a progress bar, or a line an epoch where there is no terminal.
+        on_epoch: called with each epoch's metrics.
+
+    Raises:
+        DataError: x is empty, not finite, or doesn't fit the model.
+        ConfigError: a setting is out of range.
+        DivergedError: the loss stopped being finite; the model then holds the last good weights.
+        CheckpointError: `resume` with another setting than the checkpoint's, or with no good checkpoint.
+        KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
+    """
+    _check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
+    x, held_out = _split(check_examples(model, x), validation, seed)
+    if held_out is not None:
+        held_out = jax.device_put(check_examples(model, held_out))
+    x = jax.device_put(x)
+    batch_size = min(batch_size, len(x))
+    steps_per_epoch = len(x) // batch_size
+    optimizer = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema)
+    order_key, step_key, held_out_key = jax.random.split(jax.random.key(seed), 3)
+    graphdef = nnx.split(model)[0]
+
+    settings = {
+        "seed": float(seed),
+        "examples": float(len(x)),
+        "batch_size": float(batch_size),
+        "epochs": float(epochs),
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "ema": ema or 0.0,
+    }
+    step, run = 0, Snapshot.start(init(model, optimizer, learning_rate), epochs, settings)
+    if resume:
+        step, run = _restore(folder, run)
+    state, best, history = run.state, run.best, run.history
+    trained_before = float(np.nanmax(history["seconds"], initial=0.0))
+    began = saved = time.perf_counter()
+    order, order_epoch, block = None, None, 1
+
+    def save() -> None:
+        if folder is not None:
+            checkpoints.save(os.path.join(folder, "latest"), step, Snapshot(state, best, history, run.settings))
+            checkpoints.save(os.path.join(folder, "best"), step, best, keep=1)
+
+    with _interrupt() as interrupted, progress.bar(epochs, step / steps_per_epoch, show=show) as report:
+        while step < optimizer.steps and not _stalled(history["val_loss"], patience):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            if order_epoch != epoch:
+                order, order_epoch = _shuffle(order_key, epoch, len(x)), epoch
+            stop = min(step + block, (epoch + 1) * steps_per_epoch)
+            block_began = time.perf_counter()
+            state = train_block(graphdef, objective, optimizer, batch_size, state, x, order, step_key, step, stop)
+            if not state.ok:
+                nnx.update(model, *_weights(state))
+                raise errors.DivergedError(_diverged(epoch, learning_rate))
+            seconds_per_step = (time.perf_counter() - block_began) / (stop - step)
+            block = max(1, round(BLOCK_SECONDS / seconds_per_step))
+            step, step_in_epoch = stop, stop - epoch * steps_per_epoch
+            loss = float(state.loss_sum) / step_in_epoch
+
+            if step_in_epoch == steps_per_epoch:
+                state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+                history["loss"][epoch] = loss
+                if held_out is None:
+                    best = _weights(state)
+                else:
+                    history["val_loss"][epoch] = evaluate(
+                        graphdef, objective, batch_size, *_weights(state), held_out, held_out_key
+                    )
+                    if np.nanargmin(history["val_loss"]) == epoch:
+                        best = _weights(state)
+                history["seconds"][epoch] = trained_before + time.perf_counter() - began
+                if on_epoch is not None:
+                    on_epoch({"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in history.items()}})
+            report(step / steps_per_epoch, loss, batch_size / seconds_per_step)
+            if interrupted():
+                save()
+                nnx.update(model, *_weights(state))
+                raise KeyboardInterrupt
+            if time.perf_counter() - saved > SAVE_SECONDS and step < optimizer.steps:
+                save()
+                saved = time.perf_counter()
+    save()
+    nnx.update(model, *best)
+    done = math.ceil(step / steps_per_epoch)
+    return History({name: values[:done].tolist() for name, values in history.items() if not np.isnan(values).all()})
+
+
+class Snapshot(NamedTuple):
+    """A run at a step: all that is saved to resume it. Epochs to come are NaN in `history`."""
+
+    state: State
+    best: tuple[nnx.State, nnx.State]  # parameters and the rest, as `_weights` gives them
+    history: dict[str, Float[np.ndarray, " epochs"]]
+    settings: dict[str, float]
+
+    @classmethod
+    def start(cls, state: State, epochs: int, settings: dict[str, float]) -> "Snapshot":
+        history = {name: np.full(epochs, np.nan) for name in ("loss", "val_loss", "seconds")}
+        return cls(state, _weights(state), history, settings)
+
+
+def apply(
+    function: Callable[[Autoencoder, Array], Array],
+    model: Autoencoder,
+    x: Examples,
+    *,
+    batch_size: int = 1024,
+) -> np.ndarray:
+    """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
+
+    Returns what the function does, in NumPy, for the examples in their order.
+    """
+    x = check_examples(model, x)
+    batch_size = min(batch_size, len(x))
+    graphdef, state = nnx.split(model)
+    parts = []
+    for start in range(0, len(x), batch_size):
+        batch = np.asarray(x[start : start + batch_size])
+        missing = batch_size - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
+        parts.append(np.asarray(_apply(function, graphdef, state, padded))[: len(batch)])
+    return np.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "graphdef"))
+def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: Array) -> Array:
+    return function(nnx.merge(graphdef, state), batch)
+
+
+def check_examples(model: Autoencoder, x: Any) -> Float[Array | np.ndarray, " examples *shape"]:
+    """x itself, if the model can take it.
+
+    Raises:
+        DataError: x is empty, not floating point, not finite, out of the likelihood's range, or of another shape.
+    """
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    if x.ndim < 2 or len(x) == 0:
+        raise errors.DataError(f"The data have shape {x.shape}; expected [examples, ...] with at least one example.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise errors.DataError(
+            f"The data are {x.dtype}; expected floats scaled as the likelihood takes them. "
+            "Scale them first, such as `data.scaling(x)` or `x.astype('float32') / 255`."
+        )
+    x = x.astype(np.float32)
+    xp = jnp if isinstance(x, jax.Array) else np
+    low, high = float(xp.min(x)), float(xp.max(x))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
+    least, most = model.likelihood.support
+    if low < least or high > most:
+        raise errors.DataError(
+            f"The data range from {low:g} to {high:g}, but the {type(model.likelihood).__name__} likelihood takes "
+            f"values in [{least:g}, {most:g}]. Scale them to that range, or choose the Gaussian likelihood."
+        )
+    given = x.shape[1:]
+    try:
+        made = nnx.eval_shape(
+            lambda model, x: model.reconstruct(x), model, jax.ShapeDtypeStruct((1, *given), x.dtype)
+        ).shape[1:]
+    except (TypeError, ValueError):
+        made = None
+    if made != given:
+        takes = "another shape" if made is None else f"examples of shape {made}"
+        raise errors.DataError(f"The data have examples of shape {given}, but the model is made for {takes}.")
+    return x
+
+
+def _weights(state: State) -> tuple[nnx.State, nnx.State]:
+    """A copy of the weights to use, which outlives the donated state: the averaged ones where there is an average."""
+    params = state.params if state.average is None else state.average
+    return jax.tree.map(jnp.copy, (params, state.rest))
+
+
+def _restore(folder: str | os.PathLike | None, like: Snapshot) -> tuple[int, Snapshot]:
+    """The newest good snapshot, of a run with the same settings."""
+    if folder is None:
+        raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
+    step, run = checkpoints.restore(os.path.join(folder, "latest"), like)
+    changed = [
+        f"{name} was {float(run.settings[name]):g} and is now {value:g}"
+        for name, value in like.settings.items()
+        if float(run.settings[name]) != value
+    ]
+    if changed:
+        raise errors.CheckpointError(
+            f"Can't resume with other settings: {'; '.join(changed)}. Give the same ones, or start another run."
+        )
+    return step, run._replace(history={name: np.array(values) for name, values in run.history.items()})
+
+
+def _stalled(val_loss: Float[np.ndarray, " epochs"], patience: int | None) -> bool:
+    """Whether the best of the epochs so far is more than `patience` epochs back."""
+    done = np.count_nonzero(~np.isnan(val_loss))
+    return bool(patience is not None and done > 0 and done - 1 - np.nanargmin(val_loss) >= patience)
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Let the block that is running finish: gives a function that tells whether Ctrl-C or SIGTERM came.
+
+    A second Ctrl-C stops at once. Only the main thread can listen; elsewhere it never tells of any.
+    """
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        came.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _split(x: Examples, validation: float | Array | np.ndarray, seed: int) -> tuple[Any, Any]:
+    """The examples to train on, and those held out (None for none)."""
+    if not isinstance(validation, (int, float)):
+        return x, validation
+    if not 0 <= validation < 1:
+        raise errors.ConfigError(f"validation is {validation}; it has to be a fraction, at least 0 and below 1.")
+    held_out = math.ceil(validation * len(x))
+    if held_out == 0:
+        return x, None
+    if held_out == len(x):
+        raise errors.DataError(
+            f"{len(x)} example can't be split into a part to train on and one to validate on: give more, or validation=0."
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(x))
+    return x[np.sort(shuffled[held_out:])], x[np.sort(shuffled[:held_out])]
+
+
+def _check_settings(
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup: float,
+    weight_decay: float,
+    ema: float | None,
+    patience: int | None,
+) -> None:
+    for name, value, good, rule in (
+        ("epochs", epochs, epochs >= 1, "at least 1"),
+        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+        ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "finite and above 0"),
+        ("warmup", warmup, 0 <= warmup < 1, "a fraction of the run, at least 0 and below 1"),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "finite and at least 0"),
+        ("ema", ema, ema is None or 0 < ema < 1, "None, or above 0 and below 1"),
+        ("patience", patience, patience is None or patience >= 1, "None, or at least 1"),
+    ):
+        if not good:
+            raise errors.ConfigError(f"{name} is {value}; it has to be {rule}.")
+
+
+def _diverged(epoch: int, learning_rate: float) -> str:
+    return (
+        f"The loss or its gradient stopped being finite in epoch {epoch + 1}. The model holds the last good weights. "
+        f"Try a lower learning rate than {learning_rate:g}, and check the data for extreme values."
+    )

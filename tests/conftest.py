@@ -1,0 +1,27 @@
+"""What every test shares: strict JAX, two fake CPU devices, quick Hypothesis profiles."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+hypothesis.settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session")
+def digits() -> np.ndarray:
+    """scikit-learn's 1,797 digits, [n, 8, 8, 1] in [0, 1]."""
+    return (load_digits().images[..., None] / 16).astype(np.float32)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,236 @@
+import dataclasses
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from sklearn.decomposition import PCA
+
+from flaxae import autoencoder, checkpoints, errors, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.likelihoods import Gaussian
+from flaxae.nn.mlp import MLP
+
+TINY = Config(body=MLP((32,)), latent=8, corruption="gaussian", noise=0.3, clip=(0.0, 1.0))
+SHORT = {"epochs": 4, "batch_size": 64, "show": False}
+
+
+def tiny(config: Config = TINY, shape: tuple[int, ...] = (8, 8, 1), seed: int = 0) -> Autoencoder:
+    return autoencoder.build(config, shape, seed=seed)
+
+
+def weights(model: Autoencoder) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def assert_same_bits(a: Autoencoder, b: Autoencoder) -> None:
+    for x, y in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_loss_falls_and_the_history_reads_as_keras_users_expect(digits):
+    history = training.fit(tiny(), digits, **SHORT)
+    assert set(history) == {"loss", "val_loss", "seconds"}
+    assert len(history["loss"]) == len(history["val_loss"]) == 4
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    assert history.history["val_loss"] == history["val_loss"]
+    assert all(np.diff(history["seconds"]) > 0)
+
+
+def test_a_linear_autoencoder_reaches_pcas_error(digits):
+    config = Config(body=MLP(()), latent=8, likelihood=Gaussian())
+    model = tiny(config)
+    training.fit(model, digits, epochs=150, batch_size=256, learning_rate=0.1, validation=0.0, show=False)
+    error = np.mean((training.apply(Autoencoder.reconstruct, model, digits) - digits) ** 2)
+    flat = digits.reshape(len(digits), -1)
+    pca = PCA(8).fit(flat)
+    expected = np.mean((pca.inverse_transform(pca.transform(flat)) - flat) ** 2)
+    assert expected * 0.999 < error < expected * 1.02
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(digits):
+    models = [tiny() for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        training.fit(model, digits, seed=seed, **SHORT)
+    assert_same_bits(models[0], models[1])
+    assert any((x != y).any() for x, y in zip(weights(models[0]), weights(models[2]), strict=True))
+
+
+class _InterruptAt:
+    """Ctrl-C from inside a run, after so many calls."""
+
+    def __init__(self, calls: int):
+        self.left = calls
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch, ema):
+    whole, parted = tiny(), tiny()
+    expected = training.fit(whole, digits, ema=ema, **SHORT)
+    # blocks of 3 steps, so that the interrupt falls inside an epoch
+    monkeypatch.setattr(training, "BLOCK_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(parted, digits, ema=ema, folder=tmp_path, on_epoch=_InterruptAt(2), **SHORT)
+    fresh = tiny()
+    history = training.fit(fresh, digits, ema=ema, folder=tmp_path, resume=True, **SHORT)
+    assert_same_bits(whole, fresh)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert history["val_loss"] == expected["val_loss"]
+
+
+def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "BLOCK_SECONDS", 0)  # one step a block
+    whole = tiny()
+    training.fit(whole, digits, **SHORT)
+    steps_per_epoch = int(len(digits) * 0.9) // 64
+    real, blocks = training.train_block, []
+
+    def counted(*arguments):
+        blocks.append(None)
+        if len(blocks) == steps_per_epoch + 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "train_block", counted)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(tiny(), digits, folder=tmp_path, **SHORT)
+    assert checkpoints.steps(tmp_path / "latest") == [steps_per_epoch + 5]
+    resumed = tiny()
+    training.fit(resumed, digits, folder=tmp_path, resume=True, **SHORT)
+    assert_same_bits(whole, resumed)
+
+
+def test_resuming_under_other_settings_is_refused(digits, tmp_path):
+    training.fit(tiny(), digits, folder=tmp_path, **SHORT)
+    with pytest.raises(errors.CheckpointError, match=r"learning_rate was 0\.003 and is now 0\.1"):
+        training.fit(tiny(), digits, folder=tmp_path, resume=True, learning_rate=0.1, **SHORT)
+
+
+def test_a_finished_run_resumes_to_itself(digits, tmp_path):
+    first, second = tiny(), tiny(seed=5)
+    history = training.fit(first, digits, folder=tmp_path, **SHORT)
+    assert training.fit(second, digits, folder=tmp_path, resume=True, **SHORT) == history
+    assert_same_bits(first, second)
+
+
+def test_it_ends_with_the_weights_of_the_best_epoch(digits, tmp_path):
+    """A few examples, so that validation turns up while training goes on."""
+    config = dataclasses.replace(TINY, corruption="none")
+    model = tiny(config)
+    history = training.fit(
+        model, digits[:20], validation=digits[100:300], epochs=300, batch_size=20, learning_rate=0.02, show=False
+    )
+    best = int(np.argmin(history["val_loss"]))
+    assert best < 299
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    key = jax.random.split(jax.random.key(0), 3)[2]
+    loss = training.evaluate(graphdef, training.negative_log_likelihood, 20, params, rest, digits[100:300], key)
+    assert float(loss) == pytest.approx(history["val_loss"][best], rel=1e-5)
+
+
+def test_patience_stops_early(digits):
+    config = dataclasses.replace(TINY, corruption="none")
+    history = training.fit(
+        tiny(config), digits[:20], validation=digits[100:300], epochs=200, batch_size=20, learning_rate=0.02,
+        patience=3, show=False,
+    )  # fmt: skip
+    best = int(np.argmin(history["val_loss"]))
+    assert len(history["val_loss"]) == best + 4 < 200
+
+
+def test_a_diverging_run_stops_with_the_last_good_weights(digits):
+    model = tiny()
+
+    def explodes(model, x, key):
+        loss = training.negative_log_likelihood(model, x, key)
+        kernel = model.head.linear.kernel[...]
+        return loss + jnp.where(jnp.abs(kernel).max() > 0.45, jnp.inf, 0)
+
+    with pytest.raises(errors.DivergedError, match="lower learning rate"):
+        training.fit(model, digits, objective=explodes, epochs=50, batch_size=64, learning_rate=0.05, show=False)
+    assert all(np.isfinite(leaf).all() for leaf in weights(model))
+
+
+def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch(digits):
+    model = tiny(dataclasses.replace(TINY, corruption="none"))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    expected = float(training.negative_log_likelihood(model, digits[:101], jax.random.key(0)).mean())
+    for batch_size in (101, 25, 7):
+        loss = training.evaluate(
+            graphdef, training.negative_log_likelihood, batch_size, params, rest, digits[:101], jax.random.key(0)
+        )
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dropout_acts_in_training_alone(digits):
+    config = dataclasses.replace(TINY, body=MLP((32,), dropout=0.5, layer_norm=True), corruption="none")
+    model = tiny(config)
+    training.fit(model, digits[:256], epochs=1, show=False)
+    once, again = (model.reconstruct(digits[:4]) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    model.train()
+    noisy = model(digits[:4], jax.random.key(0)).params
+    model.eval()
+    assert (noisy != model(digits[:4], jax.random.key(0)).params).any()
+
+
+def test_apply_is_eager_in_batches(digits):
+    model = tiny()
+    for n in (1, 5, 33):
+        codes = training.apply(Autoencoder.encode, model, digits[:n], batch_size=16)
+        np.testing.assert_allclose(codes, model.encode(digits[:n]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((0, 8, 8, 1), np.float32), "at least one example"),
+        (np.zeros((9, 8, 8, 1), np.uint8), "uint8"),
+        (np.full((9, 8, 8, 1), np.nan, np.float32), "NaN"),
+        (np.full((9, 8, 8, 1), 2.0, np.float32), "range from 2 to 2"),
+        (np.zeros((9, 7, 8, 1), np.float32), "model is made for"),
+        (np.zeros((1, 8, 8, 1), np.float32), "can't be split"),
+    ],
+)
+def test_what_can_not_be_trained_on_is_refused_in_one_message(x, message):
+    with pytest.raises(errors.DataError, match=message):
+        training.fit(tiny(), x, **SHORT)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"ema": 1.0}, {"patience": 0}, {"schedule": "cosin"}],
+)
+def test_a_setting_out_of_range_is_refused(digits, setting):
+    with pytest.raises(errors.ConfigError, match=next(iter(setting))):
+        training.fit(tiny(), digits, **{**SHORT, **setting})
+
+
+def test_it_trains_outside_the_main_thread(digits):
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(training.fit(tiny(), digits, **SHORT)))
+    thread.start()
+    thread.join()
+    assert len(histories[0]["loss"]) == 4
+
+
+def test_golden_step(digits):
+    """One step's numbers. Change them only with a change of initialisation, noise, objective or optimiser that is meant."""
+    optimizer = training.Optimizer(steps=10, warmup=0.0)
+    model = tiny()
+    graphdef = nnx.split(model)[0]
+    state = training.init(model, optimizer, 1e-2)
+    state = training.train_step(
+        graphdef, training.negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0)
+    )
+    norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
+    assert (float(state.loss_sum), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
