@@ -21,6 +21,7 @@ from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Latent
 from flaxae.nn.layers import check_sizes
 from flaxae.nn.mlp import MLP
+from flaxae.objectives import Objective, negative_log_likelihood
 
 
 class Hyper(nnx.Variable):
@@ -44,7 +45,8 @@ class Autoencoder(nnx.Module):
         likelihood: of the values, with `log_prob`, `mean` and `sample`.
         corruption: function `(key, x, level) -> x̃`, applied in training alone, at the level `noise`.
         clip: bounds that a corrupted input is clipped to.
-        hyper: scalars that objectives read as `model.hyper.NAME[...]`.
+        objective: what training minimises, `(model, x, key) -> [batch]`.
+        hyper: scalars that the objective reads as `model.hyper.NAME[...]`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Autoencoder(nnx.Module):
         corruption: Corruption | None = None,
         noise: float = 0.0,
         clip: tuple[float, float] | None = None,
+        objective: Objective = negative_log_likelihood,
         hyper: Mapping[str, float] | None = None,
     ):
         self.encoder = encoder
@@ -65,6 +68,7 @@ class Autoencoder(nnx.Module):
         self.likelihood = likelihood
         self.corruption = corruption
         self.clip = clip
+        self.objective = objective
         scalars = {"noise": noise, **(hyper or {})}
         self.hyper = nnx.Dict({name: Hyper(jnp.float32(value)) for name, value in scalars.items()})
 

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from flaxae import checkpoints, errors, progress
 from flaxae.autoencoder import Autoencoder
-from flaxae.objectives import Objective, negative_log_likelihood
+from flaxae.objectives import Objective
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
 SAVE_SECONDS = 10.0  # between checkpoints
@@ -208,7 +208,7 @@ def fit(
     ema: float | None = None,
     validation: float | Array | np.ndarray = 0.1,
     patience: int | None = None,
-    objective: Objective = negative_log_likelihood,
+    objective: Objective | None = None,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
@@ -223,7 +223,7 @@ def fit(
         learning_rate, warmup, schedule, weight_decay, ema: see `Optimizer`.
         validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none.
         patience: stop after so many epochs without a better validation loss.
-        objective: per example, `(model, x, key) -> [batch]`.
+        objective: per example, `(model, x, key) -> [batch]`; by default the model's own.
         folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
         resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
         show: a progress bar, or a line an epoch where there is no terminal.
@@ -246,6 +246,7 @@ def fit(
     optimizer = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema)
     order_key, step_key, held_out_key = jax.random.split(jax.random.key(seed), 3)
     graphdef = nnx.split(model)[0]
+    objective = objective or model.objective
 
     settings = {
         "seed": float(seed),

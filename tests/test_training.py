@@ -14,6 +14,7 @@ from flaxae import autoencoder, checkpoints, errors, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.mlp import MLP
+from flaxae.objectives import negative_log_likelihood
 
 TINY = Config(body=MLP((32,)), latent=8, corruption="gaussian", noise=0.3, clip=(0.0, 1.0))
 SHORT = {"epochs": 4, "batch_size": 64, "show": False}
@@ -133,7 +134,7 @@ def test_it_ends_with_the_weights_of_the_best_epoch(digits, tmp_path):
     assert best < 299
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     key = jax.random.split(jax.random.key(0), 3)[2]
-    loss = training.evaluate(graphdef, training.negative_log_likelihood, 20, params, rest, digits[100:300], key)
+    loss = training.evaluate(graphdef, negative_log_likelihood, 20, params, rest, digits[100:300], key)
     assert float(loss) == pytest.approx(history["val_loss"][best], rel=1e-5)
 
 
@@ -151,7 +152,7 @@ def test_a_diverging_run_stops_with_the_last_good_weights(digits):
     model = tiny()
 
     def explodes(model, x, key):
-        loss = training.negative_log_likelihood(model, x, key)
+        loss = negative_log_likelihood(model, x, key)
         kernel = model.head.linear.kernel[...]
         return loss + jnp.where(jnp.abs(kernel).max() > 0.45, jnp.inf, 0)
 
@@ -163,10 +164,10 @@ def test_a_diverging_run_stops_with_the_last_good_weights(digits):
 def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch(digits):
     model = tiny(dataclasses.replace(TINY, corruption="none"))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    expected = float(training.negative_log_likelihood(model, digits[:101], jax.random.key(0)).mean())
+    expected = float(negative_log_likelihood(model, digits[:101], jax.random.key(0)).mean())
     for batch_size in (101, 25, 7):
         loss = training.evaluate(
-            graphdef, training.negative_log_likelihood, batch_size, params, rest, digits[:101], jax.random.key(0)
+            graphdef, negative_log_likelihood, batch_size, params, rest, digits[:101], jax.random.key(0)
         )
         assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -230,7 +231,7 @@ def test_golden_step(digits):
     graphdef = nnx.split(model)[0]
     state = training.init(model, optimizer, 1e-2)
     state = training.train_step(
-        graphdef, training.negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0)
+        graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0)
     )
     norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
     assert (float(state.loss_sum), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
