@@ -1,0 +1,96 @@
+"""Experiments: one file each, with the command, the time it takes and what to expect in its docstring.
+
+Nothing heavy is imported before an experiment's `run`, so that `--help` and a mistyped flag answer at once.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from flaxae.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from flaxae.report import Table
+    from flaxae.runs import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The flags that every experiment shares."""
+
+    data: str = "mnist"
+    """What to train on: `mnist` (embedded), `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, IDX files, images."""
+    model: str
+    """The preset to train."""
+    epochs: int
+    """Passes over the training data."""
+    seed: int = 0
+    """Of the weights, the shuffles, the noise and the held-out part: the same seed gives the same run."""
+    name: str | None = None
+    """The run's folder, runs/EXPERIMENT/NAME; by default the next free number."""
+    resume: bool = False
+    """Go on with the interrupted run of that name (by default the newest one)."""
+    from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Use the trained model of this run folder, on --input, instead of training one."""
+    input: pathlib.Path | None = None
+    """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv or .parquet."""
+    output: pathlib.Path | None = None
+    """Where to write what the model makes of --input, in the same format."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
+        given = [f"--{flag}" for flag in ("from", "input", "output") if getattr(self, flag.replace("from", "from_"))]
+        if given and len(given) < 3:
+            raise ConfigError(
+                f"{' and '.join(given)} can't be used alone: --from RUN --input NEW --output RESULT go together."
+            )
+
+
+def check_name(flag: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise ConfigError, with the nearest name, unless `given` is one of those known."""
+    if given not in known:
+        raise ConfigError(unknown(f"--{flag}", given, known))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The flags that decide what is trained, for a run's config.json."""
+    apart = ("name", "resume", "from_", "input", "output")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
+
+
+def command() -> str:
+    """The command line that is running."""
+    return shlex.join(["python", "run.py", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def resumable(run: "Run") -> Iterator[None]:
+    """Say how to go on with the run when it is interrupted inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
+        named = [] if "--name" in flags else ["--name", run.folder.name]
+        go_on = shlex.join(["python", "run.py", *flags, *named, "--resume"])
+        raise KeyboardInterrupt(f"Interrupted; what was trained is saved. Go on with: {go_on}") from None
+
+
+def print_table(table: "Table") -> None:
+    """Print a report's table, on a terminal in its width, into a file in plain characters."""
+    import rich.box
+    import rich.console
+    import rich.table
+
+    drawn = rich.table.Table(title=table.caption, box=rich.box.SIMPLE_HEAD)
+    for column in table.columns:
+        drawn.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    rich.console.Console().print(drawn)

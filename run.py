@@ -1,0 +1,59 @@
+"""Run an experiment: `python run.py --exp NAME`; `python run.py --exp NAME --help` lists its flags."""
+
+import argparse
+import ast
+import importlib
+import pathlib
+import sys
+
+from flaxae.errors import ConfigError, FlaxaeError, unknown
+
+EXPERIMENTS = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("experiments/[!_]*.py"))}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0, 2 for a mistake that is explained in one message, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--exp")
+    parser.add_argument("-h", "--help", action="store_true")
+    chosen, rest = parser.parse_known_args(arguments)
+    try:
+        if chosen.exp is None:
+            print(overview())
+            if not chosen.help:
+                raise ConfigError("Say which experiment to run, such as --exp denoise.")
+            return 0
+        if chosen.exp not in EXPERIMENTS:
+            raise ConfigError(unknown("experiment", chosen.exp, EXPERIMENTS))
+        run(chosen.exp, rest + ["--help"] * chosen.help)
+    except FlaxaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Read the experiment's flags into its config, then run it. What is heavy is imported after the flags are read."""
+    import tyro
+
+    experiment = importlib.import_module(f"experiments.{name}")
+    config = tyro.cli(
+        experiment.Config, args=arguments, prog=f"python run.py --exp {name}", description=experiment.__doc__
+    )
+    experiment.run(config)
+
+
+def overview() -> str:
+    """The usage, with the first line of each experiment's docstring (read, not imported)."""
+    lines = [
+        f"  {name:12s} {ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]}"
+        for name, path in EXPERIMENTS.items()
+    ]
+    return "\n".join(["usage: python run.py --exp NAME [flags]   (--exp NAME --help lists its flags)", "", *lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
