@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from flaxae import corruptions, errors
+from flaxae import corruptions, errors, objectives
 from flaxae.corruptions import Corruption
 from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
 from flaxae.nn import heads
@@ -21,7 +21,7 @@ from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Latent
 from flaxae.nn.layers import check_sizes
 from flaxae.nn.mlp import MLP
-from flaxae.objectives import Objective, negative_log_likelihood
+from flaxae.objectives import Binarised, ImportanceWeighted, Objective
 
 
 class Hyper(nnx.Variable):
@@ -59,7 +59,7 @@ class Autoencoder(nnx.Module):
         corruption: Corruption | None = None,
         noise: float = 0.0,
         clip: tuple[float, float] | None = None,
-        objective: Objective = negative_log_likelihood,
+        objective: Objective = objectives.negative_log_likelihood,
         hyper: Mapping[str, float] | None = None,
     ):
         self.encoder = encoder
@@ -74,11 +74,16 @@ class Autoencoder(nnx.Module):
 
     def __call__(self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None) -> Output:
         """With a key a pass of training, with corruption, dropout, sampling; without one the deterministic pass."""
-        keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        if key is not None:
-            x = self.corrupt(x, keys[0])
-        latent = self.head(self.encoder(x, keys[1]), keys[2])
-        return Output(params=self.decoder(latent.z, keys[3]), latent=latent)
+        if key is None:
+            return self.forward(x)
+        corruption_key, key = jax.random.split(key)
+        return self.forward(self.corrupt(x, corruption_key), key)
+
+    def forward(self, seen: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None) -> Output:
+        """The pass after the corruption: encoder, head, decoder."""
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        latent = self.head(self.encoder(seen, keys[0]), keys[1])
+        return Output(params=self.decoder(latent.z, keys[2]), latent=latent)
 
     def corrupt(
         self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
@@ -102,15 +107,72 @@ class Autoencoder(nnx.Module):
         """decode(encode(x)): of a noisy x, the denoised one."""
         return self.decode(self.encode(x))
 
+    def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *shape"]:
+        """The means of p(x | z) at n draws of z from the head's prior.
+
+        Raises:
+            ConfigError: the head has no prior; `density.Mixture` fits one to the codes.
+        """
+        if not hasattr(self.head, "sample"):
+            raise errors.ConfigError(
+                f"The head {type(self.head).__name__} has no prior to sample from. Take the Gaussian head, or fit a "
+                "density to the codes: `density.Mixture.fit(codes)`."
+            )
+        return self.decode(self.head.sample(n, key))
+
 
 BODIES = {"MLP": MLP, "ConvNet": ConvNet}
 LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian}
-HEADS = {"deterministic": heads.Deterministic}
+HEADS: dict[str, Callable[..., nnx.Module]] = {
+    "deterministic": lambda config, features, rngs: heads.Deterministic(features, config.latent, rngs=rngs),
+    "relu": lambda config, features, rngs: heads.Sparse(features, config.latent, "relu", rngs=rngs),
+    "sigmoid": lambda config, features, rngs: heads.Sparse(features, config.latent, "sigmoid", rngs=rngs),
+    "top_k": lambda config, features, rngs: heads.TopK(features, config.latent, config.active, rngs=rngs),
+    "gaussian": lambda config, features, rngs: heads.Gaussian(features, config.latent, rngs=rngs),
+    "vector_quantized": lambda config, features, rngs: heads.VectorQuantized(
+        features, config.latent, config.codebook, config.width, rngs=rngs
+    ),
+}
+
+
+class Recipe(NamedTuple):
+    """An objective of `Config`: made from one, the scalars that it reads, the heads that it works with (all if none)."""
+
+    make: Callable[["Config"], Objective]
+    hyper: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+
+
+OBJECTIVES: dict[str, Recipe] = {
+    "likelihood": Recipe(lambda config: objectives.negative_log_likelihood),
+    "masked": Recipe(lambda config: objectives.masked),
+    "l1_sparse": Recipe(lambda config: objectives.l1_sparse, hyper=("sparsity",)),
+    "rate_sparse": Recipe(lambda config: objectives.rate_sparse, hyper=("sparsity", "rate"), heads=("sigmoid",)),
+    "contractive": Recipe(lambda config: objectives.contractive, hyper=("contraction",)),
+    "elbo": Recipe(lambda config: objectives.negative_elbo, hyper=("beta", "free_bits"), heads=("gaussian",)),
+    "importance_weighted": Recipe(lambda config: ImportanceWeighted(config.samples), heads=("gaussian",)),
+    "vector_quantized": Recipe(
+        lambda config: objectives.vector_quantized, hyper=("commitment",), heads=("vector_quantized",)
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Plain values that an autoencoder of stock parts is built from. `dataclasses.replace` makes variants."""
+    """Plain values that an autoencoder of stock parts is built from. `dataclasses.replace` makes variants.
+
+    Args:
+        body: encoder and decoder.
+        latent: numbers in the code.
+        head: a name in `HEADS`; "top_k" keeps `active` numbers of the code, "vector_quantized" takes groups of `width`
+            numbers to the nearest of `codebook` vectors.
+        likelihood: of the values.
+        corruption, noise, clip: a name in `corruptions.CORRUPTIONS` or "none", its level, and bounds after it.
+        objective: a name in `OBJECTIVES`. "l1_sparse" and "rate_sparse" weigh their penalty by `sparsity`, the latter
+            aims at a mean activity of `rate`; "contractive" weighs its penalty by `contraction`; "elbo" its KL by `beta`,
+            with `free_bits` (nats) a latent; "importance_weighted" draws `samples`; "vector_quantized" has `commitment`.
+        binarise: draw the values, in [0, 1], as 0 or 1 at every pass.
+    """
 
     body: MLP | ConvNet = MLP()
     latent: int = 32
@@ -119,14 +181,42 @@ class Config:
     corruption: str = "none"
     noise: float = 0.0
     clip: tuple[float, float] | None = None
+    objective: str = "likelihood"
+    binarise: bool = False
+    beta: float = 1.0
+    free_bits: float = 0.0
+    samples: int = 5
+    sparsity: float = 0.0
+    rate: float = 0.05
+    active: int = 8
+    contraction: float = 0.0
+    commitment: float = 0.25
+    codebook: int = 128
+    width: int = 4
 
     def __post_init__(self) -> None:
         check_sizes("latent", (self.latent,))
-        if self.head not in HEADS:
-            raise errors.ConfigError(errors.unknown("head", self.head, HEADS))
+        check_sizes("samples", (self.samples,))
+        for what, name, table in (("head", self.head, HEADS), ("objective", self.objective, OBJECTIVES)):
+            if name not in table:
+                raise errors.ConfigError(errors.unknown(what, name, table))
+        suitable = OBJECTIVES[self.objective].heads
+        if suitable and self.head not in suitable:
+            raise errors.ConfigError(
+                f"The objective {self.objective!r} needs the head {suitable[0]!r}; given was {self.head!r}."
+            )
+        if self.objective == "masked" and self.corruption not in ("masking", "patches"):
+            raise errors.ConfigError(
+                f"The objective 'masked' needs the corruption 'masking' or 'patches'; given was {self.corruption!r}."
+            )
+        if self.binarise and not isinstance(self.likelihood, Bernoulli):
+            raise errors.ConfigError("binarise makes values 0 or 1: it needs the Bernoulli likelihood.")
         corruptions.get(self.corruption)
-        if self.noise < 0:
-            raise errors.ConfigError(f"noise is {self.noise}; it has to be at least 0.")
+        for name in ("noise", "beta", "free_bits", "sparsity", "contraction", "commitment"):
+            if not getattr(self, name) >= 0:
+                raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0.")
+        if not 0 < self.rate < 1:
+            raise errors.ConfigError(f"rate is {self.rate}; it has to be above 0 and below 1.")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise errors.ConfigError(f"clip is {self.clip}; it has to be (low, high) with low below high.")
 
@@ -158,17 +248,22 @@ class Config:
 def build(config: Config, shape: tuple[int, ...], *, seed: int = 0) -> Autoencoder:
     """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call."""
 
+    recipe = OBJECTIVES[config.objective]
+    objective = recipe.make(config)
+
     def make(key: Key[Array, ""]) -> Autoencoder:
         rngs = nnx.Rngs(key)
         encoder = config.body.encoder(shape, rngs=rngs)
         return Autoencoder(
             encoder,
-            HEADS[config.head](encoder.features, config.latent, rngs=rngs),
+            HEADS[config.head](config, encoder.features, rngs),
             config.body.decoder(config.latent, shape, rngs=rngs),
             likelihood=config.likelihood,
             corruption=corruptions.get(config.corruption),
             noise=config.noise,
             clip=config.clip,
+            objective=Binarised(objective) if config.binarise else objective,
+            hyper={name: getattr(config, name) for name in recipe.hyper},
         )
 
     graphdef, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
@@ -183,9 +278,9 @@ def _checked(cls: type, values: Mapping[str, Any]) -> Any:
         if name not in fields:
             raise errors.ConfigError(errors.unknown(f"field of {cls.__name__}", name, fields))
         default = fields[name]
-        allowed = (int, float) if isinstance(default, float) else list if isinstance(default, tuple) else type(default)
-        if default is not None and (
-            not isinstance(value, allowed) or (isinstance(value, bool) != isinstance(default, bool))
-        ):
+        if default is None or dataclasses.is_dataclass(value):  # checked where it was made
+            continue
+        allowed = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
+        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
             raise errors.ConfigError(f"{cls.__name__}.{name} is {value!r}; expected a value like {default!r}.")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

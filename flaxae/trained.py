@@ -23,6 +23,7 @@ class Trained:
     scaling: Scaling
     shape: tuple[int, ...]  # of one example
     kind: str  # of the data: image, tabular or signal
+    columns: tuple[str, ...] | None  # of a table
 
     def encode(self, x: Shaped[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples latent"]:
         """The deterministic codes of x."""
@@ -57,9 +58,10 @@ def load(folder: str | os.PathLike) -> Trained:
         config = autoencoder.Config.from_dict(saved["model"])
         data = saved["data"]
         shape, kind, scaling = tuple(data["shape"]), data["kind"], Scaling.from_dict(data["scaling"])
+        columns = None if data["columns"] is None else tuple(data["columns"])
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
     model = nnx.eval_shape(lambda: autoencoder.build(config, shape))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     _, (params, rest) = checkpoints.restore(folder / "checkpoints" / "best", (params, rest))
-    return Trained(nnx.merge(graphdef, *jax.device_put((params, rest))), scaling, shape, kind)
+    return Trained(nnx.merge(graphdef, *jax.device_put((params, rest))), scaling, shape, kind, columns)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -17,7 +17,7 @@ from flaxae.nn.mlp import MLP, Stack
 class ConvNet:
     """Convolutions that halve the image at each of `channels`, mirrored by transposed ones in the decoder.
 
-    [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> hidden -> latent, and back.
+    [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> hidden -> latent.
 
     Args:
         channels: of each stage; every one halves height and width, by a stride of 2.
@@ -82,7 +82,7 @@ class ConvEncoder(nnx.Module):
     def __call__(
         self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
-        x = conv.from_nhwc(x)
+        x = conv.from_nhwc(jnp.asarray(x))
         for stage in self.stages:
             x = self.activation(stage(x))
         for block in self.blocks:

@@ -1,0 +1,97 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxae import autoencoder, errors, presets
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.likelihoods import Bernoulli, Gaussian
+from flaxae.nn import heads
+from flaxae.nn.convnet import ConvNet
+from flaxae.nn.mlp import MLP
+
+CONFIGS = [
+    Config(),
+    Config(body=ConvNet((4, 8), hidden=(16,)), likelihood=Gaussian(0.5), corruption="masking", noise=0.2),
+    Config(body=MLP((16, 8), "gelu", layer_norm=True, dropout=0.1), latent=3, clip=(0.0, 1.0)),
+    *(preset() for preset in presets.PRESETS.values()),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_a_config_survives_json(config):
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("body/kind", "MPL", "Did you mean 'MLP'"),
+        ("likelihood/kind", "os.system", "Unknown likelihood"),
+        ("head", "determinstic", "Did you mean 'deterministic'"),
+        ("latnet", 3, "Did you mean 'latent'"),
+        ("latent", 0, "above 0"),
+        ("latent", "32", "expected a value like 32"),
+        ("latent", True, "expected a value like 32"),
+        ("body/hidden", [0], "above 0"),
+        ("body/dropout", 1.5, "below 1"),
+        ("noise", -1.0, "at least 0"),
+    ],
+)
+def test_a_tampered_config_is_refused(path, value, message):
+    values = Config().to_dict()
+    *parts, last = path.split("/")
+    part = values[parts[0]] if parts else values
+    part[last] = value
+    with pytest.raises(errors.ConfigError, match=message):
+        Config.from_dict(values)
+
+
+def test_build_is_a_function_of_the_seed():
+    def first(seed):
+        return np.asarray(autoencoder.build(Config(), (6,), seed=seed).encoder.stack.layers[0].linear.kernel[...])
+
+    np.testing.assert_array_equal(first(1), first(1))
+    assert (first(1) != first(2)).any()
+
+
+def test_corruption_is_for_training_alone(digits):
+    config = Config(body=MLP((16,)), corruption="gaussian", noise=0.5, clip=(0.0, 1.0))
+    model = autoencoder.build(config, (8, 8, 1))
+    x = digits[:4]
+    noisy = model.corrupt(x, jax.random.key(0))
+    assert float(jnp.abs(noisy - x).mean()) > 0.1
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    np.testing.assert_array_equal(model(x).params, model(x).params)
+    assert (model(x, jax.random.key(0)).params != model(x, jax.random.key(1)).params).any()
+    model.hyper.noise[...] = jnp.float32(0)
+    np.testing.assert_allclose(model(x, jax.random.key(0)).params, model(x).params, rtol=1e-6)
+
+
+def test_parts_of_ones_own_fit_in(digits):
+    """The researcher's ten lines: a head that is not in any table."""
+    import flax.nnx as nnx
+
+    class Unit(nnx.Module):
+        def __init__(self, features, latent, *, rngs):
+            self.linear = nnx.Linear(features, latent, rngs=rngs)
+
+        def __call__(self, features, key=None):
+            z = self.linear(features)
+            return heads.Latent(z=z / jnp.linalg.norm(z, axis=-1, keepdims=True))
+
+    rngs, body = nnx.Rngs(0), MLP((16,))
+    encoder = body.encoder((8, 8, 1), rngs=rngs)
+    model = Autoencoder(
+        encoder, Unit(encoder.features, 5, rngs=rngs), body.decoder(5, (8, 8, 1), rngs=rngs), likelihood=Bernoulli()
+    )
+    np.testing.assert_allclose(jnp.linalg.norm(model.encode(digits[:7]), axis=-1), 1, rtol=1e-5)
+    assert model.reconstruct(digits[:7]).shape == (7, 8, 8, 1)
+
+
+def test_configs_are_hashable_and_frozen():
+    assert len({Config(), Config(), dataclasses.replace(Config(), latent=5)}) == 2
