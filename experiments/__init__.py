@@ -26,7 +26,7 @@ class Config:
 
     data: str = "mnist"
     """What to train on: `mnist` (embedded), `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, IDX files, images."""
-    model: str
+    model: str | None
     """The preset to train."""
     epochs: int
     """Passes over the training data."""

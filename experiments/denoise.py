@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flaxae.runs import Run
     from flaxae.training import History
 
-MODELS = ("denoising", "convolutional", "vanilla")
+MODELS = ("mixer", "convolutional", "denoising")
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
 MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
@@ -32,9 +32,9 @@ LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "
 class Config(experiments.Config):
     """Flags of the denoising experiment."""
 
-    model: str = "denoising"
-    """The preset to train: denoising, convolutional or vanilla."""
-    epochs: int = 16
+    model: str | None = None
+    """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest."""
+    epochs: int = 6
     """Passes over the training data."""
     corruption: str = "gaussian"
     """What the model learns to undo: gaussian, masking or salt_and_pepper."""
@@ -44,7 +44,7 @@ class Config(experiments.Config):
     """Clip noisy images to [0, 1]."""
     latent: int | None = None
     """Size of the code; by default the preset's."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Examples a step."""
     learning_rate: float = 3e-3
     """The peak, after a warm-up and before a cosine decay."""
@@ -59,7 +59,8 @@ class Config(experiments.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        experiments.check_name("model", self.model, MODELS)
+        if self.model is not None:
+            experiments.check_name("model", self.model, MODELS)
         experiments.check_name("corruption", self.corruption, CORRUPTIONS)
         if not self.noise > 0:
             raise ConfigError(f"--noise is {self.noise}; it has to be above 0.")
@@ -94,7 +95,8 @@ def train(config: Config) -> None:
 
     dataset = data.load(config.data, seed=config.seed)
     is_image = dataset.kind == "image"
-    preset = presets.PRESETS[config.model](likelihood=Bernoulli() if is_image else Gaussian())
+    name = config.model or ("mixer" if is_image else "denoising")
+    preset = presets.PRESETS[name](likelihood=Bernoulli() if is_image else Gaussian())
     preset = dataclasses.replace(
         preset,
         latent=config.latent or preset.latent,

@@ -17,6 +17,7 @@ _HOMES = {
     "denoise": "denoising",
     "MLP": "nn.mlp",
     "ConvNet": "nn.convnet",
+    "Mixer": "nn.mixer",
 }
 _MODULES = ("corruptions", "data", "errors", "likelihoods", "metrics", "objectives", "presets", "report", "runs")
 __all__ = [*_HOMES, *_MODULES]

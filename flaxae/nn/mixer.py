@@ -1,0 +1,154 @@
+"""MLP-Mixer encoders and decoders: an image as a grid of patches, mixed across the grid and across channels in turn."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxae import errors
+from flaxae.nn import layers
+
+Tokens = Float[Array, "channels tokens batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixer:
+    """Patches of an image, mixed by fully connected layers (Tolstikhin et al. 2021, MLP-Mixer), and the mirror image.
+
+    [height, width, c] -> patches, each embedded in `channels` numbers -> `blocks` -> all of them to the code, and back.
+    Every layer sees the whole image at the cost of two small matrix products, and nearly all of its time is spent in
+    matrix products, on a CPU too; images whose sides are no multiple of `patch` are padded with zeros.
+
+    Args:
+        patch: side of the square patches, in pixels.
+        channels: numbers a patch is embedded in.
+        blocks: each of two residual layers, one across the patches and one across the channels, before which each
+            patch is layer-normalised.
+        hidden: units of both, as a multiple of their inputs.
+        activation: of the hidden units.
+    """
+
+    patch: int = 4
+    channels: int = 64
+    blocks: int = 1
+    hidden: int = 2
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        layers.activation(self.activation)
+        layers.check_sizes(
+            "Mixer's patch, channels, blocks, hidden", (self.patch, self.channels, self.blocks, self.hidden)
+        )
+
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MixerEncoder":
+        """The part from an image's `shape`, (height, width, channels), to features."""
+        return MixerEncoder(self, shape, rngs=rngs)
+
+    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MixerDecoder":
+        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
+        return MixerDecoder(self, latent, shape, rngs=rngs)
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Patches down and across."""
+        if len(shape) != 3:
+            raise errors.ConfigError(f"A Mixer takes images, [height, width, channels]; the data are of shape {shape}.")
+        return -(-shape[0] // self.patch), -(-shape[1] // self.patch)
+
+
+class Mix(nnx.Module):
+    """Two layers across the first axis: [inputs, *rest] -> [inputs, *rest]. The second starts at zero."""
+
+    def __init__(self, inputs: int, spec: Mixer, *, rngs: nnx.Rngs):
+        self.up = nnx.Linear(inputs, spec.hidden * inputs, rngs=rngs)
+        self.down = nnx.Linear(spec.hidden * inputs, inputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.activation = layers.activation(spec.activation)
+
+    def __call__(self, x: Float[Array, "inputs ..."]) -> Float[Array, "inputs ..."]:
+        flat = x.reshape(len(x), -1)
+        return across(self.down, self.activation(across(self.up, flat))).reshape(x.shape)
+
+
+class Norm(nnx.Module):
+    """Layer norm over the first axis (Ba et al. 2016)."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Tokens) -> Tokens:
+        mean = x.mean(axis=0)
+        deviation = jnp.sqrt(jnp.square(x - mean).mean(axis=0) + 1e-6)
+        return (x - mean) / deviation * self.scale[...][:, None, None] + self.bias[...][:, None, None]
+
+
+class MixerBlock(nnx.Module):
+    """Across the patches, then across the channels. The batch comes last, which makes both plain matrix products."""
+
+    def __init__(self, tokens: int, spec: Mixer, *, rngs: nnx.Rngs):
+        self.norms = nnx.List([Norm(spec.channels), Norm(spec.channels)])
+        self.tokens = Mix(tokens, spec, rngs=rngs)
+        self.channels = Mix(spec.channels, spec, rngs=rngs)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        across_tokens = self.tokens(self.norms[0](x).swapaxes(0, 1))
+        x = x + across_tokens.swapaxes(0, 1)
+        return x + self.channels(self.norms[1](x))
+
+
+class MixerEncoder(nnx.Module):
+    """[batch, height, width, channels] -> [batch, features]."""
+
+    def __init__(self, spec: Mixer, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.patch, self.grid = spec.patch, spec.grid(shape)
+        tokens = math.prod(self.grid)
+        self.features = spec.channels * tokens
+        self.embed = nnx.Linear(spec.patch**2 * shape[2], spec.channels, rngs=rngs)
+        self.positions = nnx.Param(jnp.zeros((spec.channels, tokens)))
+        self.blocks = nnx.List([MixerBlock(tokens, spec, rngs=rngs) for _ in range(spec.blocks)])
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, " batch height width colours"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch features"]:
+        batch, height, width, colours = x.shape
+        (down, right), side = self.grid, self.patch
+        x = jnp.pad(x, ((0, 0), (0, down * side - height), (0, right * side - width), (0, 0)))
+        x = x.reshape(batch, -1).T.reshape(down, side, right, side, colours, batch)
+        x = x.transpose(1, 3, 4, 0, 2, 5).reshape(side * side * colours, -1)
+        x = across(self.embed, x).reshape(-1, down * right, batch) + self.positions[...][:, :, None]
+        for block in self.blocks:
+            x = block(x)
+        return x.reshape(-1, batch).T
+
+
+class MixerDecoder(nnx.Module):
+    """[batch, latent] -> [batch, height, width, channels], a likelihood's parameters."""
+
+    def __init__(self, spec: Mixer, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.patch, self.grid, self.shape = spec.patch, spec.grid(shape), shape
+        tokens = math.prod(self.grid)
+        self.expand = nnx.Linear(latent, spec.channels * tokens, rngs=rngs)
+        self.blocks = nnx.List([MixerBlock(tokens, spec, rngs=rngs) for _ in range(spec.blocks)])
+        self.norm = Norm(spec.channels)
+        self.pixels = nnx.Linear(spec.channels, spec.patch**2 * shape[2], rngs=rngs)
+
+    def __call__(
+        self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch height width colours"]:
+        batch = z.shape[0]
+        (down, right), side = self.grid, self.patch
+        height, width, colours = self.shape
+        x = self.expand(z).T.reshape(-1, down * right, batch)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        x = across(self.pixels, x.reshape(len(x), -1)).reshape(side, side, colours, down, right, batch)
+        x = x.transpose(3, 0, 4, 1, 2, 5).reshape(-1, batch).T
+        return x.reshape(batch, down * side, right * side, colours)[:, :height, :width]
+
+
+def across(linear: nnx.Linear, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
+    """A linear layer on columns rather than rows."""
+    return linear.kernel[...].T @ x + linear.bias[...][:, None]
