@@ -20,6 +20,7 @@ from flaxae.nn import heads
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Latent
 from flaxae.nn.layers import check_sizes
+from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Binarised, ImportanceWeighted, Objective
 
@@ -121,7 +122,7 @@ class Autoencoder(nnx.Module):
         return self.decode(self.head.sample(n, key))
 
 
-BODIES = {"MLP": MLP, "ConvNet": ConvNet}
+BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer}
 LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
     "deterministic": lambda config, features, rngs: heads.Deterministic(features, config.latent, rngs=rngs),
@@ -136,7 +137,7 @@ HEADS: dict[str, Callable[..., nnx.Module]] = {
 
 
 class Recipe(NamedTuple):
-    """An objective of `Config`: made from one, the scalars that it reads, the heads that it works with (all if none)."""
+    """How `Config` makes an objective, the scalars that it reads, the heads that it works with (all if none)."""
 
     make: Callable[["Config"], Objective]
     hyper: tuple[str, ...] = ()
@@ -168,13 +169,14 @@ class Config:
             numbers to the nearest of `codebook` vectors.
         likelihood: of the values.
         corruption, noise, clip: a name in `corruptions.CORRUPTIONS` or "none", its level, and bounds after it.
-        objective: a name in `OBJECTIVES`. "l1_sparse" and "rate_sparse" weigh their penalty by `sparsity`, the latter
-            aims at a mean activity of `rate`; "contractive" weighs its penalty by `contraction`; "elbo" its KL by `beta`,
-            with `free_bits` (nats) a latent; "importance_weighted" draws `samples`; "vector_quantized" has `commitment`.
+        objective: a name in `OBJECTIVES`. "l1_sparse" and "rate_sparse" weigh their penalty by `sparsity`, and the
+            latter aims at a mean activity of `rate`; "contractive" weighs its penalty by `contraction`; "elbo" its KL
+            by `beta`, with `free_bits` (nats) a latent; "importance_weighted" draws `samples`; "vector_quantized" has
+            `commitment`.
         binarise: draw the values, in [0, 1], as 0 or 1 at every pass.
     """
 
-    body: MLP | ConvNet = MLP()
+    body: MLP | ConvNet | Mixer = MLP()
     latent: int = 32
     head: str = "deterministic"
     likelihood: Likelihood = Bernoulli()

@@ -5,6 +5,7 @@ compiled step with a fresh key, so that no example is ever seen with the same no
 argument: changing it compiles nothing, and members of a population may each have their own.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -32,10 +33,37 @@ def salt_and_pepper(key: Key[Array, ""], x: Float[Array, "..."], level: Float[Ar
     return jnp.where(u < level, jnp.where(u < level / 2, 0, 1).astype(x.dtype), x)
 
 
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """Set whole patches to 0, each with probability `level`: what the neighbours of a value give away goes with it.
+
+    Patches are squares of `size` pixels in images, [batch, height, width, channels], with all their channels, and runs
+    of `size` in signals, [batch, time, channels]; in tables, [batch, columns], where no column is nearer than another,
+    single values.
+    """
+
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise errors.ConfigError(f"The size of patches is {self.size}; it has to be at least 1.")
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+        if x.ndim == 2:
+            return masking(key, x, level)
+        batch, *extent, _ = x.shape
+        patches = (batch, *(-(-side // self.size) for side in extent), 1)
+        hidden = jax.random.uniform(key, patches) < level
+        for axis, side in enumerate(extent, 1):
+            hidden = jnp.repeat(hidden, self.size, axis=axis).take(jnp.arange(side), axis=axis)
+        return jnp.where(hidden, 0, x)
+
+
 CORRUPTIONS: dict[str, Corruption] = {
     "gaussian": gaussian,
     "masking": masking,
     "salt_and_pepper": salt_and_pepper,
+    "patches": Patches(),
 }
 
 

@@ -5,6 +5,7 @@ The decoder's last layer has no activation; what it returns, the likelihood's `p
 standardised data, and no logarithm is ever taken of one.
 
 A likelihood is any hashable object with `log_prob`, `mean`, `sample`, and `support`: the range of values it is for.
+`log_prob` sums over an example's values, or over those `where` is True.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from flaxae import errors
 
@@ -26,10 +27,13 @@ class Bernoulli:
     support: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def log_prob(
-        self, params: Float[Array, " batch *shape"], x: Float[Array | np.ndarray, " batch *shape"]
+        self,
+        params: Float[Array, " batch *shape"],
+        x: Float[Array | np.ndarray, " batch *shape"],
+        where: Bool[Array, " batch *shape"] | None = None,
     ) -> Float[Array, " batch"]:
-        """x log σ(params) + (1 − x) log(1 − σ(params)), summed over an example's values; nats."""
-        return _sum(x * params - jax.nn.softplus(params))
+        """x log σ(params) + (1 − x) log(1 − σ(params)), summed; nats."""
+        return _sum(x * params - jax.nn.softplus(params), where)
 
     def mean(self, params: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jax.nn.sigmoid(params)
@@ -50,10 +54,14 @@ class Gaussian:
             raise errors.ConfigError(f"A Gaussian's scale is {self.scale}; it has to be finite and above 0.")
 
     def log_prob(
-        self, params: Float[Array, " batch *shape"], x: Float[Array | np.ndarray, " batch *shape"]
+        self,
+        params: Float[Array, " batch *shape"],
+        x: Float[Array | np.ndarray, " batch *shape"],
+        where: Bool[Array, " batch *shape"] | None = None,
     ) -> Float[Array, " batch"]:
-        """log N(x; params, scale²), summed over an example's values; nats."""
-        return _sum(-0.5 * jnp.square((x - params) / self.scale) - math.log(self.scale * math.sqrt(2 * math.pi)))
+        """log N(x; params, scale²), summed; nats."""
+        log_scale = math.log(self.scale * math.sqrt(2 * math.pi))
+        return _sum(-0.5 * jnp.square((x - params) / self.scale) - log_scale, where)
 
     def mean(self, params: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return params
@@ -65,5 +73,5 @@ class Gaussian:
 Likelihood = Bernoulli | Gaussian
 
 
-def _sum(x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch"]:
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+def _sum(x: Float[Array, " batch *shape"], where: Bool[Array, " batch *shape"] | None) -> Float[Array, " batch"]:
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)), where=where)

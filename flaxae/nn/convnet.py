@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders, for images of any size and number of channels."""
+"""Convolutional encoders and decoders, for images and signals of any size and number of channels."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from flaxae import errors
 from flaxae.nn import conv, layers
 from flaxae.nn.mlp import MLP, Stack
 
@@ -18,13 +19,15 @@ class ConvNet:
     """Convolutions that halve the image at each of `channels`, mirrored by transposed ones in the decoder.
 
     [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> hidden -> latent.
+    A signal, [time, c], is an image of width 1.
 
     Args:
-        channels: of each stage; every one halves height and width, by a stride of 2.
+        channels: of each stage; every one halves height and width.
         kernel: side of the stages' kernels.
         residual: blocks of two 3 × 3 convolutions, added to their input, at the coarsest size (He et al. 2016).
         hidden: fully connected layers between the coarsest size and the code.
         activation: after every layer but the last.
+        pool: halve by the maximum of 2 × 2 pixels after a convolution, rather than by its stride.
     """
 
     channels: tuple[int, ...] = (32, 64)
@@ -32,6 +35,7 @@ class ConvNet:
     residual: int = 0
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
+    pool: bool = False
 
     def __post_init__(self) -> None:
         layers.activation(self.activation)
@@ -40,18 +44,40 @@ class ConvNet:
         layers.check_sizes("ConvNet.kernel", (self.kernel,))
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvEncoder":
-        """The part from an image's `shape`, (height, width, channels), to features."""
+        """The part from a `shape`, (height, width, channels) or (time, channels), to features.
+
+        Raises:
+            ConfigError: the shape is another one.
+        """
         return ConvEncoder(self, shape, rngs=rngs)
 
     def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvDecoder":
         """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
         return ConvDecoder(self, latent, shape, rngs=rngs)
 
-    def sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    def sizes(self, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
         """(height, width) before the first stage and after each."""
         return list(
             itertools.accumulate(self.channels, lambda size, _: conv.conv_size(size, self.kernel, 2), initial=shape[:2])
         )
+
+    def window(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(height, width) of the stages' kernels: what lies beside a signal is padding, which needs no weights."""
+        return (self.kernel, 1 if shape[1] == 1 else self.kernel)
+
+
+def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(height, width, channels) of an example of that shape.
+
+    Raises:
+        ConfigError: it is neither an image's nor a signal's.
+    """
+    if len(shape) not in (2, 3):
+        raise errors.ConfigError(
+            f"ConvNet takes images, (height, width, channels), and signals, (time, channels); the examples have shape "
+            f"{shape}. Take an MLP for them."
+        )
+    return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
 class ResidualBlock(nnx.Module):
@@ -69,22 +95,26 @@ class ConvEncoder(nnx.Module):
 
     def __init__(self, spec: ConvNet, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.activation = layers.activation(spec.activation)
-        self.stages = nnx.List(
-            [conv.Conv(*pair, spec.kernel, 2, rngs=rngs) for pair in itertools.pairwise((shape[2], *spec.channels))]
-        )
+        self.shape = as_image(shape)
+        self.pool = spec.pool
+        channels = itertools.pairwise((self.shape[2], *spec.channels))
+        window, stride = spec.window(self.shape), 1 if spec.pool else 2
+        self.stages = nnx.List([conv.Conv(*pair, window, stride, rngs=rngs) for pair in channels])
         self.blocks = nnx.List(
             [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
         )
-        flat = math.prod(spec.sizes(shape)[-1]) * spec.channels[-1]
+        flat = math.prod(spec.sizes(self.shape)[-1]) * spec.channels[-1]
         self.features = (flat, *spec.hidden)[-1]
         self.stack = Stack((flat, *spec.hidden), MLP(spec.hidden, spec.activation), rngs=rngs)
 
     def __call__(
         self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
-        x = conv.from_nhwc(jnp.asarray(x))
+        x = conv.from_nhwc(jnp.asarray(x).reshape(x.shape[0], *self.shape))
         for stage in self.stages:
             x = self.activation(stage(x))
+            if self.pool:
+                x = conv.max_pool(x, 2, 2, "SAME")
         for block in self.blocks:
             x = block(x)
         x = conv.to_nhwc(x)
@@ -96,18 +126,20 @@ class ConvDecoder(nnx.Module):
 
     def __init__(self, spec: ConvNet, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.activation = layers.activation(spec.activation)
-        *sizes, smallest = spec.sizes(shape)
-        self.shape = (*smallest, spec.channels[-1])
+        image = as_image(shape)
+        *sizes, smallest = spec.sizes(image)
+        self.shape = shape
+        self.coarsest = (*smallest, spec.channels[-1])
         self.stack = Stack((latent, *reversed(spec.hidden)), MLP(spec.hidden, spec.activation), rngs=rngs)
-        self.expand = nnx.Linear((latent, *reversed(spec.hidden))[-1], math.prod(self.shape), rngs=rngs)
+        self.expand = nnx.Linear((latent, *reversed(spec.hidden))[-1], math.prod(self.coarsest), rngs=rngs)
         self.blocks = nnx.List(
             [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
         )
         self.stages = nnx.List(
             [
-                conv.ConvTranspose(*pair, spec.kernel, 2, size=size, rngs=rngs)
+                conv.ConvTranspose(*pair, spec.window(image), 2, size=size, rngs=rngs)
                 for pair, size in zip(
-                    itertools.pairwise((*reversed(spec.channels), shape[2])), reversed(sizes), strict=True
+                    itertools.pairwise((*reversed(spec.channels), image[2])), reversed(sizes), strict=True
                 )
             ]
         )
@@ -115,10 +147,10 @@ class ConvDecoder(nnx.Module):
     def __call__(
         self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch *shape"]:
-        x = self.expand(self.stack(z, key)).reshape(z.shape[0], *self.shape)
+        x = self.expand(self.stack(z, key)).reshape(z.shape[0], *self.coarsest)
         x = conv.from_nhwc(x)
         for block in self.blocks:
             x = block(x)
         for stage in self.stages:
             x = stage(self.activation(x))
-        return conv.to_nhwc(x)
+        return conv.to_nhwc(x).reshape(z.shape[0], *self.shape)
