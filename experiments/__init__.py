@@ -5,6 +5,7 @@ Nothing heavy is imported before an experiment's `run`, so that `--help` and a m
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import shlex
 import sys
@@ -28,8 +29,8 @@ class Config:
     """What to train on: `mnist` (embedded), `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, IDX files, images."""
     model: str | None
     """The preset to train."""
-    epochs: int
-    """Passes over the training data."""
+    epochs: int | None = None
+    """Passes over the training data; by default what a large set needs, and more of a small one."""
     seed: int = 0
     """Of the weights, the shuffles, the noise and the held-out part: the same seed gives the same run."""
     name: str | None = None
@@ -44,7 +45,7 @@ class Config:
     """Where to write what the model makes of --input, in the same format."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         given = [f"--{flag}" for flag in ("from", "input", "output") if getattr(self, flag.replace("from", "from_"))]
         if given and len(given) < 3:
@@ -57,6 +58,11 @@ def check_name(flag: str, given: str, known: tuple[str, ...]) -> None:
     """Raise ConfigError, with the nearest name, unless `given` is one of those known."""
     if given not in known:
         raise ConfigError(unknown(f"--{flag}", given, known))
+
+
+def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) -> int:
+    """`epochs`, or as many more as it takes to make that many steps on few examples."""
+    return max(epochs, math.ceil(steps / max(1, examples // batch_size)))
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODELS = ("mixer", "convolutional", "denoising")
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
+EPOCHS, STEPS = 6, 2000  # by default: of a large set, and at least of a small one
 MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 
@@ -34,8 +35,6 @@ class Config(experiments.Config):
 
     model: str | None = None
     """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest."""
-    epochs: int = 6
-    """Passes over the training data."""
     corruption: str = "gaussian"
     """What the model learns to undo: gaussian, masking or salt_and_pepper."""
     noise: float = 0.5
@@ -110,7 +109,8 @@ def train(config: Config) -> None:
         history = training.fit(
             model,
             dataset.scaling(dataset.train),
-            epochs=config.epochs,
+            epochs=config.epochs
+            or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,

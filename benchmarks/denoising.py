@@ -1,0 +1,116 @@
+"""Denoising: flaxae beside the convolutional denoiser of the Keras blog, trained for as many epochs in the same run.
+
+    python -m benchmarks.denoising --data mnist
+
+The peer is the network of "Building autoencoders in Keras" (blog.keras.io, 2016), section "Application to image
+denoising", built in torch: two 3 × 3 convolutions of 32 channels, each max-pooled, to 7 × 7 × 32 and back by upsampling;
+cross-entropy, batches of 128, Adam, one fixed noisy copy of the training set. Both see noise of deviation 0.5 clipped to
+[0, 1]; both are measured on the same noisy test set, by the means over its images. Needs `pip install -e ".[bench]"`.
+About ten minutes on two CPU cores, nearly all of them the peer's; `--data` takes a folder of IDX files for Fashion-MNIST.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from flaxae import autoencoder, data, metrics, presets, training
+from flaxae.autoencoder import Autoencoder
+
+NOISE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare on."""
+
+    data: str = "mnist"
+    """`mnist`, or a folder of IDX files."""
+    epochs: int = 10
+    """Of both."""
+    models: tuple[str, ...] = ("mixer",)
+    """The presets of flaxae's to train."""
+    seed: int = 0
+    """Of the weights, shuffles and noise."""
+    peer: bool = True
+    """Train the peer too."""
+
+
+def main(config: Config) -> None:
+    dataset = data.load(config.data)
+    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    noisy = add_noise(test, config.seed + 1)
+    print(
+        f"{dataset.name}: {len(train):,} training and {len(test):,} test images, noise {NOISE}, {config.epochs} epochs"
+    )
+    print(f"{'':30s} {'PSNR (dB)':>10s} {'SSIM':>8s} {'MSE':>8s} {'training (s)':>13s}")
+    report("noisy", noisy, test, 0)
+    runs = {f"flaxae, {name}": lambda name=name: flaxae(name, config, train, noisy) for name in config.models}
+    if config.peer:
+        runs["Keras blog, in torch"] = lambda: keras_blog(config, train, noisy)
+    for name, run in runs.items():
+        began = time.perf_counter()
+        denoise = run()
+        report(name, denoise(), test, time.perf_counter() - began)
+
+
+def add_noise(images: Float[np.ndarray, "*shape"], seed: int) -> Float[np.ndarray, "*shape"]:
+    noise = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
+    return np.clip(images + NOISE * noise, 0, 1)
+
+
+def report(name: str, reconstruction: np.ndarray, clean: np.ndarray, seconds: float) -> None:
+    psnr, ssim, mse = (
+        float(metric(reconstruction, clean).mean()) for metric in (metrics.psnr, metrics.ssim, metrics.mse)
+    )
+    print(f"{name:30s} {psnr:10.2f} {ssim:8.4f} {mse:8.5f} {seconds:13.0f}", flush=True)
+
+
+def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
+    """A preset under the defaults of `--exp denoise`; gives a function that denoises."""
+    preset = dataclasses.replace(presets.PRESETS[name](), corruption="gaussian", noise=NOISE, clip=(0.0, 1.0))
+    model = autoencoder.build(preset, train.shape[1:], seed=config.seed)
+    training.fit(model, train, epochs=config.epochs, batch_size=128, validation=0.05, seed=config.seed, show=False)
+    return lambda: training.apply(Autoencoder.reconstruct, model, noisy)
+
+
+def keras_blog(config: Config, train: np.ndarray, noisy: np.ndarray):
+    """The peer, in channels-last memory and with fused Adam, torch's fast path; gives a function that denoises."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(config.seed)
+
+    def images(x):
+        return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2)
+
+    channels = train.shape[-1]
+    model = nn.Sequential(
+        *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
+        nn.Conv2d(32, channels, 3, padding=1),
+    ).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    loss = nn.BCEWithLogitsLoss()
+    clean, corrupted = images(train), images(add_noise(train, config.seed))
+    for _ in range(config.epochs):
+        order = torch.randperm(len(clean))
+        for batch in order.split(128):
+            optimizer.zero_grad()
+            loss(model(corrupted[batch]), clean[batch]).backward()
+            optimizer.step()
+
+    def denoise():
+        with torch.no_grad():
+            parts = [torch.sigmoid(model(part)).permute(0, 2, 3, 1).numpy() for part in images(noisy).split(1000)]
+        return np.concatenate(parts)
+
+    return denoise
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
