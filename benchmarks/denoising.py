@@ -3,10 +3,11 @@
     python -m benchmarks.denoising --data mnist
 
 The peer is the network of "Building autoencoders in Keras" (blog.keras.io, 2016), section "Application to image
-denoising", built in torch: two 3 × 3 convolutions of 32 channels, each max-pooled, to 7 × 7 × 32 and back by upsampling;
-cross-entropy, batches of 128, Adam, one fixed noisy copy of the training set. Both see noise of deviation 0.5 clipped to
-[0, 1]; both are measured on the same noisy test set, by the means over its images. Needs `pip install -e ".[bench]"`.
-About ten minutes on two CPU cores, nearly all of them the peer's; `--data` takes a folder of IDX files for Fashion-MNIST.
+denoising", built in torch: two 3 × 3 convolutions of 32 channels, each max-pooled, to 7 × 7 × 32 and back by
+upsampling; cross-entropy, batches of 128, Adam, one fixed noisy copy of the training set. Both see noise of deviation
+0.5 clipped to [0, 1]; both are measured on the same noisy test set, by the means over its images. The seconds are of
+training and denoising, compilation included. Needs `pip install -e ".[bench]"`. About ten minutes on two CPU cores;
+`--data` takes a folder of IDX files for Fashion-MNIST.
 """
 
 import dataclasses

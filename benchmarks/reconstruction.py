@@ -2,8 +2,8 @@
 
     python -m benchmarks.reconstruction
 
-Trains on MNIST's training part with nothing held out, beside PCA with as many components; mean squared error per pixel of
-the test images in [0, 1]. The seconds are of `fit` as a whole, compilation included. About 80 s on two CPU cores.
+Trains on MNIST's training part with nothing held out, beside PCA with as many components; mean squared error per pixel
+of the test images in [0, 1]. The seconds are of `fit` as a whole, compilation included. About 80 s on two CPU cores.
 """
 
 import dataclasses

@@ -27,6 +27,8 @@ class Config:
 
     data: str = "mnist"
     """What to train on: `mnist` (embedded), `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, IDX files, images."""
+    label: str | None = None
+    """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
     model: str | None
     """The preset to train."""
     epochs: int | None = None

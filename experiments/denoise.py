@@ -92,7 +92,7 @@ def train(config: Config) -> None:
     from flaxae import autoencoder, data, presets, runs, trained, training
     from flaxae.likelihoods import Bernoulli, Gaussian
 
-    dataset = data.load(config.data, seed=config.seed)
+    dataset = data.load(config.data, label=config.label, seed=config.seed)
     is_image = dataset.kind == "image"
     name = config.model or ("mixer" if is_image else "denoising")
     preset = presets.PRESETS[name](likelihood=Bernoulli() if is_image else Gaussian())
@@ -156,8 +156,8 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     metric, unit, best = ("psnr_db", "dB", max) if "psnr_db" in scores["noisy"] else ("mse", "MSE", min)
     rival = best(scores.keys() - {"flaxae"}, key=lambda name: scores[name][metric])
     summary = (
-        f"From {scores['noisy'][metric]:.4g} {unit} when noisy to {scores['flaxae'][metric]:.4g} {unit} by the autoencoder, "
-        f"trained for {len(history['loss'])} epochs in {history['seconds'][-1]:.0f} s. "
+        f"From {scores['noisy'][metric]:.4g} {unit} when noisy to {scores['flaxae'][metric]:.4g} {unit} by the "
+        f"autoencoder, trained for {len(history['loss'])} epochs in {history['seconds'][-1]:.0f} s. "
         f"The best of the simple filters, {LABELS[rival]}, reaches {scores[rival][metric]:.4g} {unit}."
     )
     report.write(
