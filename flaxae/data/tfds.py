@@ -7,6 +7,7 @@ The arrays are then kept as `flaxae.npz` beside the prepared files, which is qui
 import contextlib
 import difflib
 import importlib.util
+import logging
 import math
 import os
 import pathlib
@@ -86,6 +87,7 @@ def _open(name: str) -> "DatasetBuilder":
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataError(f"tfds:{name} needs the package tensorflow-datasets: `pip install -e .` ({error}).") from error
+    logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings say less than the errors raised here
     data_dir = os.environ.get("TFDS_DATA_DIR")
     not_found = tfds.core.registered.DatasetNotFoundError
     try:
