@@ -73,7 +73,7 @@ class TopK(nnx.Module):
 class Gaussian(nnx.Module):
     """q(z | x) = N(mean, exp(logvar)) (Kingma & Welling 2014). With a key z is a sample, without one the mean.
 
-    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that exp never overflows and the gradient never vanishes.
+    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that its exp never overflows.
     """
 
     def __init__(self, features: int, latent: int, *, rngs: nnx.Rngs):

@@ -1,0 +1,136 @@
+"""What the experiments that train any preset share: their flags, the training, the use of a trained model."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import experiments
+from flaxae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flaxae import autoencoder
+    from flaxae.autoencoder import Autoencoder
+    from flaxae.data import Dataset
+    from flaxae.report import Table
+    from flaxae.runs import Run
+    from flaxae.training import History
+
+EPOCHS, STEPS = 10, 2000  # by default: of a large set, and at least of a small one
+PRETRAINING_EPOCHS = 2  # of each layer of a stack
+MOST_VALUES_FOR_PCA = 4096  # an example: PCA takes time with its cube
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(experiments.Config):
+    """Flags of an experiment that trains any preset."""
+
+    model: str = "vanilla"
+    """The preset to train; a wrong name lists them."""
+    latent: int | None = None
+    """Size of the code; by default the preset's."""
+    batch_size: int = 256
+    """Examples a step."""
+    learning_rate: float = 3e-3
+    """The peak, after a warm-up and before a cosine decay."""
+    validation: float = 0.05
+    """Fraction of the training data held out, to choose the best epoch by."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation loss."""
+
+
+def preset(config: Config, dataset: "Dataset", *, latent: int | None = None) -> "autoencoder.Config":
+    """The model that the flags ask for, with the likelihood that the data are scaled for."""
+    from flaxae import presets
+    from flaxae.likelihoods import Bernoulli, Gaussian
+
+    experiments.check_name("model", config.model, tuple(presets.PRESETS))
+    likelihood = Bernoulli() if dataset.kind == "image" else Gaussian()
+    made = presets.PRESETS[config.model](likelihood=likelihood)
+    return dataclasses.replace(made, latent=latent or config.latent or made.latent)
+
+
+def train(
+    config: Config, run: "Run", dataset: "Dataset", model: "autoencoder.Config", *, part: str = "", log: bool = True
+) -> tuple["Autoencoder", "History"]:
+    """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own."""
+    from flaxae import autoencoder, stacked, training
+
+    x = dataset.scaling(dataset.train)
+    network = autoencoder.build(model, dataset.shape, seed=config.seed)
+    folder = run.checkpoints / part
+    resume = config.resume and (folder / "latest").exists()
+    settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
+    epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=EPOCHS, steps=STEPS)
+    if config.model == "stacked" and not resume:
+        stacked.pretrain(network, x, epochs=PRETRAINING_EPOCHS, validation=0.0, **settings)
+    history = training.fit(
+        network,
+        x,
+        epochs=config.epochs or epochs,
+        validation=config.validation,
+        patience=config.patience,
+        folder=folder,
+        resume=resume,
+        on_epoch=run.log_epoch if log else None,
+        **settings,
+    )
+    return network, history
+
+
+def mean_squared_error(model: "Autoencoder", x: "np.ndarray") -> float:
+    """Of the reconstruction, a value, in the model's scale."""
+    import numpy as np
+
+    from flaxae import training
+    from flaxae.autoencoder import Autoencoder
+
+    return float(np.mean(np.square(training.apply(Autoencoder.reconstruct, model, x) - x)))
+
+
+def pca_error(dataset: "Dataset", components: int) -> float | None:
+    """PCA's mean squared error on the test examples; None where it has not that many components, or takes too long."""
+    import numpy as np
+
+    from flaxae import baselines
+
+    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    if train[0].size > MOST_VALUES_FOR_PCA or components > min(len(train), train[0].size):
+        return None
+    return float(np.mean(np.square(baselines.pca_reconstruct(test, train=train, components=components) - test)))
+
+
+def finish(
+    run: "Run",
+    title: str,
+    summary: str,
+    tables: "list[Table]",
+    figures: list[tuple[str, str]],
+    results: dict[str, float],
+    usage: str,
+) -> None:
+    """Write the report and results.json, print the tables. `figures` are captions and names."""
+    from flaxae import report
+
+    report.write(
+        run.folder / "report.html",
+        title=title,
+        summary=summary,
+        command=experiments.command(),
+        tables=tables,
+        figures=[(caption, run.figure(name)) for caption, name in figures],
+        config=run.config,
+        usage=usage,
+    )
+    run.write_results(results)
+    for table in tables:
+        experiments.print_table(table)
+    print(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")
+
+
+def no_use(config: Config, experiment: str) -> None:
+    """Raise ConfigError if the flags ask to use a trained model, which this experiment does not."""
+    if config.from_ is not None:
+        raise ConfigError(
+            f"--exp {experiment} takes no --from. Use a trained model by `--exp reconstruct` or `reduce`."
+        )

@@ -1,0 +1,191 @@
+"""Reconstruct: train any preset, see what its code keeps, find the size that the data need.
+
+    python run.py --exp reconstruct --model sparse
+
+trains on the embedded MNIST for about a minute on two CPU cores and reports the error beside PCA's, how much of the
+code is in use, and whether the model memorises. The size of the code is the hardest choice; the elbow of
+
+    python run.py --exp reconstruct --sweep latent=2,8,32,128
+
+answers it. A trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import experiments
+from experiments import _presets
+from flaxae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flaxae.autoencoder import Autoencoder
+    from flaxae.data import Dataset
+    from flaxae.runs import Run
+    from flaxae.training import History
+
+MEMORISES = 1.5  # the error on unseen examples over that on training examples, from which the report says so
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(_presets.Config):
+    """Flags of the reconstruction experiment."""
+
+    sweep: str | None = None
+    """Sizes of the code to train and compare, such as latent=2,8,32,128."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sweep is not None:
+            sizes(self.sweep)
+
+
+def sizes(sweep: str) -> list[int]:
+    """The numbers of "latent=2,8,32"."""
+    name, _, values = sweep.partition("=")
+    numbers = values.split(",")
+    if name != "latent" or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ConfigError(f"--sweep is {sweep!r}; expected sizes of the code, such as latent=2,8,32,128.")
+    return sorted({int(number) for number in numbers})
+
+
+def run(config: Config) -> None:
+    """Train, evaluate and report; or, with --from, apply a trained model."""
+    if config.from_ is not None:
+        apply(config)
+    else:
+        train(config)
+
+
+def apply(config: Config) -> None:
+    """Reconstruct --input with the model of --from, into --output."""
+    from flaxae import data, trained
+
+    model = trained.load(config.from_)
+    data.write(config.output, model.reconstruct(data.read(config.input, columns=model.columns)), columns=model.columns)
+    print(f"Reconstructed {config.input} into {config.output}.")
+
+
+def train(config: Config) -> None:
+    """Train and evaluate in a run's folder: one model, or one a size."""
+    from flaxae import data, runs, trained
+
+    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    model = _presets.preset(config, dataset)
+    settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
+    with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        if config.sweep is None:
+            evaluate(run, *_presets.train(config, run, dataset, model), dataset)
+        else:
+            compare(config, run, dataset)
+
+
+def compare(config: Config, run: "Run", dataset: "Dataset") -> None:
+    """Train a model of each size and draw the elbow."""
+    from flaxae import plots, report
+
+    errors, pca = {}, {}
+    for latent in sizes(config.sweep):
+        print(f"latent {latent}")
+        preset = _presets.preset(config, dataset, latent=latent)
+        model, _ = _presets.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
+        errors[latent] = _presets.mean_squared_error(model, dataset.scaling(dataset.test))
+        pca[latent] = _presets.pca_error(dataset, latent)
+    both = all(pca.values())
+    table = report.Table(
+        f"{len(dataset.test):,} test examples, {dataset.name}",
+        ["size of the code", "MSE ↓", *(["PCA's MSE ↓", "ratio"] if both else [])],
+        [[str(n), errors[n], *([pca[n], errors[n] / pca[n]] if both else [])] for n in errors],
+    )
+    series = {config.model: list(errors.values()), **({"PCA": list(pca.values())} if both else {})}
+    plots.lines(
+        list(errors), series, run.figure("elbow"), x_label="numbers in the code", y_label="test mean squared error"
+    )
+    results = {f"test/mse/latent_{n}": error for n, error in errors.items()}
+    results |= {f"baseline/pca/mse/latent_{n}": error for n, error in pca.items() if error is not None}
+    usage = f"python run.py --exp reconstruct --model {config.model} --data {config.data} --latent N"
+    title = f"Reconstructing {dataset.name}"
+    _presets.finish(run, title, elbow(errors), [table], [("Error over the size of the code.", "elbow")], results, usage)
+
+
+def elbow(errors: dict[int, float]) -> str:
+    """In words: the size beyond which a doubling takes away less than a fifth of the error."""
+    numbers = list(errors)
+    for n, larger in itertools.pairwise(numbers):
+        if errors[larger] > errors[n] * 0.8 ** math.log2(larger / n):
+            return f"From {n} numbers on, doubling the code takes away less than a fifth of the error: start with {n}."
+    return f"The error still falls by a fifth or more with every doubling up to {numbers[-1]}: try larger codes."
+
+
+def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:
+    """Measure on the test set: the table, results.json, figures, the report."""
+    import numpy as np
+
+    from flaxae import plots, report, training
+    from flaxae.autoencoder import Autoencoder
+
+    x = dataset.scaling(dataset.test)
+    code = training.apply(Autoencoder.encode, model, x)
+    rebuilt = training.apply(Autoencoder.reconstruct, model, x)
+    seen = dataset.scaling(dataset.train[: len(x)])
+    error, train_error = float(np.mean(np.square(rebuilt - x))), _presets.mean_squared_error(model, seen)
+    pca = _presets.pca_error(dataset, code.shape[1])
+    spread, used = code.std(axis=0), activity(code)
+    table = report.Table(
+        f"{len(x):,} test examples, {dataset.name}",
+        ["", "value"],
+        [
+            ["test MSE", error],
+            ["MSE on as many training examples", train_error],
+            *([] if pca is None else [["PCA's test MSE, as many numbers", pca]]),
+            ["units of the code", len(spread)],
+            ["units in use", used["units"]],
+            ["units on, of an example", used["on"]],
+        ],
+    )
+    grid = report.image_grid if dataset.kind == "image" else report.line_grid
+    shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
+    if dataset.kind == "signal":
+        shown = {name: values.reshape(len(values), -1) for name, values in shown.items()}
+    grid(shown, run.figure("reconstructions"))
+    plots.bars(spread, run.figure("activity"), x_label="unit of the code", y_label="standard deviation")
+    report.curves(history, run.figure("curves"))
+    results = {
+        "test/mse": error,
+        "train/mse": train_error,
+        "train/seconds": history["seconds"][-1],
+        "train/epochs": len(history["loss"]),
+        "code/units_in_use": used["units"],
+        "code/units_on": used["on"],
+        **({} if pca is None else {"baseline/pca/mse": pca}),
+    }
+    figures = [
+        ("Test examples over their reconstructions.", "reconstructions"),
+        ("How much each unit of the code varies over the test examples.", "activity"),
+        ("Loss an epoch, on the training examples and on those held out.", "curves"),
+    ]
+    usage = f'import flaxae\nmodel = flaxae.load("{run.folder}")\nmodel.reconstruct(x), model.encode(x)'
+    summary = f"Test MSE {error:.4g}. {memory(train_error, error)}"
+    _presets.finish(run, f"Reconstructing {dataset.name}", summary, [table], figures, results, usage)
+
+
+def activity(code: "np.ndarray") -> dict[str, float]:
+    """`units` that vary over the examples by more than a hundredth of the liveliest, and how many are `on` (not 0)."""
+    import numpy as np
+
+    spread = code.std(axis=0)
+    return {"units": int(np.sum(spread > 0.01 * spread.max())), "on": float(np.mean(np.sum(code != 0, axis=1)))}
+
+
+def memory(train_error: float, test_error: float) -> str:
+    """In words, whether the model reconstructs examples that it was not trained on as well."""
+    ratio = test_error / max(train_error, 1e-12)
+    if ratio < MEMORISES:
+        return f"It does not memorise: the error on unseen examples is {ratio:.2f} times that on training examples."
+    return (
+        f"It memorises: the error on unseen examples is {ratio:.2f} times that on training examples. "
+        "More data, a smaller code, noise (--model denoising), or fewer epochs help."
+    )

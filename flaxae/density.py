@@ -1,0 +1,144 @@
+"""Densities: how probable a variational model finds data, and a density of codes that lets any model sample."""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from flaxae import errors, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.nn import heads
+from flaxae.objectives import kl_to_standard_normal, log_weights
+from flaxae.training import Examples
+
+DECODED_AT_ONCE = 4096  # codes: what the decoder's widest layer makes of them has to stay small
+
+
+def negative_log_likelihood(
+    model: Autoencoder, x: Examples, *, samples: int = 5000, seed: int = 0, examples_at_once: int = 64
+) -> Float[np.ndarray, " examples"]:
+    """−log 1/K Σ_k p(x, z_k) / q(z_k | x) of each example, K = `samples`; nats (Burda et al. 2016, section 5).
+
+    An upper bound in expectation, which K makes tight. Nothing is corrupted, dropout is off.
+
+    Raises:
+        ConfigError: the model's head gives no q(z | x).
+        DataError: x doesn't fit the model.
+    """
+    _check_variational(model)
+    x = np.asarray(training.check_examples(model, x))
+    examples_at_once = min(examples_at_once, len(x))
+    chunk = max(1, min(samples, DECODED_AT_ONCE // examples_at_once))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    starts = range(0, len(x), examples_at_once)
+    keys = jax.random.split(jax.random.key(seed), len(starts))
+    parts = []
+    for start, key in zip(starts, keys, strict=True):
+        index = np.minimum(np.arange(start, start + examples_at_once), len(x) - 1)
+        parts.append(_log_mean_weight(graphdef, samples, chunk, state, x[index], key))
+    return -np.concatenate(parts)[: len(x)]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "samples", "chunk"))
+def _log_mean_weight(
+    graphdef: nnx.GraphDef,
+    samples: int,
+    chunk: int,
+    state: nnx.State,
+    x: Float[Array | np.ndarray, " batch *shape"],
+    key: Key[Array, ""],
+) -> Float[Array, " batch"]:
+    """log of the mean of `samples` importance weights, by a loop over `chunk` of them at a time."""
+    model = nnx.merge(graphdef, state)
+
+    def body(i: Int[Array, ""], total: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        weights = log_weights(model, x, x, jax.random.fold_in(key, i), chunk)
+        wanted = (i * chunk + jnp.arange(chunk) < samples)[:, None]
+        return jnp.logaddexp(total, jax.nn.logsumexp(weights, axis=0, where=wanted))
+
+    total = lax.fori_loop(0, math.ceil(samples / chunk), body, jnp.full(len(x), -jnp.inf))
+    return total - math.log(samples)
+
+
+class Elbo(NamedTuple):
+    """The two terms of log p(x) ≥ log p(x | z) − Σ_j KL_j, nats."""
+
+    log_likelihood: Float[Array | np.ndarray, " examples"]  # at one z ~ q(z | x)
+    kl: Float[Array | np.ndarray, " examples latent"]
+
+
+def elbo(model: Autoencoder, x: Examples, *, seed: int = 0, batch_size: int = 1024) -> Elbo:
+    """The evidence lower bound of each example, in its terms, whatever β the model was trained with.
+
+    Raises:
+        ConfigError: the model's head gives no q(z | x).
+        DataError: x doesn't fit the model.
+    """
+    _check_variational(model)
+    x = np.asarray(training.check_examples(model, x))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    keys = jax.random.split(jax.random.key(seed), math.ceil(len(x) / batch_size))
+    batches = [x[i * batch_size : (i + 1) * batch_size] for i in range(len(keys))]
+    parts = [_elbo(graphdef, state, batch, key) for batch, key in zip(batches, keys, strict=True)]
+    return Elbo(*(np.concatenate(terms) for terms in zip(*parts, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _elbo(
+    graphdef: nnx.GraphDef, state: nnx.State, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+) -> Elbo:
+    model = nnx.merge(graphdef, state)
+    params, latent = model.forward(x, key)
+    return Elbo(model.likelihood.log_prob(params, x), kl_to_standard_normal(latent.mean, latent.logvar))
+
+
+def _check_variational(model: Autoencoder) -> None:
+    if not isinstance(model.head, heads.Gaussian):
+        raise errors.ConfigError(
+            f"The head {type(model.head).__name__} gives no q(z | x), so there is no likelihood of x to estimate. "
+            "Train a variational model, such as `presets.variational()`."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of normals: a density of codes, from which a model without a prior can sample."""
+
+    weights: Float[np.ndarray, " components"]
+    means: Float[np.ndarray, "components latent"]
+    covariances: Float[np.ndarray, "components latent latent"]
+
+    @classmethod
+    def fit(cls, codes: Float[np.ndarray, "examples latent"], *, components: int = 32, seed: int = 0) -> "Mixture":
+        """Fitted by expectation maximisation, with scikit-learn's `GaussianMixture`.
+
+        Raises:
+            ConfigError: there are not twice as many codes as components.
+        """
+        from sklearn.mixture import GaussianMixture
+
+        if not 1 <= components <= len(codes) // 2:
+            raise errors.ConfigError(
+                f"{components} components for {len(codes)} codes: give 1 to {len(codes) // 2}, or more codes."
+            )
+        codes = np.asarray(codes, np.float64)
+        ridge = 1e-4 * float(codes.var(axis=0).mean()) + 1e-12  # units that are always off have no variance
+        fitted = GaussianMixture(components, reg_covar=ridge, init_params="k-means++", random_state=seed).fit(codes)
+        return cls(fitted.weights_, fitted.means_, fitted.covariances_)
+
+    def sample(self, n: int, *, seed: int = 0) -> Float[np.ndarray, " n latent"]:
+        """n codes, for `Autoencoder.decode`."""
+        rng = np.random.default_rng(seed)
+        component = rng.choice(len(self.weights), n, p=self.weights / self.weights.sum())
+        noise = rng.standard_normal((n, self.means.shape[1]))
+        factors = np.linalg.cholesky(self.covariances)[component]
+        return (self.means[component] + np.einsum("nij,nj->ni", factors, noise)).astype(np.float32)

@@ -1,0 +1,80 @@
+"""Greedy pre-training of a fully connected stack, layer by layer (Bengio et al. 2007; Vincent et al. 2010)."""
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxae import corruptions, errors, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.likelihoods import Gaussian
+from flaxae.nn import heads
+from flaxae.nn.mlp import Dense, MLPDecoder, MLPEncoder
+from flaxae.training import Examples, History
+
+
+def pretrain(model: Autoencoder, x: Examples, *, epochs: int = 3, noise: float = 0.0, **settings: Any) -> list[History]:
+    """Train each layer of the encoder, with its mirror in the decoder, to reconstruct what the layers before make of x.
+
+    The layers are the model's own: `training.fit(model, x)` afterwards trains them all together.
+
+    Args:
+        model: fully connected, with a deterministic head.
+        x: scaled as the model's likelihood expects.
+        epochs: of each layer.
+        noise: fraction of each layer's input that is set to 0 in training.
+        settings: of `training.fit`.
+
+    Returns:
+        The history of each layer, outermost first. The first one's loss is by the model's likelihood, the others' by a
+        Gaussian one of the layer's activations.
+
+    Raises:
+        ConfigError: the model is not such a stack.
+        DataError: x doesn't fit the model.
+    """
+    parts = (model.encoder, model.head, model.decoder)
+    if not all(map(isinstance, parts, (MLPEncoder, heads.Deterministic, MLPDecoder))):
+        raise errors.ConfigError(
+            "Only a fully connected stack with a deterministic head is trained layer by layer, such as "
+            f"`presets.stacked()`; the model has {', '.join(type(part).__name__ for part in parts)}."
+        )
+    h = np.asarray(training.check_examples(model, x)).reshape(len(x), -1)
+    encoders, decoders = list(model.encoder.stack.layers), [model.decoder.out, *reversed(model.decoder.stack.layers)]
+    histories = []
+    for i, decoder in enumerate(decoders):
+        innermost = i == len(encoders)
+        layer = Autoencoder(
+            _Layer(None if innermost else encoders[i]),
+            model.head if innermost else _Code(),
+            _Layer(decoder),
+            likelihood=model.likelihood if i == 0 else Gaussian(),
+            corruption=corruptions.masking,
+            noise=noise,
+        )
+        histories.append(training.fit(layer, h, epochs=epochs, **settings))
+        if not innermost:
+            h = training.apply(Autoencoder.encode, layer, h)
+    return histories
+
+
+class _Layer(nnx.Module):
+    """One layer of the stack as an encoder or decoder; None gives back what it gets."""
+
+    def __init__(self, layer: nnx.Module | None):
+        self.layer = layer
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, "batch inputs"], key: Key[Array, ""] | None = None
+    ) -> Float[Array | np.ndarray, "batch outputs"]:
+        if self.layer is None:
+            return x
+        return self.layer(x, key) if isinstance(self.layer, Dense) else self.layer(x)
+
+
+class _Code(nnx.Module):
+    """The head of a layer whose output is its code."""
+
+    def __call__(self, features: Float[Array, "batch features"], key: Key[Array, ""] | None = None) -> heads.Latent:
+        return heads.Latent(z=features)
