@@ -2,8 +2,8 @@
 
 The unit that is compiled is a block: `lax.fori_loop` over a pure step, on state that is donated, over data that live
 on the device. How many steps a block has is an argument of it, so that a block lasts about a third of a second whatever
-the model and the machine, and nothing is compiled twice. All randomness is folded in from (seed, epoch) and (seed, step);
-so the weights after step n are the same bits whether the run was interrupted or not.
+the model and the machine, and nothing is compiled twice. All randomness is folded in from (seed, epoch) and (seed,
+step); so the weights after step n are the same bits whether the run was interrupted or not.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ SAVE_SECONDS = 10.0  # between checkpoints
 
 # Checked in `check_examples`, with a message: floats, finite, of the model's shape.
 Examples = Shaped[Array | np.ndarray, " examples *shape"]
+
+Weights = tuple[nnx.State, nnx.State]  # parameters, and the rest
 
 
 class History(dict[str, list[float]]):
@@ -191,8 +193,35 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnames="examples")
-def _shuffle(key: Key[Array, ""], epoch: int | Int[Array, ""], examples: int) -> Int[Array, " examples"]:
+def shuffle(key: Key[Array, ""], epoch: int | Int[Array, ""], examples: int) -> Int[Array, " examples"]:
+    """The order of an epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+
+def keys(seed: int) -> Key[Array, "3"]:
+    """A run's keys: of the shuffles, of the steps, of validation."""
+    return jax.random.split(jax.random.key(seed), 3)
+
+
+def split(
+    model: Autoencoder, x: Examples, validation: float | Array | np.ndarray, seed: int
+) -> tuple[Float[Array, " kept *shape"], Float[Array, " held_out *shape"] | None]:
+    """The examples to train on, and those held out (None for none), checked and on the device; see `fit`."""
+    x = check_examples(model, x)
+    if not isinstance(validation, (int, float)):
+        return jax.device_put(x), jax.device_put(check_examples(model, validation))
+    if not 0 <= validation < 1:
+        raise errors.ConfigError(f"validation is {validation}; it has to be a fraction, at least 0 and below 1.")
+    held_out = math.ceil(validation * len(x))
+    if held_out == 0:
+        return jax.device_put(x), None
+    if held_out == len(x):
+        raise errors.DataError(
+            f"{len(x)} example can't be split into a part to train on and one to validate on: "
+            "give more, or validation=0."
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(x))
+    return jax.device_put(x[np.sort(shuffled[held_out:])]), jax.device_put(x[np.sort(shuffled[:held_out])])
 
 
 def fit(
@@ -236,15 +265,12 @@ def fit(
         CheckpointError: `resume` with another setting than the checkpoint's, or with no good checkpoint.
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
-    _check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
-    x, held_out = _split(check_examples(model, x), validation, seed)
-    if held_out is not None:
-        held_out = jax.device_put(check_examples(model, held_out))
-    x = jax.device_put(x)
+    check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
+    x, held_out = split(model, x, validation, seed)
     batch_size = min(batch_size, len(x))
     steps_per_epoch = len(x) // batch_size
     optimizer = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema)
-    order_key, step_key, held_out_key = jax.random.split(jax.random.key(seed), 3)
+    order_key, step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
     objective = objective or model.objective
 
@@ -275,12 +301,12 @@ def fit(
         while step < optimizer.steps and not _stalled(history["val_loss"], patience):
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
             if order_epoch != epoch:
-                order, order_epoch = _shuffle(order_key, epoch, len(x)), epoch
+                order, order_epoch = shuffle(order_key, epoch, len(x)), epoch
             stop = min(step + block, (epoch + 1) * steps_per_epoch)
             block_began = time.perf_counter()
             state = train_block(graphdef, objective, optimizer, batch_size, state, x, order, step_key, step, stop)
             if not state.ok:
-                nnx.update(model, *_weights(state))
+                nnx.update(model, *weights(state))
                 raise errors.DivergedError(_diverged(epoch, learning_rate))
             seconds_per_step = (time.perf_counter() - block_began) / (stop - step)
             block = max(1, round(BLOCK_SECONDS / seconds_per_step))
@@ -291,20 +317,20 @@ def fit(
                 state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
                 history["loss"][epoch] = loss
                 if held_out is None:
-                    best = _weights(state)
+                    best = weights(state)
                 else:
                     history["val_loss"][epoch] = evaluate(
-                        graphdef, objective, batch_size, *_weights(state), held_out, held_out_key
+                        graphdef, objective, batch_size, *weights(state), held_out, held_out_key
                     )
                     if np.nanargmin(history["val_loss"]) == epoch:
-                        best = _weights(state)
+                        best = weights(state)
                 history["seconds"][epoch] = trained_before + time.perf_counter() - began
                 if on_epoch is not None:
                     on_epoch({"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in history.items()}})
             report(step / steps_per_epoch, loss, batch_size / seconds_per_step)
             if interrupted():
                 save()
-                nnx.update(model, *_weights(state))
+                nnx.update(model, *weights(state))
                 raise KeyboardInterrupt
             if time.perf_counter() - saved > SAVE_SECONDS and step < optimizer.steps:
                 save()
@@ -319,14 +345,14 @@ class Snapshot(NamedTuple):
     """A run at a step: all that is saved to resume it. Epochs to come are NaN in `history`."""
 
     state: State
-    best: tuple[nnx.State, nnx.State]  # parameters and the rest, as `_weights` gives them
+    best: Weights
     history: dict[str, Float[np.ndarray, " epochs"]]
     settings: dict[str, float]
 
     @classmethod
     def start(cls, state: State, epochs: int, settings: dict[str, float]) -> "Snapshot":
         history = {name: np.full(epochs, np.nan) for name in ("loss", "val_loss", "seconds")}
-        return cls(state, _weights(state), history, settings)
+        return cls(state, weights(state), history, settings)
 
 
 def apply(
@@ -396,7 +422,7 @@ def check_examples(model: Autoencoder, x: Any) -> Float[Array | np.ndarray, " ex
     return x
 
 
-def _weights(state: State) -> tuple[nnx.State, nnx.State]:
+def weights(state: State) -> Weights:
     """A copy of the weights to use, which outlives the donated state: the averaged ones where there is an average."""
     params = state.params if state.average is None else state.average
     return jax.tree.map(jnp.copy, (params, state.rest))
@@ -450,24 +476,7 @@ def _interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _split(x: Examples, validation: float | Array | np.ndarray, seed: int) -> tuple[Any, Any]:
-    """The examples to train on, and those held out (None for none)."""
-    if not isinstance(validation, (int, float)):
-        return x, validation
-    if not 0 <= validation < 1:
-        raise errors.ConfigError(f"validation is {validation}; it has to be a fraction, at least 0 and below 1.")
-    held_out = math.ceil(validation * len(x))
-    if held_out == 0:
-        return x, None
-    if held_out == len(x):
-        raise errors.DataError(
-            f"{len(x)} example can't be split into a part to train on and one to validate on: give more, or validation=0."
-        )
-    shuffled = np.random.default_rng(seed).permutation(len(x))
-    return x[np.sort(shuffled[held_out:])], x[np.sort(shuffled[:held_out])]
-
-
-def _check_settings(
+def check_settings(
     epochs: int,
     batch_size: int,
     learning_rate: float,
