@@ -1,0 +1,152 @@
+"""Reduce: a map of a data set in 2 or 3 dimensions beside PCA's, and its codes in a file.
+
+    python run.py --exp reduce
+
+maps the embedded MNIST in about a minute on two CPU cores. Any table does: `--data customers.csv --label segment`; the
+labels colour the map and score it, and are not trained on. The codes of the whole set, training examples then test
+examples, are written into the run's folder as codes.npz and codes.csv. A trained run maps new data:
+
+    python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import experiments
+from experiments import _presets
+from flaxae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flaxae.autoencoder import Autoencoder
+    from flaxae.data import Dataset
+    from flaxae.runs import Run
+    from flaxae.training import History
+
+SCORED = 2000  # test examples that trustworthiness is measured on: it takes time with their square
+NEIGHBOURS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(_presets.Config):
+    """Flags of the dimension-reduction experiment."""
+
+    latent: int = 2
+    """Dimensions of the map; beyond 3 the codes are scored and written, and not drawn."""
+
+
+def run(config: Config) -> None:
+    """Train, evaluate and report; or, with --from, apply a trained model."""
+    if config.from_ is not None:
+        apply(config)
+    else:
+        train(config)
+
+
+def apply(config: Config) -> None:
+    """Write the codes of --input by the model of --from into --output."""
+    from flaxae import data, trained
+
+    model = trained.load(config.from_)
+    given = data.read(config.input, columns=model.columns)
+    if isinstance(given, dict):
+        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes .npy, .npz, .csv or .parquet.")
+    data.write(config.output, model.encode(given))
+    print(f"Wrote the codes of {config.input} into {config.output}.")
+
+
+def train(config: Config) -> None:
+    """Train and evaluate in a run's folder."""
+    from flaxae import data, runs, trained
+
+    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    model = _presets.preset(config, dataset)
+    settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
+    with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        evaluate(run, *_presets.train(config, run, dataset, model), dataset)
+
+
+def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:
+    """Score the map beside PCA's on the test set; write the codes, the figures, results.json and the report."""
+    import numpy as np
+
+    from flaxae import plots, report, training
+    from flaxae.autoencoder import Autoencoder
+
+    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]
+    write(run, *codes, dataset)
+    dimensions = codes[0].shape[1]
+    scores = {"flaxae": score(*codes, dataset, _presets.mean_squared_error(model, test))}
+    maps = {"flaxae": codes[1]}
+    if (error := _presets.pca_error(dataset, dimensions)) is not None:
+        principal = principal_components(train, test, dimensions)
+        scores["PCA"] = score(*principal, dataset, error)
+        maps["PCA"] = principal[1]
+
+    heads = {"trustworthiness": "trustworthiness ↑", "knn_accuracy": "kNN accuracy ↑", "mse": "MSE ↓"}
+    table = report.Table(
+        f"{dimensions} dimensions, {len(test):,} test examples, {dataset.name}",
+        ["", *(heads[name] for name in scores["flaxae"])],
+        [[name, *values.values()] for name, values in scores.items()],
+    )
+    report.curves(history, run.figure("curves"))
+    figures = [("Loss an epoch, on the training examples and on those held out.", "curves")]
+    if dimensions in (2, 3):
+        plots.maps(maps, run.figure("map"), labels=dataset.test_labels, classes=dataset.classes)
+        figures.insert(0, ("The test examples.", "map"))
+    prefixes = {"flaxae": "test", "PCA": "baseline/pca"}
+    results = {"train/seconds": history["seconds"][-1], "train/epochs": len(history["loss"])}
+    for name, values in scores.items():
+        results |= {f"{prefixes[name]}/{metric}": value for metric, value in values.items()}
+    summary = (
+        f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
+    )
+    new = "new.csv" if dataset.kind == "tabular" else "new.npy"
+    usage = f"python run.py --exp reduce --from {run.folder} --input {new} --output codes.csv"
+    _presets.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage)
+
+
+def principal_components(train: "np.ndarray", test: "np.ndarray", dimensions: int) -> "tuple[np.ndarray, np.ndarray]":
+    """Both parts along the first principal components of the training part."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(dimensions, random_state=0).fit(train.reshape(len(train), -1))
+    return pca.transform(train.reshape(len(train), -1)), pca.transform(test.reshape(len(test), -1))
+
+
+def score(train: "np.ndarray", test: "np.ndarray", dataset: "Dataset", error: float) -> dict[str, float]:
+    """Of a map: whether neighbours in it are neighbours in the data, share the class of the test examples, and its MSE.
+
+    Trustworthiness (Venna & Kaski 2001), at most 1, is of the first `SCORED` test examples. The class of each test
+    example is voted for by its `NEIGHBOURS` nearest training examples in the map.
+    """
+    from sklearn.manifold import trustworthiness
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x = dataset.scaling(dataset.test[:SCORED])
+    neighbours = min(NEIGHBOURS, (len(x) - 1) // 2)
+    scores = {}
+    if neighbours >= 1:
+        scores["trustworthiness"] = trustworthiness(x.reshape(len(x), -1), test[:SCORED], n_neighbors=neighbours)
+    if dataset.train_labels is not None and dataset.test_labels is not None:
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, dataset.train_labels)
+        scores["knn_accuracy"] = nearest.score(test, dataset.test_labels)
+    return {name: float(value) for name, value in {**scores, "mse": error}.items()}
+
+
+def write(run: "Run", train: "np.ndarray", test: "np.ndarray", dataset: "Dataset") -> None:
+    """The codes as codes.npz (train, test, and their labels) and codes.csv (training examples, then test examples)."""
+    import numpy as np
+
+    from flaxae import data
+
+    labels = {"train_labels": dataset.train_labels, "test_labels": dataset.test_labels}
+    known = {name: values for name, values in labels.items() if values is not None}
+    np.savez(run.folder / "codes.npz", train=train, test=test, **known)
+    columns = [f"z{i}" for i in range(train.shape[1])]
+    table = np.concatenate([train, test])
+    if len(known) == 2:
+        columns, table = [*columns, "label"], np.column_stack([table, np.concatenate(list(known.values()))])
+    data.write(run.folder / "codes.csv", table, columns=columns)
