@@ -43,6 +43,10 @@ def run(name: str, arguments: list[str]) -> None:
     config = tyro.cli(
         experiment.Config, args=arguments, prog=f"python run.py --exp {name}", description=experiment.__doc__
     )
+    if config.cache:
+        from flaxae.compilation import enable_cache
+
+        enable_cache()
     experiment.run(config)
 
 

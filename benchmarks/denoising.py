@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from flaxae import autoencoder, data, metrics, presets, training
+from experiments import denoise
+from flaxae import autoencoder, data, metrics, training
 from flaxae.autoencoder import Autoencoder
 
 NOISE = 0.5
@@ -53,8 +54,8 @@ def main(config: Config) -> None:
         runs["Keras blog, in torch"] = lambda: keras_blog(config, train, noisy)
     for name, run in runs.items():
         began = time.perf_counter()
-        denoise = run()
-        report(name, denoise(), test, time.perf_counter() - began)
+        denoiser = run()
+        report(name, denoiser(), test, time.perf_counter() - began)
 
 
 def add_noise(images: Float[np.ndarray, "*shape"], seed: int) -> Float[np.ndarray, "*shape"]:
@@ -71,9 +72,18 @@ def report(name: str, reconstruction: np.ndarray, clean: np.ndarray, seconds: fl
 
 def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
     """A preset under the defaults of `--exp denoise`; gives a function that denoises."""
-    preset = dataclasses.replace(presets.PRESETS[name](), corruption="gaussian", noise=NOISE, clip=(0.0, 1.0))
-    model = autoencoder.build(preset, train.shape[1:], seed=config.seed)
-    training.fit(model, train, epochs=config.epochs, batch_size=128, validation=0.05, seed=config.seed, show=False)
+    defaults = denoise.Config(model=name, noise=NOISE)
+    model = autoencoder.build(denoise.network(defaults, "image"), train.shape[1:], seed=config.seed)
+    training.fit(
+        model,
+        train,
+        epochs=config.epochs,
+        batch_size=defaults.batch_size,
+        learning_rate=defaults.learning_rate,
+        validation=defaults.validation,
+        seed=config.seed,
+        show=False,
+    )
     return lambda: training.apply(Autoencoder.reconstruct, model, noisy)
 
 
@@ -105,12 +115,12 @@ def keras_blog(config: Config, train: np.ndarray, noisy: np.ndarray):
             loss(model(corrupted[batch]), clean[batch]).backward()
             optimizer.step()
 
-    def denoise():
+    def denoiser():
         with torch.no_grad():
             parts = [torch.sigmoid(model(part)).permute(0, 2, 3, 1).numpy() for part in images(noisy).split(1000)]
         return np.concatenate(parts)
 
-    return denoise
+    return denoiser
 
 
 if __name__ == "__main__":

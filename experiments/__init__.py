@@ -45,6 +45,8 @@ class Config:
     """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv or .parquet."""
     output: pathlib.Path | None = None
     """Where to write what the model makes of --input, in the same format."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -69,7 +71,7 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: Config) -> dict[str, Any]:
     """The flags that decide what is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output")
+    apart = ("name", "resume", "from_", "input", "output", "cache")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 

@@ -17,6 +17,7 @@ from flaxae.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from flaxae import autoencoder
     from flaxae.autoencoder import Autoencoder
     from flaxae.data import Dataset
     from flaxae.runs import Run
@@ -89,20 +90,10 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, data, presets, runs, trained, training
-    from flaxae.likelihoods import Bernoulli, Gaussian
+    from flaxae import autoencoder, data, runs, trained, training
 
     dataset = data.load(config.data, label=config.label, seed=config.seed)
-    is_image = dataset.kind == "image"
-    name = config.model or ("mixer" if is_image else "denoising")
-    preset = presets.PRESETS[name](likelihood=Bernoulli() if is_image else Gaussian())
-    preset = dataclasses.replace(
-        preset,
-        latent=config.latent or preset.latent,
-        corruption=config.corruption,
-        noise=config.noise,
-        clip=(0.0, 1.0) if config.clip and is_image else None,
-    )
+    preset = network(config, dataset.kind)
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         model = autoencoder.build(preset, dataset.shape, seed=config.seed)
@@ -123,6 +114,24 @@ def train(config: Config) -> None:
             on_epoch=run.log_epoch,
         )
         evaluate(run, model, dataset, history, seed=config.seed)
+
+
+def network(config: Config, kind: str) -> "autoencoder.Config":
+    """The denoiser that the flags ask for, on data of that kind. Images are trained for PSNR, each weighing alike."""
+    from flaxae import presets
+    from flaxae.likelihoods import Bernoulli, Gaussian
+
+    is_image = kind == "image"
+    name = config.model or ("mixer" if is_image else "denoising")
+    preset = presets.PRESETS[name](likelihood=Bernoulli() if is_image else Gaussian())
+    return dataclasses.replace(
+        preset,
+        latent=config.latent or preset.latent,
+        corruption=config.corruption,
+        noise=config.noise,
+        clip=(0.0, 1.0) if config.clip and is_image else None,
+        objective="profile_likelihood" if is_image else "likelihood",
+    )
 
 
 def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "History", *, seed: int) -> None:

@@ -146,6 +146,7 @@ class Recipe(NamedTuple):
 
 OBJECTIVES: dict[str, Recipe] = {
     "likelihood": Recipe(lambda config: objectives.negative_log_likelihood),
+    "profile_likelihood": Recipe(lambda config: objectives.profile_likelihood),
     "masked": Recipe(lambda config: objectives.masked),
     "l1_sparse": Recipe(lambda config: objectives.l1_sparse, hyper=("sparsity",)),
     "rate_sparse": Recipe(lambda config: objectives.rate_sparse, hyper=("sparsity", "rate"), heads=("sigmoid",)),

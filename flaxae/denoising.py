@@ -16,8 +16,8 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
 
     Images are [height, width, channels], or [images, height, width, channels]; the last axis may be missing where the
     model has one channel. They may be of any size: what is larger than the images of training is cut into tiles that
-    overlap by half, and blended; what is smaller is extended at its edge. A model of one channel takes those of a colour
-    image one by one. Other data are [examples, *shape] as in training.
+    overlap by half, and blended; what is smaller is extended at its edge. A model of one channel takes the channels of
+    a colour image one by one. Other data are [examples, *shape] as in training.
 
     Raises:
         DataError: the shape doesn't fit the model, or values are not finite or out of range.

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Key
 
 from flaxae import errors
 
+MIN_VARIANCE = 1e-6  # 60 dB: below it an example counts as reconstructed
+
 Objective = Callable[[nnx.Module, Float[Array, " batch *shape"], Key[Array, ""]], Float[Array, " batch"]]
 
 
@@ -28,6 +30,19 @@ def negative_log_likelihood(
 ) -> Float[Array, " batch"]:
     """−log p(x | z), z the code of x, or of x̃ where the model has a corruption (Vincent et al. 2010, eq. 5)."""
     return -model.likelihood.log_prob(model(x, key).params, x)
+
+
+def profile_likelihood(
+    model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+) -> Float[Array, " batch"]:
+    """−log N(x; mean, σ²), each example under the σ² that suits it best, its own mean squared error: ½ d log(2πe σ²).
+
+    Every example weighs alike, however hard it is; the mean over examples is that of PSNR but for its sign and unit.
+    The likelihood profiled over σ is textbook; as the loss of an autoencoder: Rybkin et al. 2021 (σ-VAE).
+    """
+    residual = model.likelihood.mean(model(x, key).params) - x
+    variance = jnp.square(residual).reshape(len(residual), -1).mean(axis=-1) + MIN_VARIANCE
+    return 0.5 * residual[0].size * jnp.log(2 * math.pi * math.e * variance)
 
 
 def masked(

@@ -1,9 +1,11 @@
 """What every test shares: strict JAX, two fake CPU devices, quick Hypothesis profiles."""
 
 import os
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flaxae-tests-")  # not the user's
 
 import hypothesis
 import jax

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxae import autoencoder, errors, presets
+from flaxae import autoencoder, errors, metrics, presets
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.nn import heads
@@ -70,6 +70,14 @@ def test_corruption_is_for_training_alone(digits):
     assert (model(x, jax.random.key(0)).params != model(x, jax.random.key(1)).params).any()
     model.hyper.noise[...] = jnp.float32(0)
     np.testing.assert_allclose(model(x, jax.random.key(0)).params, model(x).params, rtol=1e-6)
+
+
+def test_the_profile_likelihood_is_psnr_in_nats(digits):
+    model = autoencoder.build(Config(body=MLP((16,)), objective="profile_likelihood"), (8, 8, 1))
+    x = jnp.asarray(digits[:9])
+    psnr = metrics.psnr(model.reconstruct(x), x)
+    expected = 0.5 * 64 * (jnp.log(2 * jnp.pi * jnp.e) - psnr * jnp.log(10) / 10)
+    np.testing.assert_allclose(model.objective(model, x, jax.random.key(0)), expected, rtol=1e-4)
 
 
 def test_parts_of_ones_own_fit_in(digits):
