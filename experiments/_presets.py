@@ -4,7 +4,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import experiments
-from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,11 +125,3 @@ def finish(
     for table in tables:
         experiments.print_table(table)
     print(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")
-
-
-def no_use(config: Config, experiment: str) -> None:
-    """Raise ConfigError if the flags ask to use a trained model, which this experiment does not."""
-    if config.from_ is not None:
-        raise ConfigError(
-            f"--exp {experiment} takes no --from. Use a trained model by `--exp reconstruct` or `reduce`."
-        )

@@ -147,7 +147,7 @@ class ConvDecoder(nnx.Module):
     def __call__(
         self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch *shape"]:
-        x = self.expand(self.stack(z, key)).reshape(z.shape[0], *self.coarsest)
+        x = self.expand(self.stack(jnp.asarray(z), key)).reshape(z.shape[0], *self.coarsest)
         x = conv.from_nhwc(x)
         for block in self.blocks:
             x = block(x)

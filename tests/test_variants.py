@@ -1,0 +1,365 @@
+"""One contract for every preset; then what is particular to each variant."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from flaxae import autoencoder, checkpoints, corruptions, errors, likelihoods, objectives, presets, stacked, training
+from flaxae.autoencoder import Autoencoder, Config, Hyper
+from flaxae.nn import heads
+from flaxae.nn.convnet import ConvNet
+from flaxae.nn.mixer import Mixer
+from flaxae.nn.mlp import MLP
+
+SHAPE = (8, 8, 1)
+NAMES = [name for name in presets.PRESETS if name != "vae"]  # another name of "variational"
+KEY = jax.random.key(0)
+
+
+def small(name: str, **changes) -> Config:
+    """The preset, with bodies that compile and run in no time."""
+    config = presets.PRESETS[name]()
+    if isinstance(config.body, MLP):
+        body = dataclasses.replace(config.body, hidden=tuple(16 for _ in config.body.hidden))
+    else:
+        body = dataclasses.replace(config.body, channels=(4,) if isinstance(config.body, ConvNet) else 8)
+    return dataclasses.replace(config, **{"body": body, "latent": 16, **changes})
+
+
+def built(name: str, shape: tuple[int, ...] = SHAPE, **changes) -> Autoencoder:
+    return autoencoder.build(small(name, **changes), shape)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimised():
+    """Compiling is nearly all the time of these tests, and what is compiled means the same unoptimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name, digits, tmp_path):
+    x = digits[:32]
+    model = built(name)
+    code = training.apply(Autoencoder.encode, model, x)
+    assert code.shape == (32, 16)
+    assert model.decode(code).shape == x.shape
+
+    # deterministic, and the same compiled
+    np.testing.assert_allclose(code, model.encode(x), atol=1e-5)
+    np.testing.assert_allclose(model.reconstruct(x), model.decode(model.encode(x)), atol=1e-6)
+    first_key = jax.random.fold_in(KEY, 0)
+    eager = model.objective(model, x, first_key)
+    assert eager.shape == (32,)
+    graphdef, _ = nnx.split(model)
+    optimizer = training.Optimizer(steps=80, warmup=0.0)
+    step = functools.partial(training.train_block, graphdef, model.objective, optimizer, 32)
+    order = jnp.arange(32)
+    state = step(training.init(model, optimizer, 0.01), x, order, KEY, 0, 1)
+    np.testing.assert_allclose(state.loss_sum, eager.mean(), rtol=1e-4)
+
+    # it learns one batch
+    state = step(state, x, order, KEY, 1, 80)
+    assert state.ok
+    nnx.update(model, state.params)
+    assert float(model.objective(model, x, first_key).mean()) < float(eager.mean()) - 5
+
+    # a checkpoint gives back the same model
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    checkpoints.save(tmp_path, 1, (params, rest))
+    _, restored = checkpoints.restore(tmp_path, (params, rest))
+    np.testing.assert_array_equal(nnx.merge(graphdef, *restored).encode(x), model.encode(x))
+
+    if isinstance(model.head, heads.Gaussian):
+        assert model.sample(3, KEY).shape == (3, *SHAPE)
+    else:
+        with pytest.raises(errors.ConfigError, match="no prior"):
+            model.sample(3, KEY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(12,), (20, 2)], ids=["table", "signal"])
+def test_tables_and_signals(name, shape, rng):
+    config = dataclasses.replace(presets.PRESETS[name](likelihood=likelihoods.Gaussian()), latent=16)
+    config = dataclasses.replace(config, body=small(name).body)
+    x = 3 * rng.standard_normal((5, *shape)).astype(np.float32)
+
+    def outputs():
+        model = autoencoder.build(config, shape)
+        return model.encode(x), model.reconstruct(x), model.objective(model, x, KEY)
+
+    if isinstance(config.body, Mixer) or (isinstance(config.body, ConvNet) and len(shape) == 1):
+        with pytest.raises(errors.ConfigError, match="takes images"):
+            autoencoder.build(config, shape)
+    else:
+        assert [array.shape for array in nnx.eval_shape(outputs)] == [(5, 16), x.shape, (5,)]
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(errors.ConfigError, match="needs the head 'gaussian'"):
+        Config(objective="elbo")
+    with pytest.raises(errors.ConfigError, match="'patches'"):
+        Config(objective="masked", corruption="gaussian", noise=0.1)
+    with pytest.raises(errors.ConfigError, match="Bernoulli"):
+        Config(likelihood=likelihoods.Gaussian(), binarise=True)
+    with pytest.raises(errors.ConfigError, match="rate"):
+        Config(rate=1.0)
+    with pytest.raises(errors.ConfigError, match="active"):
+        autoencoder.build(Config(head="top_k", latent=4, active=5), (6,))
+    with pytest.raises(errors.ConfigError, match="divide"):
+        autoencoder.build(Config(head="vector_quantized", latent=6, width=4), (6,))
+
+
+def test_choices_cross(digits):
+    """A denoising, sparse, convolutional autoencoder is three choices."""
+    config = small("sparse", corruption="gaussian", noise=0.3, body=ConvNet((4,)))
+    model = autoencoder.build(config, SHAPE)
+    losses = [objectives.l1_sparse(model, digits[:3], jax.random.key(seed)) for seed in (0, 1)]
+    assert (losses[0] != losses[1]).all()
+
+
+# --- heads
+
+
+@given(
+    z=st.lists(st.integers(-40, 40), min_size=6, max_size=6, unique=True),
+    active=st.integers(1, 6),
+)
+def test_top_k_keeps_the_largest(z, active):
+    head = heads.TopK(6, 6, active, rngs=nnx.Rngs(0))
+    head.linear.kernel[...] = jnp.eye(6)
+    expected = [value if value in sorted(z)[-active:] else 0 for value in z]
+    np.testing.assert_array_equal(head(jnp.array([z], jnp.float32)).z[0], expected)
+
+
+def test_the_nearest_vector_is_taken_and_the_gradient_passes_through(rng):
+    head = heads.VectorQuantized(5, 6, codebook=7, width=3, rngs=nnx.Rngs(0))
+    features = jnp.asarray(rng.standard_normal((9, 5)), jnp.float32)
+    latent = head(features)
+    vectors, mean = np.asarray(head.codebook[...]), np.asarray(head.linear(features)).reshape(9, 2, 3)
+    distance = np.square(mean[:, :, None] - vectors[None]).sum(-1)
+    np.testing.assert_array_equal(latent.codes, distance.argmin(-1))
+    np.testing.assert_allclose(latent.z, head.lookup(latent.codes), atol=1e-6)
+    weights = jnp.asarray(rng.standard_normal((9, 6)), jnp.float32)
+    through = jax.grad(lambda f: (head(f).z * weights).sum())(features)
+    np.testing.assert_allclose(through, weights @ head.linear.kernel[...].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("far", [30.0, -30.0, 1e6])
+def test_the_kl_and_its_gradient_stay_finite(far):
+    """exp of an unbounded logvar overflows at 89."""
+    head = heads.Gaussian(1, 1, rngs=nnx.Rngs(0))
+    head.linear.kernel[...] = jnp.array([[0.0, 1.0]])
+
+    def kl(features):
+        latent = head(features, KEY)
+        return objectives.kl_to_standard_normal(latent.mean, latent.logvar).sum() + latent.z.sum()
+
+    value, gradient = jax.value_and_grad(kl)(jnp.full((1, 1), far))
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+    if abs(far) < 100:
+        assert gradient[0, 0] != 0
+
+
+def test_features_are_the_mean_never_a_sample(digits):
+    model = built("variational")
+    latent = model(digits[:4], KEY).latent
+    assert (latent.z != latent.mean).all()
+    np.testing.assert_array_equal(model.encode(digits[:4]), model(digits[:4]).latent.mean)
+
+
+# --- objectives
+
+
+def test_the_likelihood_has_no_logarithm_of_a_sigmoid():
+    """log(sigmoid(-200)) is −inf, and its gradient NaN."""
+    params = jnp.array([[-200.0, 200.0, 0.0]])
+    x = jnp.array([[1.0, 0.0, 0.5]])
+    value, gradient = jax.value_and_grad(lambda p: likelihoods.Bernoulli().log_prob(p, x).sum())(params)
+    assert float(value) == pytest.approx(-400 - np.log(2))
+    np.testing.assert_allclose(gradient, [[1.0, -1.0, 0.0]], atol=1e-6)
+
+
+def test_values_out_of_the_range_of_a_likelihood_are_refused(digits):
+    standardised = (digits - digits.mean()) / digits.std()
+    with pytest.raises(errors.DataError, match="choose the Gaussian likelihood"):
+        training.fit(built("variational"), standardised, epochs=1, show=False)
+
+
+@given(st.floats(-3, 3), st.floats(-4, 3))
+def test_kl_is_scipys(mean, logvar):
+    q, p = stats.norm(mean, np.exp(logvar / 2)), stats.norm()
+    expected = q.expect(lambda z: q.logpdf(z) - p.logpdf(z), lb=mean - 40, ub=mean + 40)
+    kl = objectives.kl_to_standard_normal(jnp.float32([mean]), jnp.float32([logvar]))
+    assert float(kl[0]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_beta_weighs_the_sum_of_the_kl_over_latents(digits):
+    """Averaged over latents, β would mean something else for every size of the code."""
+    model = built("variational", beta=0.0)
+    x = digits[:6]
+    without = objectives.negative_elbo(model, x, KEY)
+    model.hyper.beta[...] = jnp.float32(3)
+    latent = model(x).latent
+    mean, var = np.asarray(latent.mean), np.exp(np.asarray(latent.logvar))
+    kl = 0.5 * (mean**2 + var - 1 - np.log(var)).sum(axis=-1)
+    np.testing.assert_allclose(objectives.negative_elbo(model, x, KEY) - without, 3 * kl, rtol=1e-3)
+
+
+def test_no_kl_is_clamped_by_default(digits):
+    """A posterior near the prior is pressed on it, unless free bits are asked for."""
+    model = built("variational")
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(lambda p: 0.01 * p, params)
+
+    def head_gradient(free_bits):
+        def loss(params):
+            model = nnx.merge(graphdef, params, jax.tree.map(jnp.copy, rest))
+            model.hyper.free_bits = Hyper(jnp.float32(free_bits))
+            log_likelihood = model.likelihood.log_prob(model(digits[:4], KEY).params, digits[:4])
+            return (objectives.negative_elbo(model, digits[:4], KEY) + log_likelihood).sum()
+
+        return jax.grad(loss)(params)["head"]["linear"]["bias"][...]
+
+    assert (head_gradient(0.0) != 0).any()
+    assert (head_gradient(0.1) == 0).all()
+
+
+def test_more_importance_samples_make_a_tighter_bound_from_the_elbo_on(digits):
+    model = built("variational")
+    x = jnp.tile(digits[:50], (20, 1, 1, 1))
+
+    def bound(objective):
+        return float(nnx.jit(lambda model: objective(model, x, KEY).mean())(model))
+
+    elbo, one, ten = map(bound, (objectives.negative_elbo, *map(objectives.ImportanceWeighted, (1, 10))))
+    assert one == pytest.approx(elbo, rel=0.01)
+    assert ten < one - 0.1
+
+
+def test_the_contraction_is_the_jacobian(digits):
+    x = jnp.asarray(digits[:3])
+    for name in ("contractive", "pooled"):
+        model = built(name, latent=4)
+        jacobian = jax.jit(jax.vmap(jax.jacobian(lambda x, model=model: model.encode(x[None])[0])))(x)
+        expected = np.square(jacobian).reshape(3, -1).sum(-1)
+        penalty = jax.jit(lambda x, model=model: objectives.squared_jacobian(model.encode, x))(x)
+        np.testing.assert_allclose(penalty, expected, rtol=1e-4)
+    weighed = built("contractive", contraction=2.0)
+    extra = weighed.objective(weighed, x, KEY) - objectives.negative_log_likelihood(weighed, x, KEY)
+    np.testing.assert_allclose(extra, 2 * objectives.squared_jacobian(weighed.encode, x), rtol=1e-3)
+
+
+def test_the_l1_penalty_and_the_rate_penalty(digits):
+    x = digits[:50]
+    for name in ("sparse", "sparse_rate"):
+        model = built(name, sparsity=0.0)
+        without = model.objective(model, x, KEY)
+        model.hyper.sparsity[...] = jnp.float32(2)
+        z = np.asarray(model.encode(x), np.float64)
+        if name == "sparse":
+            expected = 2 * np.abs(z).sum(-1)
+        else:
+            expected = 2 * sum(stats.entropy([0.05, 0.95], [m, 1 - m]) for m in z.mean(0))
+        np.testing.assert_allclose(model.objective(model, x, KEY) - without, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_codebook_and_the_encoder_meet(digits):
+    """With the loss of eq. 3 alone, the vectors move to the codes, and the codes to the vectors by `commitment`."""
+    model = built("vector_quantized", commitment=0.25)
+    x = digits[:7]
+    latent = model(x).latent
+    gap = np.square(np.asarray(latent.mean) - np.asarray(model.head.lookup(latent.codes))).sum(-1)
+    extra = model.objective(model, x, KEY) - objectives.negative_log_likelihood(model, x, KEY)
+    np.testing.assert_allclose(extra, 1.25 * gap, rtol=1e-3)
+
+
+def test_the_masked_objective_counts_what_is_hidden_alone(digits):
+    model = built("masked", noise=0.4)
+    x = jnp.asarray(digits[:40])
+    corruption_key, _ = jax.random.split(KEY)
+    visible = np.asarray(model.corruption(corruption_key, jnp.ones_like(x), jnp.float32(0.4)))
+    params = np.asarray(model.forward(x * visible).params, np.float64)
+    each = np.asarray(x) * params - np.logaddexp(0, params)
+    hidden = (visible == 0).reshape(40, -1)
+    expected = -(each.reshape(40, -1) * hidden).sum(-1) * 64 / np.maximum(hidden.sum(-1), 1)
+    np.testing.assert_allclose(objectives.masked(model, x, KEY), expected, rtol=1e-4)
+
+
+def test_binarised_values_are_drawn_anew(digits):
+    seen = []
+
+    def spy(model, x, key):
+        seen.append(np.asarray(x))
+        return jnp.zeros(len(x))
+
+    model, x = built("variational"), digits[:400]
+    for seed in (0, 1):
+        objectives.Binarised(spy)(model, x, jax.random.key(seed))
+    assert set(np.unique(seen[0])) == {0.0, 1.0}
+    assert (seen[0] != seen[1]).any()
+    assert np.mean(seen) == pytest.approx(x.mean(), abs=0.01)
+
+
+# --- corruption by patches
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(1, 3, 2), (3, 7, 9), (4, 8, 3)])
+def test_patches_are_whole(size, height, width):
+    x = jnp.ones((3, height, width, 2))
+    hidden = np.asarray(corruptions.Patches(size)(KEY, x, jnp.float32(0.5))) == 0
+    assert (hidden[..., 0] == hidden[..., 1]).all()
+    for i in range(0, height, size):
+        for j in range(0, width, size):
+            patch = hidden[:, i : i + size, j : j + size].reshape(3, -1)
+            assert (patch == patch[:, :1]).all()
+
+
+def test_patches_hide_the_share_that_is_asked_for():
+    x = jnp.ones((200, 16, 3))
+    assert float((corruptions.Patches(4)(KEY, x, jnp.float32(0.3)) == 0).mean()) == pytest.approx(0.3, abs=0.04)
+    table = jnp.ones((500, 8))
+    assert float((corruptions.Patches(4)(KEY, table, jnp.float32(0.3)) == 0).mean()) == pytest.approx(0.3, abs=0.04)
+
+
+# --- what they learn
+
+
+def test_a_linear_model_without_kl_finds_the_principal_subspace(rng):
+    mixing = np.linalg.qr(rng.standard_normal((10, 10)))[0] * np.array([3, 2.5, 2, *[0.3] * 7])
+    x = (rng.standard_normal((2000, 10)) @ mixing.T).astype(np.float32)
+    config = Config(
+        body=MLP(()), latent=3, head="gaussian", objective="elbo", beta=0.0, likelihood=likelihoods.Gaussian(0.3)
+    )
+    model = autoencoder.build(config, (10,))
+    training.fit(model, x, epochs=60, batch_size=250, learning_rate=0.03, validation=0.0, show=False)
+    found = np.linalg.qr(np.asarray(model.decoder.out.kernel[...]).T)[0]
+    principal = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:3].T
+    cosines = np.linalg.svd(found.T @ principal)[1]
+    assert np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))) < 3
+
+
+def test_pretraining_trains_each_layer_of_the_stack(digits):
+    model = autoencoder.build(dataclasses.replace(presets.stacked(8), body=MLP((32, 16))), SHAPE)
+    before = nnx.state(model, nnx.Param)
+    before = jax.tree.map(np.array, before)
+    histories = stacked.pretrain(model, digits[:400], epochs=4, batch_size=50, noise=0.1, show=False)
+    assert len(histories) == 3
+    assert all(history["val_loss"][-1] < history["val_loss"][0] for history in histories)
+    after = nnx.state(model, nnx.Param)
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    scratch = autoencoder.build(dataclasses.replace(presets.stacked(8), body=MLP((32, 16))), SHAPE)
+    losses = [float(objectives.negative_log_likelihood(m, digits[400:], KEY).mean()) for m in (model, scratch)]
+    assert losses[0] < losses[1] - 1
+    with pytest.raises(errors.ConfigError, match="layer by layer"):
+        stacked.pretrain(built("variational"), digits)
