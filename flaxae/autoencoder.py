@@ -83,7 +83,7 @@ class Autoencoder(nnx.Module):
     def forward(self, seen: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None) -> Output:
         """The pass after the corruption: encoder, head, decoder."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        latent = self.head(self.encoder(seen, keys[0]), keys[1])
+        latent = self.head(self.encoder(jnp.asarray(seen), keys[0]), keys[1])
         return Output(params=self.decoder(latent.z, keys[2]), latent=latent)
 
     def corrupt(
@@ -98,11 +98,11 @@ class Autoencoder(nnx.Module):
 
     def encode(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch latent"]:
         """The deterministic code of x."""
-        return self.head(self.encoder(x)).z
+        return self.head(self.encoder(jnp.asarray(x))).z
 
     def decode(self, z: Float[Array | np.ndarray, " batch latent"]) -> Float[Array, " batch *shape"]:
         """The mean of p(x | z)."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self.decoder(jnp.asarray(z)))
 
     def reconstruct(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch *shape"]:
         """decode(encode(x)): of a noisy x, the denoised one."""

@@ -17,13 +17,14 @@ def lines(
     x_label: str,
     y_label: str,
 ) -> None:
-    """Draws positive values over positive sizes, a line each, both axes logarithmic, as a PNG."""
+    """Draws values from 0 on over sizes, a line each, the sizes on a logarithmic axis, as a PNG."""
     with report._style():
         figure = report._figure(8.0, 5.0)
         axes = figure.add_subplot()
         for colour, (name, values) in zip(report._COLOURS, series.items(), strict=False):
             axes.plot(x, values, "o-", color=colour, label=name)
-        axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        axes.set_ylim(bottom=0)
         axes.set_xticks(list(x), [f"{value:g}" for value in x])
         axes.minorticks_off()
         axes.legend()

@@ -1,0 +1,166 @@
+"""Variants: what each kind of code costs and gives, on MNIST's test images.
+
+    python -m benchmarks.variants             about a quarter of an hour of two cores
+    python -m benchmarks.variants --quick     one epoch each, to see it run
+    python -m benchmarks.variants --only sparse stacked
+
+Settings were fixed beforehand; the test images choose nothing. Every model trains on all 60,000 images.
+
+- sizes: test MSE at codes of 2, 10, 32, 64 beside PCA's; wanted: at most 0.6, 0.5, 0.3, 0.4 of it.
+- sparse: top-k and L1 codes beside a dense one of 64 numbers; wanted: its MSE within 10 % at a quarter of the units on.
+- contractive: the squared Jacobian ‖∂z/∂x‖² with and without its penalty, and the MSE it costs.
+- stacked: pre-trained layer by layer, then together, beside the same network from scratch for as many steps in all.
+- quantized: MSE and how many of its vectors each group uses (perplexity of the indices).
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from flaxae import autoencoder, baselines, data, objectives, presets, stacked, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.data import Dataset
+from flaxae.likelihoods import Gaussian
+from flaxae.nn.mlp import MLP
+
+
+def main() -> None:
+    parts: dict[str, Callable[[Bench], None]] = {
+        "sizes": sizes, "sparse": sparse, "contractive": contractive, "stacked": stack, "quantized": quantized
+    }  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--data", default="mnist", help="mnist, or a folder of IDX files")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/benchmark-variants"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    bench = Bench(data.load(options.data), 1 if options.quick else options.epochs, options.folder)
+    for part in options.only:
+        parts[part](bench)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The data, and how everything is trained; what was trained before is read from `folder`."""
+
+    dataset: Dataset
+    epochs: int
+    folder: pathlib.Path
+
+    @property
+    def train(self) -> np.ndarray:
+        return self.dataset.scaling(self.dataset.train)
+
+    @property
+    def test(self) -> np.ndarray:
+        return self.dataset.scaling(self.dataset.test)
+
+    def fit(
+        self, name: str, config: Config, *, start: Callable[[Autoencoder], object] = bool, epochs: int = 0
+    ) -> Autoencoder:
+        folder = self.folder / f"{self.dataset.name}-{name}-{epochs or self.epochs}"
+        model = autoencoder.build(config, self.dataset.shape)
+        resume = (folder / "latest").exists()
+        if not resume:
+            start(model)
+        training.fit(
+            model,
+            self.train,
+            epochs=epochs or self.epochs,
+            validation=0.0,
+            folder=folder,
+            resume=resume,
+            show=False,
+        )
+        return model
+
+    def error(self, model: Autoencoder) -> float:
+        """Test mean squared error a pixel."""
+        return float(np.mean(np.square(training.apply(Autoencoder.reconstruct, model, self.test) - self.test)))
+
+    def code(self, model: Autoencoder) -> np.ndarray:
+        return training.apply(Autoencoder.encode, model, self.test)
+
+
+def sizes(bench: Bench) -> None:
+    print(f"\n{bench.dataset.name}: test MSE     PCA   flaxae   ratio")
+    for latent in (2, 10, 32, 64):
+        config = Config(body=MLP((512, 256) if latent <= 10 else (512,)), latent=latent, likelihood=Gaussian())
+        error = bench.error(bench.fit(f"size-{latent}", config))
+        pca = baselines.pca_reconstruct(bench.test, train=bench.train, components=latent)
+        pca_error = float(np.mean(np.square(pca - bench.test)))
+        print(f"latent {latent:9d} {pca_error:13.5f} {error:8.5f} {error / pca_error:7.2f}", flush=True)
+
+
+def sparse(bench: Bench) -> None:
+    print(f"\n{bench.dataset.name}, sparse: test MSE, units on an example, units ever on")
+    dense = dataclasses.replace(presets.vanilla(64), likelihood=Gaussian())
+    variants = {
+        "dense, 64": dense,
+        "top-k, 16 of 1024": dataclasses.replace(presets.top_k(1024, active=16), likelihood=Gaussian()),
+        "L1, 1024": dataclasses.replace(presets.sparse(1024, sparsity=0.01), likelihood=Gaussian()),
+    }
+    for name, config in variants.items():
+        model = bench.fit(f"sparse-{name}".replace(", ", "-").replace(" ", "-"), config)
+        on = bench.code(model) != 0
+        print(f"{name:20s} {bench.error(model):.5f} {on.sum(1).mean():8.1f} {on.any(0).sum():6d}", flush=True)
+
+
+def contractive(bench: Bench) -> None:
+    print(f"\n{bench.dataset.name}, contractive: test MSE, mean ‖∂z/∂x‖²")
+    for weight in (0.0, 0.1, 1.0):
+        objective = "contractive" if weight else "likelihood"
+        config = dataclasses.replace(presets.contractive(), objective=objective, contraction=weight)
+        model = bench.fit(f"contractive-{weight}", config, epochs=max(1, bench.epochs // 4))
+        jacobian = training.apply(_squared_jacobian, model, bench.test[:1000])
+        print(f"weight {weight:<5g} {bench.error(model):.5f} {jacobian.mean():8.3f}", flush=True)
+
+
+def _squared_jacobian(model: Autoencoder, x: jax.Array) -> jax.Array:
+    return objectives.squared_jacobian(model.encode, x)
+
+
+def stack(bench: Bench) -> None:
+    """The pre-trained one has `epochs` a layer before, the other as many epochs more of the whole network."""
+    print(f"\n{bench.dataset.name}, stacked 512-256-128-32: test MSE")
+    before = max(1, bench.epochs // 5)
+
+    def pretrain(model: Autoencoder) -> None:
+        histories = stacked.pretrain(model, bench.train, epochs=before, validation=0.0, show=False)
+        falls = ", ".join(f"{h['loss'][0]:.3g} to {h['loss'][-1]:.3g}" for h in histories)
+        print(f"layers, loss of first and last epoch: {falls}")
+
+    for activation in ("relu", "sigmoid"):
+        config = dataclasses.replace(presets.stacked(), body=MLP((512, 256, 128), activation))
+        together = bench.fit(f"stacked-{activation}-pretrained", config, start=pretrain)
+        scratch = bench.fit(f"stacked-{activation}-scratch", config, epochs=bench.epochs + 4 * before)
+        print(
+            f"{activation}: pre-trained {bench.error(together):.5f}, from scratch {bench.error(scratch):.5f}",
+            flush=True,
+        )
+
+
+def quantized(bench: Bench) -> None:
+    config = presets.vector_quantized()
+    model = bench.fit("quantized", config)
+    codes = training.apply(_codes, model, bench.test)
+    share = np.stack([np.bincount(group, minlength=config.codebook) / len(codes) for group in codes.T])
+    entropy = -np.sum(share * np.log2(np.maximum(share, 1e-12)), axis=1)
+    bits = codes.shape[1] * np.log2(config.codebook)
+    print(f"\n{bench.dataset.name}, {codes.shape[1]} indices, {bits:.0f} bits: test MSE {bench.error(model):.5f}")
+    print(
+        f"vectors in use of {config.codebook}: {np.mean(2**entropy):.0f} (perplexity); {entropy.sum():.0f} bits an image"
+    )
+
+
+def _codes(model: Autoencoder, x: jax.Array) -> jax.Array:
+    return model.head(model.encoder(x)).codes
+
+
+if __name__ == "__main__":
+    main()
