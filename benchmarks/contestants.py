@@ -1,0 +1,294 @@
+"""Who competes: the same network in flaxae, torch and Keras, each as its users write it. One process for each.
+
+    python -m benchmarks.contestants CONTESTANT NETWORK BATCH
+
+answers a line for a line of its standard input: `loss` (of the starting weights), `train` (seconds, for the network's
+number of samples; the first time with compilation), `peak` (FLOP/s of a matrix product), `memory` (its peak, in MiB).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import networks
+from benchmarks.networks import LEARNING_RATE, Network
+
+CONSTANT = 0.5 * math.log(2 * math.pi)  # of a value's negative log-likelihood under variance 1
+LOGVAR_BOUND = 10.0
+
+
+class Contestant(NamedTuple):
+    """`loss` is of the starting weights on one batch, without noise; `train` returns when the training is done."""
+
+    loss: Callable[[], float]
+    train: Callable[[], Any]
+
+
+def flaxae(network: Network, batch: int, members: int | None = None) -> Contestant:
+    """The compiled block of steps that `flaxae.fit` runs, or, of so many members, `flaxae.fit_population`."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from flaxae import autoencoder, population, training
+    from flaxae.likelihoods import Gaussian
+    from flaxae.nn.convnet import ConvNet
+    from flaxae.nn.mlp import MLP
+
+    body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
+    config = autoencoder.Config(body=body, latent=network.latent, likelihood=Gaussian())
+    if network.variational:
+        config = dataclasses.replace(config, head="gaussian", objective="elbo")
+    model = autoencoder.build(config, network.shape)
+    w = networks.weights(network)
+    encoder, decoder = model.encoder, model.decoder
+    if network.convolutional:
+        layers = [*encoder.stages, model.head.linear, decoder.expand, *decoder.stages]
+    else:
+        dense = [layer.linear for layer in (*encoder.stack.layers, *decoder.stack.layers)]
+        layers = [*dense[: len(w.encoder)], model.head.linear, *dense[len(w.encoder) :], decoder.out]
+    for layer, kernel in zip(layers, (*w.encoder, w.code, *w.expand, *w.decoder), strict=True):
+        layer.kernel[...] = jnp.asarray(kernel)
+
+    x = jnp.asarray(networks.images(network, network.samples))
+    steps = network.samples // batch
+    optimizer = training.Optimizer(1000 * steps)
+    graphdef = nnx.split(model)[0]
+    order_key, step_key, _ = training.keys(0)
+    program = population.Program(graphdef, model.objective, optimizer, batch)
+    state, epoch = training.init(model, optimizer, LEARNING_RATE), 0
+    if members is not None:
+        state = population.stack([state] * members)
+
+    def train() -> None:
+        nonlocal state, epoch
+        block = (x, training.shuffle(order_key, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
+        if members is None:
+            state = training.train_block(*program, state, *block)
+        else:
+            state = population.train_block(program, state, *block)
+        epoch += 1
+        jax.block_until_ready(state)
+
+    return Contestant(lambda: float(model.objective(model, x[:batch], None).mean()), train)
+
+
+def torch(
+    network: Network,
+    batch: int,
+    *,
+    fused: bool = True,
+    compiled: bool = False,
+    last: bool = False,
+    loader: bool = False,
+) -> Contestant:
+    """Eager, with the data preloaded and fused Adam; or compiled; or in channels-last; or from a DataLoader.
+
+    Torch pads images at all sides where flaxae and TensorFlow pad at the far ones, so it gets images and kernels turned
+    round: the same numbers without a further copy in each step.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    w = networks.weights(network)
+    layout = torch.channels_last if last else torch.contiguous_format
+
+    def with_kernel(layer: nn.Module, kernel: np.ndarray) -> nn.Module:
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(np.ascontiguousarray(kernel)))
+            layer.bias.zero_()
+        return layer
+
+    def linear(kernel: np.ndarray) -> nn.Module:
+        return with_kernel(nn.Linear(*kernel.shape), kernel.T)
+
+    if network.convolutional:
+        height, width, channels = networks.smallest(network)
+        # a flattened image: turned round, and channels first
+        turned = np.arange(height * width * channels).reshape(height, width, channels)[::-1, ::-1]
+        turned = turned.transpose(2, 0, 1).ravel()
+        encoder = [
+            [with_kernel(nn.Conv2d(*k.shape[2:], 3, 2, 1), k[::-1, ::-1].transpose(3, 2, 0, 1)), nn.ReLU()]
+            for k in w.encoder
+        ]
+        decoder = [
+            [nn.ReLU(), with_kernel(nn.ConvTranspose2d(*k.shape[2:], 3, 2, 1, 1), k.transpose(2, 3, 0, 1))]
+            for k in w.decoder
+        ]
+        encode = nn.Sequential(*itertools.chain(*encoder), nn.Flatten(), linear(w.code[turned]))
+        decode = nn.Sequential(
+            linear(w.expand[0][:, turned]), nn.Unflatten(1, (channels, height, width)), *itertools.chain(*decoder)
+        )
+    else:
+        encode = nn.Sequential(*itertools.chain(*([linear(k), nn.ReLU()] for k in w.encoder)), linear(w.code))
+        hidden = itertools.chain(*([linear(k), nn.ReLU()] for k in w.decoder[:-1]))
+        decode = nn.Sequential(*hidden, linear(w.decoder[-1]))
+
+    def objective(x: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
+        code = encode(x)
+        kl = 0.0
+        if network.variational:
+            mean, logvar = code.chunk(2, dim=1)
+            logvar = LOGVAR_BOUND * torch.tanh(logvar / LOGVAR_BOUND)
+            code = mean + noise * torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+        squared = functional.mse_loss(decode(code), x, reduction="sum") / len(x)
+        return 0.5 * squared + CONSTANT * x[0].numel() + kl
+
+    model = nn.ModuleList([encode, decode]).to(device, memory_format=layout)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=fused)
+    loss = torch.compile(objective, mode="reduce-overhead" if device == "cuda" else None) if compiled else objective
+    x = networks.images(network, network.samples)
+    if network.convolutional:
+        x = np.ascontiguousarray(x[:, ::-1, ::-1].transpose(0, 3, 1, 2))
+    x = torch.from_numpy(x)
+    if loader:
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch, shuffle=True, drop_last=True)
+        batches = lambda: (one.to(device) for (one,) in data)  # noqa: E731
+    else:
+        x = x.to(device)
+        batches = lambda: (x[rows] for rows in torch.randperm(len(x), device=device).split(batch))  # noqa: E731
+
+    def train() -> None:
+        for one in batches():
+            optimizer.zero_grad(set_to_none=True)
+            loss(one.contiguous(memory_format=layout) if last else one).backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def starting_loss() -> float:
+        with torch.no_grad():
+            return float(objective(x[:batch].to(device), noise=0.0))
+
+    return Contestant(starting_loss, train)
+
+
+def keras(network: Network, batch: int, backend: str) -> Contestant:
+    """`Model.fit`."""
+    os.environ["KERAS_BACKEND"] = backend
+    import keras
+    from keras import layers, ops
+
+    w = networks.weights(network)
+
+    class Sample(layers.Layer):
+        """z ~ N(mean, exp(logvar)), and the KL divergence among the losses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seed = keras.random.SeedGenerator(0)
+
+        def call(self, code: Any, training: bool | None = None) -> Any:
+            mean, logvar = ops.split(code, 2, axis=1)
+            logvar = LOGVAR_BOUND * ops.tanh(logvar / LOGVAR_BOUND)
+            self.add_loss(ops.mean(0.5 * ops.sum(ops.square(mean) + ops.exp(logvar) - 1 - logvar, axis=1)))
+            noise = keras.random.normal(ops.shape(mean), seed=self.seed) if training else 0.0
+            return mean + ops.exp(0.5 * logvar) * noise
+
+    x = h = keras.Input(network.shape)
+    made: list[tuple[Any, np.ndarray]] = []
+
+    def add(layer: Any, kernel: np.ndarray, h: Any) -> Any:
+        made.append((layer, kernel))
+        return layer(h)
+
+    for k in w.encoder:
+        if network.convolutional:
+            h = add(layers.Conv2D(k.shape[3], 3, 2, "same", activation="relu"), k, h)
+        else:
+            h = add(layers.Dense(k.shape[1], activation="relu"), k, h)
+    h = add(layers.Dense(w.code.shape[1]), w.code, layers.Flatten()(h) if network.convolutional else h)
+    if network.variational:
+        h = Sample()(h)
+    for k in w.expand:
+        h = add(layers.Dense(k.shape[1], activation="relu"), k, h)
+        h = layers.Reshape(networks.smallest(network))(h)
+    for i, k in enumerate(w.decoder):
+        activation = None if i == len(w.decoder) - 1 else "relu"
+        if network.convolutional:
+            layer = layers.Conv2DTranspose(k.shape[3], 3, 2, "same", activation=activation)
+            h = add(layer, k[::-1, ::-1].swapaxes(2, 3), h)
+        else:
+            h = add(layers.Dense(k.shape[1], activation=activation), k, h)
+    model = keras.Model(x, h)
+    for layer, kernel in made:
+        layer.set_weights([kernel, np.zeros_like(layer.get_weights()[1])])
+
+    values = math.prod(network.shape)
+
+    def negative_log_likelihood(x: Any, mean: Any) -> Any:
+        return 0.5 * ops.sum(ops.reshape(ops.square(x - mean), (-1, values)), axis=1) + CONSTANT * values
+
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), negative_log_likelihood)
+    data = networks.images(network, network.samples)
+    return Contestant(
+        lambda: float(model.evaluate(data[:batch], data[:batch], batch, verbose=0)),
+        lambda: model.fit(data, data, batch, epochs=1, verbose=0),
+    )
+
+
+CONTESTANTS: dict[str, Callable[[Network, int], Contestant]] = {
+    "flaxae": flaxae,
+    "torch": torch,
+    "torch, channels last": lambda network, batch: torch(network, batch, last=True),
+    "torch.compile": lambda network, batch: torch(network, batch, compiled=True),
+    "torch, DataLoader": lambda network, batch: torch(network, batch, fused=False, loader=True),
+    "Keras, TensorFlow": lambda network, batch: keras(network, batch, "tensorflow"),
+    "Keras, JAX": lambda network, batch: keras(network, batch, "jax"),
+    **{f"flaxae, {n} at once": functools.partial(flaxae, members=n) for n in (1, 4, 16, 64, 256)},
+}
+
+
+def peak() -> float:
+    """FLOP/s of ten products of matrices of 1024 × 1024, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((1024, 1024))
+    product = jax.jit(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: (a @ b) * 1e-3, a))
+    jax.block_until_ready(product(a))
+    start = time.perf_counter()
+    jax.block_until_ready(product(a))
+    return 10 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def memory() -> float:
+    """The peak of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(name: str, network: str, batch: str) -> None:
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        contestant = CONTESTANTS[name](networks.NETWORKS[network], int(batch))
+        for line in sys.stdin:
+            start = time.perf_counter()
+            match line.strip():
+                case "train":
+                    contestant.train()
+                    answer = time.perf_counter() - start
+                case "loss":
+                    answer = contestant.loss()
+                case "peak":
+                    answer = peak()
+                case "memory":
+                    answer = memory()
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
