@@ -153,9 +153,7 @@ def quantized(bench: Bench) -> None:
     entropy = -np.sum(share * np.log2(np.maximum(share, 1e-12)), axis=1)
     bits = codes.shape[1] * np.log2(config.codebook)
     print(f"\n{bench.dataset.name}, {codes.shape[1]} indices, {bits:.0f} bits: test MSE {bench.error(model):.5f}")
-    print(
-        f"vectors in use of {config.codebook}: {np.mean(2**entropy):.0f} (perplexity); {entropy.sum():.0f} bits an image"
-    )
+    print(f"perplexity {np.mean(2**entropy):.0f} of {config.codebook} vectors; {entropy.sum():.0f} bits an image")
 
 
 def _codes(model: Autoencoder, x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from flaxae import report
 
 
 def lines(
-    x: Sequence[float],
+    x: Sequence[float | int],
     series: Mapping[str, Sequence[float]],
     path: str | os.PathLike,
     *,
