@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from flaxae import checkpoints, errors, progress
 from flaxae.autoencoder import Autoencoder
 from flaxae.objectives import Objective
+from flaxae.precision import MixedPrecision
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
 SAVE_SECONDS = 10.0  # between checkpoints
@@ -78,7 +79,7 @@ class Optimizer:
         else:
             shape = optax.warmup_constant_schedule(0.0, 1.0, warmup)
         return optax.chain(
-            optax.scale_by_adam(),
+            scale_by_adam(),
             optax.add_decayed_weights(
                 self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
             ),
@@ -86,8 +87,28 @@ class Optimizer:
         )
 
 
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, with the bias corrections folded into scalar factors (Kingma & Ba 2015, end of section 2).
+
+    optax divides every moment by them, which is a tenth of a small network's step.
+    """
+
+    def update(
+        gradient: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradient)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradient)
+        root = jnp.sqrt(1 - b2**count)
+        rate = root / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps * root), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
 class State(NamedTuple):
-    """All that a step changes. `ok` turns False at the first loss or gradient not finite; nothing moves after that."""
+    """All that a block changes. `ok` turns False in the first that ends not finite; nothing moves from its start on."""
 
     params: nnx.State
     rest: nnx.State  # what isn't trained: hyper-parameters, batch statistics
@@ -137,9 +158,7 @@ def train_step(
     if average is not None:
         decay = jnp.minimum(optimizer.ema, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
-    ok = state.ok & jnp.isfinite(loss + optax.tree.norm(gradient, squared=True))
-    new = State(params, rest, moments, average, state.learning_rate, state.loss_sum + loss, ok)
-    return jax.tree.map(functools.partial(jnp.where, ok), new, state._replace(ok=ok))
+    return State(params, rest, moments, average, state.learning_rate, state.loss_sum + loss, state.ok)
 
 
 @functools.partial(
@@ -157,7 +176,11 @@ def train_block(
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
 ) -> State:
-    """Steps `start` to `stop` of a run, all of one epoch, whose shuffle is `order`."""
+    """Steps `start` to `stop` of a run, all of one epoch, whose shuffle is `order`.
+
+    Where they end in anything not finite, the state stays as it was before them. Looking after each step instead costs
+    a small network a fifth of its speed.
+    """
     steps_per_epoch = x.shape[0] // batch_size
 
     def body(step: Int[Array, ""], state: State) -> State:
@@ -165,7 +188,10 @@ def train_block(
         batch = jnp.take(x, index, axis=0, mode="clip")
         return train_step(graphdef, objective, optimizer, state, batch, jax.random.fold_in(key, step), step)
 
-    return lax.fori_loop(start, stop, body, state)
+    new = lax.fori_loop(start, stop, body, state)
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, new.rest, new.moments, new.loss_sum))]
+    ok = state.ok & jnp.stack(finite).all()
+    return jax.tree.map(functools.partial(jnp.where, ok), new, state._replace(ok=ok))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective", "batch_size"))
@@ -238,6 +264,7 @@ def fit(
     validation: float | Array | np.ndarray = 0.1,
     patience: int | None = None,
     objective: Objective | None = None,
+    precision: str = "float32",
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
@@ -253,6 +280,7 @@ def fit(
         validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none.
         patience: stop after so many epochs without a better validation loss.
         objective: per example, `(model, x, key) -> [batch]`; by default the model's own.
+        precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
         folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
         resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
         show: a progress bar, or a line an epoch where there is no terminal.
@@ -266,6 +294,8 @@ def fit(
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
     check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
+    if precision not in ("float32", "bf16"):
+        raise errors.ConfigError(errors.unknown("precision", precision, ("float32", "bf16")))
     x, held_out = split(model, x, validation, seed)
     batch_size = min(batch_size, len(x))
     steps_per_epoch = len(x) // batch_size
@@ -273,6 +303,8 @@ def fit(
     order_key, step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
     objective = objective or model.objective
+    if precision == "bf16":
+        objective = MixedPrecision(objective)
 
     settings = {
         "seed": float(seed),
@@ -283,6 +315,7 @@ def fit(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "ema": ema or 0.0,
+        "bf16": float(precision == "bf16"),
     }
     step, run = 0, Snapshot.start(init(model, optimizer, learning_rate), epochs, settings)
     if resume:

@@ -6,6 +6,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from sklearn.decomposition import PCA
@@ -224,8 +225,19 @@ def test_it_trains_outside_the_main_thread(digits):
     assert len(histories[0]["loss"]) == 4
 
 
+def test_its_adam_is_optaxs(rng):
+    params = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(5)}
+    ours, theirs = training.scale_by_adam(), optax.scale_by_adam()
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for scale in (1.0, 1e-9, 1e3, 0.0):
+        gradient = jax.tree.map(lambda p: jnp.float32(scale * rng.standard_normal(p.shape)), params)  # noqa: B023
+        updates, our_state = ours.update(gradient, our_state)
+        expected, their_state = theirs.update(gradient, their_state)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+
+
 def test_golden_step(digits):
-    """One step's numbers. Change them only with a change of initialisation, noise, objective or optimiser that is meant."""
+    """One step's numbers. Change them only with a meant change of initialisation, noise, objective or optimiser."""
     optimizer = training.Optimizer(steps=10, warmup=0.0)
     model = tiny()
     graphdef = nnx.split(model)[0]

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flaxae import autoencoder, errors, training
+from flaxae.autoencoder import Config
+from flaxae.nn.convnet import ConvNet
+from flaxae.nn.mlp import MLP
+from flaxae.objectives import negative_log_likelihood
+from flaxae.precision import MixedPrecision
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("body", [MLP((32,)), ConvNet((8, 16))])
+def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body):
+    model = autoencoder.build(Config(body=body, latent=8), (8, 8, 1))
+    graphdef, state = nnx.split(model)
+
+    def loss(objective, state):
+        return objective(nnx.merge(graphdef, state), digits[:64], KEY)
+
+    mixed = MixedPrecision(negative_log_likelihood)
+    assert "bf16" in str(jax.make_jaxpr(lambda state: loss(mixed, state))(state))
+    exact, rounded = loss(negative_log_likelihood, state), loss(mixed, state)
+    assert rounded.dtype == jnp.float32
+    assert (exact != rounded).any()
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+
+
+def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
+    final = {}
+    for precision in ("float32", "bf16"):
+        model = autoencoder.build(Config(body=MLP((32,)), latent=8), (8, 8, 1))
+        history = training.fit(model, digits, epochs=4, batch_size=64, precision=precision, show=False)
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+        final[precision] = history["val_loss"][-1]
+    assert final["bf16"] != final["float32"]
+    assert final["bf16"] == pytest.approx(final["float32"], rel=0.01)
+
+
+def test_another_precision_is_refused(digits):
+    model = autoencoder.build(Config(body=MLP((32,)), latent=8), (8, 8, 1))
+    with pytest.raises(errors.ConfigError, match="Did you mean 'bf16'"):
+        training.fit(model, digits, precision="bf-16", show=False)
