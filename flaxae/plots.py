@@ -44,13 +44,14 @@ def maps(
     names = [""] if labels is None else list(classes or map(str, range(int(labels.max()) + 1)))
     groups = np.zeros(len(next(iter(panels.values()))), int) if labels is None else labels
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
+    size = float(np.clip(6000 / len(groups), 3, 30))
     with report._style():
         figure = report._figure(6.5 * len(panels), 6.5)
         for column, (title, points) in enumerate(panels.items(), 1):
             flat = points.shape[1] < 3
             axes = figure.add_subplot(1, len(panels), column, **({} if flat else {"projection": "3d"}))
             for group, name in enumerate(names):
-                axes.scatter(*points[groups == group].T, s=3, linewidths=0, color=colours(group % 20), label=name)
+                axes.scatter(*points[groups == group].T, s=size, linewidths=0, color=colours(group % 20), label=name)
             axes.set_title(title)
             axes.grid(not flat)
         if labels is not None and len(names) <= 20:

@@ -18,6 +18,7 @@ from flaxae.nn import heads
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
+from flaxae.population import fit_population
 
 SHAPE = (8, 8, 1)
 NAMES = [name for name in presets.PRESETS if name != "vae"]  # another name of "variational"
@@ -84,6 +85,21 @@ def test_contract(name, digits, tmp_path):
     else:
         with pytest.raises(errors.ConfigError, match="no prior"):
             model.sample(3, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [("variational", {"beta": (0.5, 2.0)}), ("top_k", {}), ("vector_quantized", {}), ("masked", {"noise": (0.3, 0.6)})],
+)
+def test_a_member_of_a_population_is_its_solo_run(name, hyper, digits):
+    """One preset of each kind that a vmap could break: sampling, sorting, indexing, a mask."""
+    x, settings = digits[:64], {"epochs": 2, "batch_size": 32, "validation": 0.0, "show": False}
+    population = fit_population(small(name), x, seeds=(1,), **hyper, **settings)
+    member = population.members[-1]
+    changes = {setting: values[-1] for setting, values in hyper.items()}
+    solo = autoencoder.build(small(name, **changes), SHAPE, seed=1)
+    training.fit(solo, x, **settings)
+    np.testing.assert_allclose(member.model.encode(x), solo.encode(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
