@@ -148,5 +148,6 @@ def write(run: "Run", train: "np.ndarray", test: "np.ndarray", dataset: "Dataset
     columns = [f"z{i}" for i in range(train.shape[1])]
     table = np.concatenate([train, test])
     if len(known) == 2:
-        columns, table = [*columns, "label"], np.column_stack([table, np.concatenate(list(known.values()))])
+        names = np.array(dataset.classes, object)[np.concatenate(list(known.values()))]
+        columns, table = [*columns, "label"], np.column_stack([table.astype(object), names])
     data.write(run.folder / "codes.csv", table, columns=columns)
