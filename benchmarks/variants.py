@@ -61,12 +61,12 @@ class Bench:
         return self.dataset.scaling(self.dataset.test)
 
     def fit(
-        self, name: str, config: Config, *, start: Callable[[Autoencoder], object] = bool, epochs: int = 0
+        self, name: str, config: Config, *, start: Callable[[Autoencoder], None] | None = None, epochs: int = 0
     ) -> Autoencoder:
         folder = self.folder / f"{self.dataset.name}-{name}-{epochs or self.epochs}"
         model = autoencoder.build(config, self.dataset.shape)
         resume = (folder / "latest").exists()
-        if not resume:
+        if start is not None and not resume:
             start(model)
         training.fit(
             model,
