@@ -44,7 +44,7 @@ class Config(experiments.Config):
     """Clip noisy images to [0, 1]."""
     latent: int | None = None
     """Size of the code; by default the preset's."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Examples a step."""
     learning_rate: float = 3e-3
     """The peak, after a warm-up and before a cosine decay."""
