@@ -3,10 +3,10 @@
     python -m benchmarks.training [NETWORK ...] [--quick] [--json FILE] [--population]
 
 For each network every contestant gets the same weights, must compute the same loss from them, and then trains in turn,
-round by round, so that what else the machine does falls on all alike: ratios are paired within a round. Each lives in
-its own process and waits while others train. The first training, with compilation, is told apart. The matrix peak is
-that of a product in JAX, in the same rounds. On a machine with a GPU the same command measures there. It needs the
-extra `bench`; contestants that are not installed are left out. Ten minutes on two idle cores, `--quick` two.
+round by round: ratios are paired within a round. Each lives in its own process and waits while others train. The first
+training, with compilation, is told apart. The matrix peak is that of a product in JAX, in the same rounds. On a machine
+with a GPU the same command measures there. It needs the extra `bench`; contestants that are not installed are left out.
+The machine has to be idle otherwise: torch's threads wait for each other on busy processors.
 """
 
 import argparse
@@ -184,7 +184,10 @@ def main() -> None:
         parser.error(f"unknown network {', '.join(sorted(unknown))}; known: {', '.join(networks.NETWORKS)}")
     rounds = 2 if arguments.quick else 7
 
-    results: dict[str, Any] = {"machine": machine(), "training": [], "population": []}
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"The load is {load:.1f}: this means little. Torch's threads wait for each other on busy processors.")
+    results: dict[str, Any] = {"machine": {**machine(), "load": f"{load:.1f}"}, "training": [], "population": []}
     print("\n".join(f"{name}: {value}" for name, value in results["machine"].items()), flush=True)
     if arguments.population is None:
         for name in arguments.networks or known:
