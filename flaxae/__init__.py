@@ -12,6 +12,7 @@ _HOMES = {
     "History": "training",
     "apply": "training",
     "fit": "training",
+    "fit_population": "population",
     "Trained": "trained",
     "load": "trained",
     "denoise": "denoising",
@@ -19,7 +20,10 @@ _HOMES = {
     "ConvNet": "nn.convnet",
     "Mixer": "nn.mixer",
 }
-_MODULES = ("corruptions", "data", "errors", "likelihoods", "metrics", "objectives", "presets", "report", "runs")
+_MODULES = (
+    "corruptions", "data", "density", "errors", "likelihoods", "metrics", "objectives", "presets", "report", "runs",
+    "stacked",
+)  # fmt: skip
 __all__ = [*_HOMES, *_MODULES]
 
 

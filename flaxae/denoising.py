@@ -54,6 +54,7 @@ def _tiled(
     padded = images.shape[1:3]
     corners = list(itertools.product(_starts(padded[0], tile[0]), _starts(padded[1], tile[1])))
     tiles = np.concatenate([images[:, i : i + tile[0], j : j + tile[1]] for i, j in corners])
+    tiles = training.check_examples(trained.model, tiles)
     clean = training.apply(Autoencoder.reconstruct, trained.model, tiles).reshape(len(corners), n, *tile, channels)
     across = [np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in tile]
     window = np.outer(*across)[..., None].astype(np.float32)

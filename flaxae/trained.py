@@ -27,7 +27,7 @@ class Trained:
 
     def encode(self, x: Shaped[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples latent"]:
         """The deterministic codes of x."""
-        return training.apply(Autoencoder.encode, self.model, self.scaling(x))
+        return training.apply(Autoencoder.encode, self.model, self._scaled(x))
 
     def decode(self, z: Float[np.ndarray, " examples latent"]) -> Shaped[np.ndarray, " examples *shape"]:
         """The means of p(x | z), in the units and dtype of the training data."""
@@ -35,7 +35,10 @@ class Trained:
 
     def reconstruct(self, x: Shaped[np.ndarray, " examples *shape"]) -> Shaped[np.ndarray, " examples *shape"]:
         """decode(encode(x)), in the units and dtype of the training data."""
-        return self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaling(x)))
+        return self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self._scaled(x)))
+
+    def _scaled(self, x: Shaped[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
+        return training.check_examples(self.model, self.scaling(x))
 
 
 def describe(config: autoencoder.Config, dataset: Dataset) -> dict[str, Any]:

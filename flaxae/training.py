@@ -77,7 +77,7 @@ class Optimizer:
         if self.schedule == "cosine":
             shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(self.steps, warmup + 1))
         else:
-            shape = optax.warmup_constant_schedule(0.0, 1.0, warmup)
+            shape = optax.warmup_constant_schedule(0.0 if warmup else 1.0, 1.0, warmup)
         return optax.chain(
             scale_by_adam(),
             optax.add_decayed_weights(
@@ -397,9 +397,13 @@ def apply(
 ) -> np.ndarray:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
-    Returns what the function does, in NumPy, for the examples in their order.
+    Returns what the function does, in NumPy, for the examples (or codes) in their order.
+
+    Raises:
+        DataError: x is empty.
     """
-    x = check_examples(model, x)
+    if len(x) == 0:
+        raise errors.DataError(f"There is nothing to apply the model to: the data have shape {np.shape(x)}.")
     batch_size = min(batch_size, len(x))
     graphdef, state = nnx.split(model)
     parts = []

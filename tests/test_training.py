@@ -236,6 +236,14 @@ def test_its_adam_is_optaxs(rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_without_a_warm_up_the_first_step_already_moves(digits, schedule):
+    model = tiny()
+    before = weights(model)
+    training.fit(model, digits[:64], epochs=1, warmup=0.0, schedule=schedule, validation=0.0, show=False)
+    assert any((x != y).any() for x, y in zip(before, weights(model), strict=True))
+
+
 def test_golden_step(digits):
     """One step's numbers. Change them only with a meant change of initialisation, noise, objective or optimiser."""
     optimizer = training.Optimizer(steps=10, warmup=0.0)
