@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MODELS = ("mixer", "convolutional", "denoising")
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
-EPOCHS, STEPS = 6, 2000  # by default: of a large set, and at least of a small one
+EPOCHS, STEPS = 3, 2000  # by default: of a large set, and at least of a small one
 MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -250,28 +251,35 @@ class Config:
 
 def build(config: Config, shape: tuple[int, ...], *, seed: int = 0) -> Autoencoder:
     """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call."""
+    return nnx.merge(_graphdef(config, shape), _initial_state(config, shape, jax.random.key(seed)))
 
+
+def _make(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> Autoencoder:
+    rngs = nnx.Rngs(key)
     recipe = OBJECTIVES[config.objective]
     objective = recipe.make(config)
+    encoder = config.body.encoder(shape, rngs=rngs)
+    return Autoencoder(
+        encoder,
+        HEADS[config.head](config, encoder.features, rngs),
+        config.body.decoder(config.latent, shape, rngs=rngs),
+        likelihood=config.likelihood,
+        corruption=corruptions.get(config.corruption),
+        noise=config.noise,
+        clip=config.clip,
+        objective=Binarised(objective) if config.binarise else objective,
+        hyper={name: getattr(config, name) for name in recipe.hyper},
+    )
 
-    def make(key: Key[Array, ""]) -> Autoencoder:
-        rngs = nnx.Rngs(key)
-        encoder = config.body.encoder(shape, rngs=rngs)
-        return Autoencoder(
-            encoder,
-            HEADS[config.head](config, encoder.features, rngs),
-            config.body.decoder(config.latent, shape, rngs=rngs),
-            likelihood=config.likelihood,
-            corruption=corruptions.get(config.corruption),
-            noise=config.noise,
-            clip=config.clip,
-            objective=Binarised(objective) if config.binarise else objective,
-            hyper={name: getattr(config, name) for name in recipe.hyper},
-        )
 
-    graphdef, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-    state = jax.jit(lambda key: nnx.state(make(key)))(jax.random.key(seed))
-    return nnx.merge(graphdef, state)
+@functools.cache
+def _graphdef(config: Config, shape: tuple[int, ...]) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "shape"))
+def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
+    return nnx.state(_make(config, shape, key))
 
 
 def _checked(cls: type, values: Mapping[str, Any]) -> Any:

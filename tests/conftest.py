@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time of most tests
 hypothesis.settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("quick")
 
