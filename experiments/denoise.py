@@ -3,8 +3,8 @@
     python run.py --exp denoise
 
 trains on the embedded MNIST for about a minute on two CPU cores, to 20.3 dB PSNR on test digits that have 9.4 dB when
-noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images: `--data readings.csv`.
-A trained run cleans new data:
+noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images:
+`--data readings.csv`. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
 """
