@@ -18,17 +18,17 @@ def lines(
     y_label: str,
 ) -> None:
     """Draws values from 0 on over sizes, a line each, the sizes on a logarithmic axis, as a PNG."""
-    with report._style():
-        figure = report._figure(8.0, 5.0)
+    with report.figure_style():
+        figure = report.new_figure(8.0, 5.0)
         axes = figure.add_subplot()
-        for colour, (name, values) in zip(report._COLOURS, series.items(), strict=False):
+        for colour, (name, values) in zip(report.COLOURS, series.items(), strict=False):
             axes.plot(x, values, "o-", color=colour, label=name)
         axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
         axes.set_ylim(bottom=0)
         axes.set_xticks(list(x), [f"{value:g}" for value in x])
         axes.minorticks_off()
         axes.legend()
-        report._save(figure, path)
+        report.save_figure(figure, path)
 
 
 def maps(
@@ -45,8 +45,8 @@ def maps(
     groups = np.zeros(len(next(iter(panels.values()))), int) if labels is None else labels
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     size = float(np.clip(6000 / len(groups), 3, 30))
-    with report._style():
-        figure = report._figure(6.5 * len(panels), 6.5)
+    with report.figure_style():
+        figure = report.new_figure(6.5 * len(panels), 6.5)
         for column, (title, points) in enumerate(panels.items(), 1):
             flat = points.shape[1] < 3
             axes = figure.add_subplot(1, len(panels), column, **({} if flat else {"projection": "3d"}))
@@ -56,14 +56,14 @@ def maps(
             axes.grid(not flat)
         if labels is not None and len(names) <= 20:
             axes.legend(markerscale=4, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        report._save(figure, path)
+        report.save_figure(figure, path)
 
 
 def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike, *, x_label: str, y_label: str) -> None:
     """Draws non-negative values in descending order, a bar each, as a PNG."""
-    with report._style():
-        figure = report._figure(8.0, 3.5)
+    with report.figure_style():
+        figure = report.new_figure(8.0, 3.5)
         axes = figure.add_subplot()
-        axes.bar(np.arange(1, len(values) + 1), np.sort(values)[::-1], width=1.0, color=report._COLOURS[0])
+        axes.bar(np.arange(1, len(values) + 1), np.sort(values)[::-1], width=1.0, color=report.COLOURS[0])
         axes.set(xlabel=x_label, ylabel=y_label)
-        report._save(figure, path)
+        report.save_figure(figure, path)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from flaxae.errors import DataError
 
 _INK, _GREY = "#1a1a1a", "#b4b4b4"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe & Ito: distinct to all eyes
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe & Ito: distinct to all eyes
 _DPI = 150
 _STYLE = {
     "axes.edgecolor": "#8a8a8a",
@@ -68,8 +68,8 @@ def image_grid(
             top, left = row * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = np.clip(image, 0, 1)
     scale = max(1, min(1550 // canvas.shape[1], 160 // width))
-    figure = _figure(canvas.shape[1] * scale / _DPI, canvas.shape[0] * scale / _DPI)
-    with _style():
+    figure = new_figure(canvas.shape[1] * scale / _DPI, canvas.shape[0] * scale / _DPI)
+    with figure_style():
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(canvas, interpolation="nearest")
         axes.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows))
@@ -79,7 +79,7 @@ def image_grid(
         axes.grid(False)
         if title:
             axes.set_title(title)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def line_grid(
@@ -100,8 +100,8 @@ def line_grid(
         raise DataError(f"Signals of shape {shape}: give [n, features].")
     n, features = shape
     positions = np.arange(features)
-    with _style():
-        figure = _figure(max(6.0, 3.2 * n), 0.6 + 1.5 * len(rows))
+    with figure_style():
+        figure = new_figure(max(6.0, 3.2 * n), 0.6 + 1.5 * len(rows))
         panels = figure.subplots(len(rows), n, sharex=True, sharey=True, squeeze=False)
         reference = np.asarray(next(iter(rows.values())))
         for row, (name, vectors) in enumerate(rows.items()):
@@ -112,7 +112,7 @@ def line_grid(
                 axes.plot(
                     positions,
                     vector,
-                    color=_COLOURS[(row - 1) % len(_COLOURS)] if row else _INK,
+                    color=COLOURS[(row - 1) % len(COLOURS)] if row else _INK,
                     linewidth=1.2,
                 )
                 axes.margins(x=0.01)
@@ -122,7 +122,7 @@ def line_grid(
         figure.supxlabel(x_label, fontsize="medium")
         figure.supylabel(y_label, fontsize="medium")
         figure.set_layout_engine("constrained")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def curves(
@@ -143,9 +143,9 @@ def curves(
     if not any(np.isfinite(values).any() for values in series.values()):
         raise DataError("A training history without a finite value: give one or more epochs, such as loss=[0.3, 0.2].")
     names = list(dict.fromkeys(name.removeprefix("val_") for name in series))
-    with _style():
+    with figure_style():
         heights = [3.2 if name == "loss" else 1.8 for name in names]
-        figure = _figure(10.0, 0.6 + sum(heights))
+        figure = new_figure(10.0, 0.6 + sum(heights))
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, name in zip(panels, names, strict=True):
             drawn = {
@@ -154,7 +154,7 @@ def curves(
                 if key in series
             }
             for label, values in drawn.items():
-                colour = _COLOURS[label == "validation"]
+                colour = COLOURS[label == "validation"]
                 axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
             every = np.concatenate(list(drawn.values()))
             every = every[np.isfinite(every)]
@@ -172,7 +172,7 @@ def curves(
         panels[-1].set_xlabel(f"epoch ({seconds[-1]:.3g} s of training in all)" if seconds else "epoch")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.set_layout_engine("constrained")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,13 +236,15 @@ def _common_shape(rows: Mapping[str, Array | np.ndarray]) -> tuple[int, ...]:
     return next(iter(shapes.values()))
 
 
-def _style():
+def figure_style():
+    """A context in which figures are drawn in the style of the page."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
+    """An empty figure of that size, in inches, outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI)
@@ -262,7 +264,8 @@ def _mark_smallest(axes, values: Float[np.ndarray, " epochs"]) -> None:
     )
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def save_figure(figure, path: str | os.PathLike) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.1)
     _write_bytes(path, png.getvalue())

@@ -99,8 +99,8 @@ def test_figures_leave_no_global_state(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures as they are saved."""
-    figures, save = [], report._save
-    monkeypatch.setattr(report, "_save", lambda figure, path: (save(figure, path), figures.append(figure)))
+    figures, save = [], report.save_figure
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: (save(figure, path), figures.append(figure)))
     return figures
 
 
