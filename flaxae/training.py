@@ -315,6 +315,7 @@ def fit(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "ema": ema or 0.0,
+        "constant_schedule": float(schedule == "constant"),
         "bf16": float(precision == "bf16"),
     }
     step, run = 0, Snapshot.start(init(model, optimizer, learning_rate), epochs, settings)

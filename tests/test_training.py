@@ -115,6 +115,8 @@ def test_resuming_under_other_settings_is_refused(digits, tmp_path):
     training.fit(tiny(), digits, folder=tmp_path, **SHORT)
     with pytest.raises(errors.CheckpointError, match=r"learning_rate was 0\.003 and is now 0\.1"):
         training.fit(tiny(), digits, folder=tmp_path, resume=True, learning_rate=0.1, **SHORT)
+    with pytest.raises(errors.CheckpointError, match="constant_schedule was 0 and is now 1"):
+        training.fit(tiny(), digits, folder=tmp_path, resume=True, schedule="constant", **SHORT)
 
 
 def test_a_finished_run_resumes_to_itself(digits, tmp_path):
