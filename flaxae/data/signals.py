@@ -31,8 +31,8 @@ class Framing:
     def __post_init__(self) -> None:
         for name in ("window", "stride", "rate"):
             value = getattr(self, name)
-            if not (value is None and name == "rate") and (type(value) is not int or value < 1):
-                raise ConfigError(f"The {name} of a signal is {value!r}; it has to be a whole number, at least 1.")
+            if value is not None and value < 1:
+                raise ConfigError(f"The {name} of a signal is {value}; it has to be at least 1.")
         if self.window < 2:
             raise ConfigError("The window is 1 moment; expected 2 at least. Single moments are rows of a table.")
         if self.stride > self.window:
@@ -51,8 +51,11 @@ class Framing:
         Raises:
             ConfigError: a field is missing, unknown, or has a value that no framing can have.
         """
-        if not isinstance(fields, Mapping) or set(fields) != {"window", "stride", "rate"}:
+        if set(fields) != {"window", "stride", "rate"}:
             raise ConfigError(f"A framing is {fields!r}; expected the fields window, stride and rate.")
+        required = [fields["window"], fields["stride"], *([fields["rate"]] if fields["rate"] is not None else [])]
+        if any(type(value) is not int for value in required):
+            raise ConfigError(f"A framing is {fields!r}; expected whole numbers.")
         return cls(**fields)
 
 
