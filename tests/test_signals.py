@@ -48,6 +48,8 @@ def test_a_moment_has_the_mean_of_its_windows():
         data.overlap_mean(scores, 1, 8)
     with pytest.raises(DataError, match="3 moments; expected 4"):
         data.windows(np.zeros(3), 4, 2)
+    with pytest.raises(DataError, match="Choose a larger stride"):
+        data.windows(np.zeros(10**6), 10_000, 1)
 
 
 # Loading

@@ -155,7 +155,7 @@ def test_an_empty_column_is_left_out_with_a_warning(rng):
     with pytest.warns(UserWarning, match="left out 'void', 'nothing'"):
         dataset = data.load(frame)
     assert (dataset.columns, dataset.encoding) == (("a",), None)
-    with pytest.raises(DataError, match="holds no values"), pytest.warns(UserWarning, match="left out"):
+    with pytest.raises(DataError, match="holds no values"):
         data.load(frame[["void"]])
 
 
@@ -231,6 +231,20 @@ def test_tables_that_can_not_be_used(frame, label, message):
         data.load(frame, label=label)
 
 
+def test_a_first_line_of_data_is_not_taken_for_names(tmp_path):
+    (tmp_path / "iris.csv").write_text("5.1,setosa\n4.9,setosa\n6.3,virginica\n")
+    with pytest.raises(DataError, match=r"iris\.csv: its first line seems to be data, for 'setosa'"):
+        data.load(tmp_path / "iris.csv")
+    (tmp_path / "years.csv").write_text("country,1960\nDE,1960\nFR,7\nDE,8\nFR,9\nDE,1\n")
+    assert data.load(tmp_path / "years.csv").columns[-1] == "1960"
+
+
+def test_one_class_alone_is_a_class(people):
+    dataset = data.load(people[["income"]].assign(state="normal"), label="state")
+    assert dataset.classes == ("normal",)
+    np.testing.assert_array_equal(np.concatenate([dataset.train_labels, dataset.test_labels]), np.zeros(200))
+
+
 @pytest.fixture
 def model(people, tmp_path):
     """A run's folder with an untrained model of `people` in it, loaded."""
@@ -260,6 +274,13 @@ def test_a_trained_model_takes_and_gives_the_user_s_columns(model, people, tmp_p
     complete.to_csv(tmp_path / "new.csv", index=False)
     model.convert(tmp_path / "new.csv", tmp_path / "same.csv", model.reconstruct)
     assert set(pd.read_csv(tmp_path / "same.csv").country.dropna()) <= {"DE", "FR", "other"}
+
+
+def test_one_new_row_is_enough(model, people, tmp_path):
+    people.dropna()[:1].to_csv(tmp_path / "new.csv", index=False)
+    row = model.read(tmp_path / "new.csv")
+    assert row.shape == (1, *model.shape)
+    assert model.reconstruct(row).shape == row.shape
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ class Encoding:
     columns: tuple[Column, ...]
 
     @classmethod
-    def fit(cls, frame: "pd.DataFrame", train: Int[np.ndarray, " rows"], source: object) -> "Encoding":
+    def fit(cls, frame: "pd.DataFrame", train: Int[np.ndarray, " rows"], source: object = "The table") -> "Encoding":
         """The encoding of a table, by its training rows; which columns have missing values, all rows decide.
+
+        `source` is for the messages, here and below.
 
         A column without values is left out, with a warning. A category has a feature if it is one of the
         MAX_CATEGORIES most frequent and occurs twice.
@@ -67,10 +69,10 @@ class Encoding:
             DataError: a column holds dates, or what is neither numbers nor categories, such as a name of each row.
         """
         empty = [name for name in frame.columns if frame[name].iloc[train].isna().all()]
-        if empty:
-            warnings.warn(f"{source}: left out {_quoted(empty)}, which hold no values to learn from.", stacklevel=3)
         if len(empty) == frame.shape[1]:
             raise DataError(f"{source} holds no values: all of its columns are empty.")
+        if empty:
+            warnings.warn(f"{source}: left out {_quoted(empty)}, which hold no values to learn from.", stacklevel=3)
         return cls(tuple(_fitted(frame[name], train, source) for name in frame.columns if name not in empty))
 
     @classmethod
@@ -98,7 +100,7 @@ class Encoding:
         """Which features are 0 or 1, telling whether a value is this category, or missing."""
         return np.array([name != column.name for column in self.columns for name in column.features])
 
-    def __call__(self, frame: "pd.DataFrame", source: object) -> Float[np.ndarray, " rows features"]:
+    def __call__(self, frame: "pd.DataFrame", source: object = "The table") -> Float[np.ndarray, " rows features"]:
         """The features of a table's rows, float32. Its columns may be in any order; others are ignored.
 
         Missing values are filled as in training, with a warning that counts them. A category that was not frequent
@@ -111,8 +113,11 @@ class Encoding:
         if absent:
             more = f" Missing too: {_quoted(absent[1:])}." if absent[1:] else ""
             raise DataError(f"{source}: {unknown('column', absent[0], frame.columns)}{more}")
-        parts = [_encoded(column, frame[column.name], source) for column in self.columns]
-        values = as_examples(np.concatenate(parts, axis=1), str(source), self.features)
+        values = np.zeros((len(frame), len(self.features)), np.float32)
+        starts = np.cumsum([0, *(len(column.features) for column in self.columns)])
+        for column, start, end in zip(self.columns, starts, starts[1:], strict=False):
+            _encode(column, frame[column.name], values[:, start:end], source)
+        values = as_examples(values, str(source), self.features)
         said = [_said(column, int(frame[column.name].isna().sum())) for column in self.columns if column.missing]
         if said := [line for line in said if line]:
             warnings.warn(f"{source}: values are missing. {'; '.join(said)}.", stacklevel=3)
@@ -134,8 +139,9 @@ class Encoding:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them."""
-        columns = map(dataclasses.asdict, self.columns)
-        return {"columns": [c | {"categories": c["categories"] and list(c["categories"])} for c in columns]}
+        categories = [None if column.categories is None else list(column.categories) for column in self.columns]
+        columns = zip(map(dataclasses.asdict, self.columns), categories, strict=True)
+        return {"columns": [column | {"categories": names} for column, names in columns]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Encoding":
@@ -200,18 +206,22 @@ def _fitted(column: "pd.Series", train: np.ndarray, source: object) -> Column:
     return Column(str(column.name), tuple(categories), missing)
 
 
-def _encoded(column: Column, values: "pd.Series", source: object) -> np.ndarray:
+def _encode(column: Column, values: "pd.Series", into: np.ndarray, source: object) -> None:
+    """Writes the column's features into zeros, [rows, features]."""
     missing = values.isna().to_numpy()
-    beside = [missing[:, None]] if column.missing else []
+    if column.missing:
+        into[:, -1] = missing
     if column.categories is None:
-        x = numbers(values, source)
-        return np.column_stack([np.where(missing, column.fill, x) if column.missing else x, *beside])
+        with np.errstate(over="ignore"):  # what overflows is found to be infinite
+            into[:, 0] = numbers(values, source)
+        if column.missing:
+            into[missing, 0] = column.fill
+        return
     codes, texts = _factorized(values)
     index = {text: i for i, text in enumerate(column.categories)}
-    other = len(index)
-    which = np.array([index.get(text, other) for text in texts] + [other], int)[codes]  # missing ones have code -1
-    hot = np.equal.outer(which, np.arange(other + 1))
-    return np.column_stack([hot & ~missing[:, None] if column.missing else hot, *beside]).astype(np.float64)
+    absent = -1 if column.missing else len(index)  # those of code -1 are missing
+    which = np.array([*(index.get(text, len(index)) for text in texts), absent])[codes]
+    into[np.arange(len(which)), which] = 1
 
 
 def _decoded(column: Column, values: np.ndarray) -> np.ndarray:

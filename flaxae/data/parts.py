@@ -45,7 +45,7 @@ def as_examples(
         raise DataError(f"{source} is empty: its shape is {x.shape}.")
     if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
         with np.errstate(over="ignore"):  # what overflows is found below
-            x = x.astype(np.float32)
+            x = x.astype(np.float32, copy=False)
         finite = np.isfinite(x)
         if not finite.all():
             first = tuple(int(i) for i in np.unravel_index(np.argmin(finite), x.shape))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from flaxae.data.arrays import check_size, reading
+from flaxae.data.arrays import MAX_BYTES, check_size, reading
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
 from flaxae.errors import ConfigError, DataError
@@ -70,9 +70,11 @@ def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int)
     """[windows, window, *rest]: one window every `stride` moments, and one flush with the end, so that none is lost.
 
     Raises:
-        DataError: the signal is shorter than one window.
+        DataError: the signal is shorter than one window, or the windows would be too large for memory.
     """
     starts = _starts(len(signal), window, stride)
+    if (size := len(starts) * signal[:window].nbytes) > MAX_BYTES:
+        raise DataError(f"The windows would take {size:,} bytes; the limit is {MAX_BYTES:,}. Choose a larger stride.")
     cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[starts]  # the window is the last axis
     return np.ascontiguousarray(np.moveaxis(cut, -1, 1))
 
@@ -191,7 +193,7 @@ def write_wav(file: io.BufferedIOBase, path: pathlib.Path, signal: Signal) -> No
 def _starts(length: int, window: int, stride: int) -> np.ndarray:
     if length < window:
         raise DataError(f"The signal has {length} moments; expected {window} at least, a window.")
-    return np.unique([*range(0, length - window + 1, stride), length - window])
+    return np.union1d(np.arange(0, length - window + 1, stride), [length - window])
 
 
 def _moments(labels: np.ndarray | None, signal: np.ndarray, source: object) -> np.ndarray | None:

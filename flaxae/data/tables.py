@@ -91,7 +91,14 @@ def _read_csv(path: pathlib.Path) -> "pd.DataFrame":
             _refuse_ragged(path)
     if len(frame.columns) == 1 and (other := re.search(r"[;\t|]", str(frame.columns[0]))):
         raise DataError(f"{path}: its fields are separated by {other[0]!r}; expected commas.")
-    return frame if header else frame.rename(columns="x{}".format)
+    if not header:
+        return frame.rename(columns="x{}".format)
+    if twice := [name for name, values in frame.items() if (values == name).any()]:
+        raise DataError(
+            f"{path}: its first line seems to be data, for {twice[0]!r} is also a value of that column. Put a line of "
+            "names above it."
+        )
+    return frame
 
 
 def _refuse_ragged(path: pathlib.Path) -> None:
