@@ -138,6 +138,11 @@ def test_categories_at_scoring_time(train, new, expected):
     np.testing.assert_array_equal(fitted(pd.DataFrame({"x": train}))(pd.DataFrame({"x": new}), "new"), expected)
 
 
+def test_columns_may_be_called_by_numbers():
+    frame = pd.DataFrame({0: ["a", "b"] * 4, 1: np.arange(8.0)})
+    assert data.load(frame).encoding(frame).shape == (8, 4)
+
+
 def test_categories_weigh_as_much_as_numbers(rng):
     frame = pd.DataFrame({"x": rng.normal(size=1000), "c": ["common"] * 990 + ["rare"] * 10})
     frame = frame.sample(frac=1, random_state=0, ignore_index=True)

@@ -109,6 +109,7 @@ class Encoding:
         Raises:
             DataError: a column is missing or not numeric, or a number missing where none was in training, or infinite.
         """
+        frame = frame.set_axis(frame.columns.map(str), axis=1)
         absent = [column.name for column in self.columns if column.name not in frame.columns]
         if absent:
             more = f" Missing too: {_quoted(absent[1:])}." if absent[1:] else ""
