@@ -296,6 +296,7 @@ def test_one_new_row_is_enough(model, people, tmp_path):
         (lambda t: t.rename(columns={"income": "incme"}), r"Unknown column 'income'\. Did you mean 'incme'"),
         (lambda t: t.assign(income=[np.nan, *t.income[1:]]), "1 values .*missing.* row 0, column 'income'"),
         (lambda t: t.assign(income=["much", *t.income[1:]]), "'income' is not numeric .such as 'much', in row 0"),
+        (lambda t: t.assign(income=[None, "much", *t.income[2:]]), "'income' is not numeric .such as 'much', in row 1"),
         (lambda t: t.assign(income="2020-01-31"), "'income' holds dates"),
         (lambda t: t.assign(income=np.inf), r"first, inf, at row 0, column 'income'"),
     ],

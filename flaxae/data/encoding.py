@@ -169,7 +169,8 @@ def numbers(column: "pd.Series", source: object) -> Float[np.ndarray, " rows"]:
     try:
         return column.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        row, value = next((row, value) for row, value in enumerate(column) if not is_number(value))
+        present = column.reset_index(drop=True).dropna()
+        row, value = next((row, value) for row, value in present.items() if not is_number(value))
         raise DataError(
             f"{source}: the column {column.name!r} is not numeric (such as {str(value)!r}, in row {row}, counted from "
             "0). Numbers were expected there."
