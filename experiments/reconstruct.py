@@ -62,18 +62,18 @@ def run(config: Config) -> None:
 
 def apply(config: Config) -> None:
     """Reconstruct --input with the model of --from, into --output."""
-    from flaxae import data, trained
+    from flaxae import trained
 
     model = trained.load(config.from_)
-    data.write(config.output, model.reconstruct(data.read(config.input, columns=model.columns)), columns=model.columns)
+    model.convert(config.input, config.output, model.reconstruct)
     print(f"Reconstructed {config.input} into {config.output}.")
 
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder: one model, or one a size."""
-    from flaxae import data, runs, trained
+    from flaxae import runs, trained
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
@@ -149,7 +149,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     grid = report.image_grid if dataset.kind == "image" else report.line_grid
     shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
     if dataset.kind == "signal":
-        shown = {name: values.reshape(len(values), -1) for name, values in shown.items()}
+        shown = {name: experiments.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("reconstructions"))
     plots.bars(spread, run.figure("activity"), x_label="unit of the code", y_label="standard deviation")
     report.curves(history, run.figure("curves"))

@@ -1,7 +1,21 @@
-"""Where arrays come from, what is known of them, and how they are scaled."""
+"""Where arrays come from, what is known of them, and how they are encoded, cut and scaled."""
 
 from flaxae.data.dataset import Dataset, load
-from flaxae.data.files import read, write
+from flaxae.data.encoding import Encoding
+from flaxae.data.files import read, read_signal, write
 from flaxae.data.scaling import Scaling
+from flaxae.data.signals import Framing, Signal, overlap_mean, windows
 
-__all__ = ["Dataset", "Scaling", "load", "read", "write"]
+__all__ = [
+    "Dataset",
+    "Encoding",
+    "Framing",
+    "Scaling",
+    "Signal",
+    "load",
+    "overlap_mean",
+    "read",
+    "read_signal",
+    "windows",
+    "write",
+]

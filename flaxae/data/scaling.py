@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from flaxae.errors import ConfigError, DataError
 
@@ -22,14 +22,22 @@ class Scaling:
     dtype: str
 
     @classmethod
-    def fit(cls, train: Shaped[np.ndarray, " examples *shape"]) -> "Scaling":
+    def fit(
+        cls, train: Shaped[np.ndarray, " examples *shape"], indicators: Bool[np.ndarray, " columns"] | None = None
+    ) -> "Scaling":
         """The scaling of a training part, which alone may decide it.
 
-        Tables, [n, columns], are standardised by column (a constant column is only centred). Images are brought
-        to [0, 1]: 8-bit by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
+        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
+        is only centred. So are `indicators`, the columns of 0 and 1 that tell categories: divided by its deviation, a
+        rare one would outweigh all else, while as it is, rows of two categories are apart (squared) by 2, as two rows
+        are on average in a standardised number. Images, [n, height, width, channels], are brought to [0, 1]: 8-bit
+        by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
         """
-        if train.ndim == 2:
-            offset, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+        if train.ndim < 4:
+            axes = tuple(range(train.ndim - 1))
+            offset, scale = train.mean(axis=axes, dtype=np.float64), train.std(axis=axes, dtype=np.float64)
+            if indicators is not None:
+                scale = np.where(indicators, 1.0, scale)
         elif train.dtype in (np.uint8, np.uint16):
             offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
         else:
@@ -75,7 +83,7 @@ class Scaling:
             raise ConfigError(f"A scaling is {fields!r}; expected the fields offset, scale and dtype.")
         offset, scale, dtype = fields["offset"], fields["scale"], fields["dtype"]
         for name, values in (("offset", offset), ("scale", scale)):
-            if not isinstance(values, list | tuple) or not values or not all(map(_is_finite_number, values)):
+            if not isinstance(values, list | tuple) or not values or not all(map(is_finite_number, values)):
                 raise ConfigError(f"A scaling's {name} is {values!r}; expected a list of finite numbers.")
         if len(offset) != len(scale) or min(scale) <= 0:
             raise ConfigError(f"A scaling has offset {offset!r} and scale {scale!r}; expected as many, scale > 0.")
@@ -94,5 +102,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 _DTYPES = ("uint8", "uint16", "float32")
 
 
-def _is_finite_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Whether it is a number, and one that float32 holds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
