@@ -229,7 +229,7 @@ SCORES: dict[str, Score] = {
 }
 """By name:
 
-- `combined`, the default for all data: `neighbours` and `reconstruction` together;
+- `combined`, the default for all clean data: `neighbours` and `reconstruction` together;
 - `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
 - `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
 - `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
@@ -420,7 +420,7 @@ def fit(
     *,
     kind: str,
     config: Config | None = None,
-    score: str = "combined",
+    score: str | None = None,
     contamination: float = 0.0,
     held_out: float = HELD_OUT,
     neighbours: int | float | None = None,
@@ -435,7 +435,8 @@ def fit(
         x: normal examples, scaled: images in [0, 1], tables and signals standardised.
         kind: image, tabular or signal.
         config: of the autoencoder; by default `default_config`.
-        score: a name in `SCORES`.
+        score: a name in `SCORES`; by default "combined", or "neighbours" under contamination, for what an autoencoder
+            was trained on it reconstructs.
         contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those
             that fit worst, and examples are compared with more references.
         held_out: the fraction of x kept from training, which p-values and thresholds rest on; 0 for none.
@@ -463,8 +464,8 @@ def fit(
         seeds = range(seed, seed + members)
         trained = population.fit_population(config, seen, seeds=seeds, seed=seed, show=show, **settings)
         models = [member.model for member in trained.members]
-    if neighbours is None:
-        neighbours = NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS
+    score = score or ("neighbours" if contamination else "combined")
+    neighbours = neighbours or (NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS)
     return Detector.of(config, models, views, normal, calibration, score=score, neighbours=neighbours, seed=seed)
 
 
