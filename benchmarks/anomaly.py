@@ -58,16 +58,15 @@ def images(options: argparse.Namespace) -> None:
 def image_scores(train: np.ndarray, test: np.ndarray) -> Scores:
     detector = anomaly.fit(train, kind="image")
     rows, queries = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    parts = anomaly.hold_out(train, anomaly.HELD_OUT, 0)
     scores = {
         "5 nearest, raw pixels": neighbour_distance(rows, queries, 5),
         "5 nearest, unit-norm pixels": neighbour_distance(*map(unit_norm, (rows, queries)), 5),
         "the views' neighbours, no autoencoder": without_autoencoder(detector, train, test),
-        "combined, untrained autoencoder": untrained(detector, train).score(test),
+        "the default, untrained autoencoder": untrained(detector, *parts).score(test),
     }
     for name in anomaly.SCORES:
-        other = anomaly.Detector.of(
-            detector.config, detector.models, detector.views, *anomaly.hold_out(train, anomaly.HELD_OUT, 0), score=name
-        )
+        other = anomaly.Detector.of(detector.config, detector.models, detector.views, *parts, score=name)
         scores[f"flaxae, {name}" + " (the default)" * (name == detector.score_name)] = other.score(test)
     return scores
 
@@ -87,12 +86,11 @@ def without_autoencoder(detector: anomaly.Detector, train: np.ndarray, test: np.
     return total
 
 
-def untrained(detector: anomaly.Detector, train: np.ndarray) -> anomaly.Detector:
+def untrained(detector: anomaly.Detector, train: np.ndarray, held_out: np.ndarray) -> anomaly.Detector:
     """The same detector with the weights that training started from."""
-    shape = detector.views(train[:1]).shape[1:]
-    models = [autoencoder.build(detector.config, shape)]
-    parts = anomaly.hold_out(train, anomaly.HELD_OUT, 0)
-    return anomaly.Detector.of(detector.config, models, detector.views, *parts, neighbours=detector.neighbours)
+    models = [autoencoder.build(detector.config, detector.views(train[:1]).shape[1:])]
+    settings = {"score": detector.score_name, "neighbours": detector.neighbours}
+    return anomaly.Detector.of(detector.config, models, detector.views, train, held_out, **settings)
 
 
 def tables(options: argparse.Namespace) -> None:
@@ -132,14 +130,13 @@ def contaminated(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndar
 def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int) -> Scores:
     from sklearn.ensemble import IsolationForest
 
-    held_out = 0.0 if fraction else anomaly.HELD_OUT
-    detector = anomaly.fit(train, kind="tabular", contamination=fraction, held_out=held_out, seed=seed)
-    parts = anomaly.hold_out(train, held_out, seed)
+    detector = anomaly.fit(train, kind="tabular", contamination=fraction, held_out=0.0, seed=seed)
+    parts = train, train[:0]  # nothing is held out: ranks are measured, not p-values
     scores = {
         "5 nearest neighbours": neighbour_distance(train, test, 5),
         "5 % nearest neighbours": neighbour_distance(train, test, max(5, round(0.05 * len(train)))),
         "isolation forest": -IsolationForest(random_state=seed).fit(train).score_samples(test),
-        "combined, untrained autoencoder": untrained(detector, train).score(test),
+        "the default, untrained autoencoder": untrained(detector, *parts).score(test),
     }
     for name in anomaly.SCORES:
         other = anomaly.Detector.of(
