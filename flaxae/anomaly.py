@@ -35,7 +35,7 @@ from flaxae.training import Examples
 MAX_REFERENCES = 4096  # normal examples that others are compared with
 NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.05  # of the references, where some are anomalies, which are each other's neighbours
-STEPS, BATCH, LEARNING_RATE = 1500, 128, 2e-3  # of training, by default
+STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 1500, 100, 128, 2e-3  # of training, by default
 HELD_OUT = 0.2
 SAMPLES = 256  # of z, for a likelihood
 BLOCK = 1024  # examples scored at once: memory doesn't grow with their number
@@ -442,7 +442,7 @@ def fit(
         held_out: the fraction of x kept from training, which p-values and thresholds rest on; 0 for none.
         neighbours: see `Detector.of`.
         members: how many autoencoders, trained together from different weights.
-        epochs: by default as many as make `STEPS` steps.
+        epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
 
     Raises:
         DataError: x is empty, not finite, or too small.
@@ -488,7 +488,7 @@ def training_settings(
     """The arguments of `training.fit` and `fit_population` that a detector is trained with."""
     objective = autoencoder.OBJECTIVES[config.objective].make(config)
     return {
-        "epochs": epochs or math.ceil(STEPS / max(1, examples // BATCH)),
+        "epochs": epochs or min(MOST_EPOCHS, math.ceil(STEPS / max(1, examples // BATCH))),
         "batch_size": BATCH,
         "learning_rate": LEARNING_RATE,
         "validation": 0.0,
