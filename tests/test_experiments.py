@@ -51,7 +51,17 @@ def test_a_sweep_trains_every_size_and_resumes(images, capsys):
     assert (folder / "results.json").read_text() == measured
     with pytest.raises(SystemExit, match="2"):
         command_line("reconstruct --sweep latent=2,x")
-    assert "expected sizes of the code" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "sizes of the code, latent=2,8" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_sweep_of_a_setting_trains_all_its_seeds(images):
+    command = "reconstruct --data digits.npz --model denoising --sweep noise=0.1,0.5 --seeds 2 --epochs 1"
+    assert command_line(f"{command} --batch-size 24") == 0
+    measured = results(images, "reconstruct")
+    assert set(measured) == {f"test/mse/noise_{n}/seed_{k}" for n in (0.1, 0.5) for k in (0, 1)}
+    assert len(set(measured.values())) == 4
+    assert (images / "runs/reconstruct/1/figures/sweep.png").exists()
+    assert command_line("reconstruct --data digits.npz --sweep warmth=1,2 --epochs 1") == 2
 
 
 def test_reduce_writes_and_scores_the_codes(images):
