@@ -16,13 +16,15 @@ _HOMES = {
     "Trained": "trained",
     "load": "trained",
     "denoise": "denoising",
+    "AutoencoderTransformer": "estimators",
+    "DenoisingAutoencoder": "estimators",
     "MLP": "nn.mlp",
     "ConvNet": "nn.convnet",
     "Mixer": "nn.mixer",
 }
 _MODULES = (
-    "corruptions", "data", "density", "errors", "likelihoods", "metrics", "objectives", "presets", "report", "runs",
-    "stacked",
+    "corruptions", "data", "density", "errors", "estimators", "likelihoods", "metrics", "objectives", "presets", "report",
+    "runs", "stacked",
 )  # fmt: skip
 __all__ = [*_HOMES, *_MODULES]
 

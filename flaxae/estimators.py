@@ -1,0 +1,329 @@
+"""scikit-learn's face of flaxae: estimators on tables, [n, columns], that take and give values in their own units.
+
+Columns are standardised inside, by the first table that is seen; results have X's dtype, float64 or float32, and the
+networks compute in float32. Tables of every length train by one compiled program: their shuffled rows are gathered on
+the host, in blocks of one size.
+"""
+
+import functools
+import json
+import numbers
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Tags, check_array, check_random_state, check_scalar
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from flaxae import autoencoder, checkpoints, errors, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.likelihoods import Gaussian
+from flaxae.nn.mlp import MLP
+from flaxae.objectives import negative_log_likelihood
+
+BLOCK = 32  # steps
+FLOATS = (np.float64, np.float32)
+# A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
+OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
+
+
+class _TableAutoencoder(TransformerMixin, BaseEstimator):
+    """What the transformers share: settings, training, files."""
+
+    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    def __init__(
+        self,
+        latent: int = 8,
+        *,
+        hidden: Sequence[int] = (128, 64),
+        corruption: str = "gaussian",
+        noise: float = 0.0,
+        epochs: int = 100,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.latent = latent
+        self.hidden = hidden
+        self.corruption = corruption
+        self.noise = noise
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "_TableAutoencoder":
+        """Train anew on X, [n, columns]; y is ignored.
+
+        Raises:
+            ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
+            DivergedError: the loss stopped being finite.
+        """
+        X = validate_data(self, X, dtype=FLOATS)
+        self._start(X)
+        return self._train(X, self.epochs)
+
+    def partial_fit(self, X: Any, y: Any = None) -> "_TableAutoencoder":
+        """Train on X, [n, columns], for one more epoch; y is ignored. `epochs` calls with the same X are a `fit`.
+
+        The first call fixes the settings of the network and the standardisation, so give it many rows. Raises what
+        `fit` does.
+        """
+        first = not hasattr(self, "config_")
+        X = validate_data(self, X, dtype=FLOATS, reset=first)
+        if first:
+            self._start(X)
+        return self._train(X, epochs=1)
+
+    @property
+    def model_(self) -> Autoencoder:
+        """The trained network, of standardised columns in float32."""
+        check_is_fitted(self)
+        return nnx.merge(_graphdef(self.config_, self.n_features_in_), *training.weights(self._state))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the fitted estimator to a folder, as JSON and arrays without a pickle. A `random_state` that is not a
+        number is left out.
+
+        Raises:
+            CheckpointError: the folder can't be written.
+        """
+        check_is_fitted(self)
+        params = self.get_params(deep=False)
+        if not isinstance(self.random_state, numbers.Integral):
+            params["random_state"] = None
+        description = {
+            "estimator": type(self).__name__,
+            "params": params,
+            "config": self.config_.to_dict(),
+            "columns": self.n_features_in_,
+            "names": getattr(self, "feature_names_in_", None),
+            "loss_curve": self.loss_curve_,
+            "seed": self._seed,
+        }
+        text = json.dumps(description, indent=2, default=lambda values: values.tolist())  # of NumPy
+        arrays = {"mean": self.mean_, "scale": self.scale_, "state": self._state}
+        checkpoints.save(folder, self._steps, arrays, keep=1)
+        Path(folder, "config.json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "_TableAutoencoder":
+        """The fitted estimator that `save` wrote: it gives the same numbers, and `partial_fit` goes on to the same.
+
+        Raises:
+            ConfigError: the folder's config.json is missing, damaged, or of another estimator.
+            CheckpointError: its arrays are missing or damaged.
+        """
+        path = Path(folder, "config.json")
+        try:
+            saved = json.loads(path.read_bytes())
+            params = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["params"].items()}
+            estimator = cls().set_params(**params)
+            estimator.config_ = Config.from_dict(saved["config"])
+            estimator.n_features_in_, estimator._seed = int(saved["columns"]), int(saved["seed"])
+            estimator.loss_curve_ = [float(loss) for loss in saved["loss_curve"]]
+            if saved["names"] is not None:
+                estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
+            columns = np.empty(estimator.n_features_in_)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
+        if saved["estimator"] != cls.__name__:
+            raise errors.ConfigError(f"{path} is of another estimator: load it by {saved['estimator']}.load.")
+        like = {"mean": columns, "scale": columns, "state": jax.eval_shape(estimator._initial_state)}
+        estimator._steps, arrays = checkpoints.restore(folder, like)
+        estimator.mean_, estimator.scale_, estimator._state = (arrays[name] for name in like)
+        return estimator
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = [kind.__name__ for kind in FLOATS]
+        return tags
+
+    def _start(self, X: Float[np.ndarray, "n columns"]) -> None:
+        for name, kind, least in (
+            ("latent", numbers.Integral, 1),
+            ("noise", numbers.Real, 0),
+            ("epochs", numbers.Integral, 1),
+            ("batch_size", numbers.Integral, 1),
+            ("learning_rate", numbers.Real, 0),
+        ):
+            check_scalar(getattr(self, name), name, kind, min_val=least)
+        if self.corruption not in ("gaussian", "masking"):
+            raise errors.ConfigError(errors.unknown("corruption", self.corruption, ("gaussian", "masking")))
+        self.config_ = Config(
+            body=MLP(tuple(np.atleast_1d(self.hidden).tolist())),
+            latent=int(self.latent),
+            likelihood=Gaussian(),
+            corruption=self.corruption if self.noise else "none",
+            noise=float(self.noise),
+        )
+        scaler = StandardScaler().fit(X)
+        # A column that does not vary has no unit of its own: it comes out as its mean.
+        self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
+        self.loss_curve_ = []
+        self._steps = 0
+        self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self._state = self._initial_state()
+
+    def _initial_state(self) -> training.State:
+        model = autoencoder.build(self.config_, (self.n_features_in_,), seed=self._seed)
+        return training.init(model, OPTIMIZER, self.learning_rate)
+
+    def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> "_TableAutoencoder":
+        x = self._standardised(X)
+        graphdef, key = _graphdef(self.config_, self.n_features_in_), jax.random.key(self._seed)
+        steps, rows = -(-len(x) // self.batch_size), BLOCK * self.batch_size
+        for _ in range(epochs):
+            start, stop = self._steps, self._steps + steps
+            shuffled = np.random.default_rng((self._seed, start)).permutation(len(x))
+            blocks = np.resize(shuffled, (-(-steps // BLOCK), rows))
+            order = np.roll(np.arange(rows), start % BLOCK * self.batch_size)  # step `start` takes the first rows
+            rate, loss_sum = jnp.float32(self.learning_rate), jnp.float32(0)
+            self._state = self._state._replace(learning_rate=rate, loss_sum=loss_sum)
+            for first, block in zip(range(start, stop, BLOCK), blocks, strict=True):
+                self._state = training.train_block(
+                    graphdef, negative_log_likelihood, OPTIMIZER, self.batch_size,
+                    self._state, x[block], order, key, first, min(first + BLOCK, stop),
+                )  # fmt: skip
+            if not self._state.ok:
+                raise errors.DivergedError(
+                    "The loss stopped being finite. The estimator holds the last good weights. Try a lower learning "
+                    f"rate than {self.learning_rate:g}, and check X for extreme values."
+                )
+            self._steps = stop
+            self.loss_curve_.append(float(self._state.loss_sum) / steps)
+        return self
+
+    def _check(self, X: Any) -> Float[np.ndarray, "n columns"]:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=FLOATS, reset=False)
+
+    def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
+        return ((X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)).astype(np.float32)
+
+    def _in_units(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
+        return x * self.scale_ + self.mean_
+
+
+class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder):
+    """An autoencoder's code as features: PCA's place in a pipeline, without its straight lines.
+
+    Args:
+        latent: numbers in the code.
+        hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
+        corruption, noise: what training does to the standardised columns, for the network to undo, which regularises:
+            "gaussian" noise of deviation `noise`, or "masking" that replaces a value by its column's mean with
+            probability `noise`. 0 for none.
+        epochs: passes over X in `fit`.
+        batch_size: rows a step. A shorter table is repeated to fill it.
+        learning_rate: of Adam; constant, under a moving average of the weights.
+        random_state: a number for the same results each time; a `RandomState`; or None.
+
+    Attributes:
+        model_: the trained `flaxae.Autoencoder`, of standardised columns. config_: its `flaxae.Config`.
+        loss_curve_: each epoch's mean loss, nats a row.
+        mean_, scale_: the columns' means and deviations, [columns]; 0 for a column that does not vary.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+    """
+
+    def transform(self, X: Any) -> Float[np.ndarray, "n latent"]:
+        """The codes of X, [n, columns]."""
+        X = self._check(X)
+        return _apply(Autoencoder.encode, self.model_, self._standardised(X)).astype(X.dtype)
+
+    def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
+        """The rows that the codes X, [n, latent], stand for."""
+        check_is_fitted(self)
+        X = check_array(X, dtype=FLOATS)
+        if X.shape[1] != self.config_.latent:
+            raise ValueError(f"The codes have {X.shape[1]} numbers each; expected {self.config_.latent}.")
+        return self._in_units(_apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean squared error of the reconstruction, in units of the columns' variances; y is ignored.
+
+        0 is perfect, and −1 what the columns' means would get. Every column weighs alike, whatever its units.
+        """
+        x = self._standardised(self._check(X))
+        return -float(np.square(_apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.config_.latent
+
+
+class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
+    """Learns from clean rows to undo a corruption (Vincent et al. 2010); `transform` gives rows without the noise.
+
+    Args:
+        latent: numbers in the code.
+        hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
+        corruption, noise: what is learnt to be undone: "gaussian" noise of deviation `noise`, in units of each column's
+            own deviation, or "masking" that replaces a value by its column's mean with probability `noise`.
+        epochs, batch_size, learning_rate, random_state: as in `AutoencoderTransformer`, and so are the attributes.
+    """
+
+    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    def __init__(
+        self,
+        latent: int = 8,
+        *,
+        hidden: Sequence[int] = (128, 64),
+        corruption: str = "gaussian",
+        noise: float = 0.5,
+        epochs: int = 100,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        super().__init__(
+            latent,
+            hidden=hidden,
+            corruption=corruption,
+            noise=noise,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            random_state=random_state,
+        )
+
+    def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
+        """X, [n, columns], denoised."""
+        X = self._check(X)
+        x = _apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
+        return self._in_units(x).astype(X.dtype)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean squared error of X, clean, after the corruption and its undoing; y is ignored.
+
+        In units of the columns' variances: 0 is perfect, and −1 what the columns' means would get. The same noise is
+        drawn at each call. Estimators for different noise have different tasks: their scores don't compare.
+        """
+        x = self._standardised(self._check(X))
+        return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+
+
+def _denoise_corrupted(model: Autoencoder, x: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:
+    return model.reconstruct(model.corrupt(x, jax.random.key(0)))
+
+
+@functools.cache
+def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, (columns,))))[0]
+
+
+def _apply(
+    function: Callable[[Autoencoder, Array], Array], model: Autoencoder, x: Float[np.ndarray, "n columns"]
+) -> np.ndarray:
+    """`training.apply`, with few rows padded to a power of two, so that few programs are compiled."""
+    rows = max(32, 2 ** (len(x) - 1).bit_length())
+    padded = x if rows > 1024 else np.pad(x, ((0, rows - len(x)), (0, 0)))
+    return training.apply(function, model, padded, batch_size=1024)[: len(x)]
