@@ -23,8 +23,8 @@ _HOMES = {
     "Mixer": "nn.mixer",
 }
 _MODULES = (
-    "corruptions", "data", "density", "errors", "estimators", "likelihoods", "metrics", "objectives", "presets", "report",
-    "runs", "stacked",
+    "corruptions", "data", "density", "errors", "estimators", "likelihoods", "metrics", "objectives", "presets",
+    "report", "runs", "stacked",
 )  # fmt: skip
 __all__ = [*_HOMES, *_MODULES]
 

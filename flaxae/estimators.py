@@ -11,7 +11,7 @@ import numbers
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,90 @@ FLOATS = (np.float64, np.float32)
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
 
 
-class _TableAutoencoder(TransformerMixin, BaseEstimator):
-    """What the transformers share: settings, training, files."""
+class _TableEstimator(BaseEstimator):
+    """What all estimators share: columns in standard deviations, and files without a pickle."""
+
+    # What `fit` learns, by how it is read from JSON, beside the arrays of `_arrays_like`.
+    _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {"n_features_in_": int}
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the fitted estimator to a folder, as JSON and arrays. Of `random_state`, only a number is kept.
+
+        Raises:
+            CheckpointError: the folder can't be written.
+        """
+        check_is_fitted(self)
+        settings = self.get_params(deep=False)
+        if not isinstance(self.random_state, numbers.Integral):
+            settings["random_state"] = None
+        description = {
+            "estimator": type(self).__name__,
+            "settings": settings,
+            "names": getattr(self, "feature_names_in_", None),
+            "learned": {name: getattr(self, name) for name in self._learned},
+        }
+        text = json.dumps(description, indent=2, default=_jsonable)
+        arrays = {name: getattr(self, name) for name in self._arrays_like()}
+        checkpoints.save(folder, 0, arrays, keep=1)
+        Path(folder, "config.json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "_TableEstimator":
+        """The fitted estimator that `save` wrote: all it gives is the same, also after a `partial_fit`.
+
+        Raises:
+            ConfigError: the folder's config.json is missing, damaged, or of another estimator.
+            CheckpointError: its arrays are missing or damaged.
+        """
+        path = Path(folder, "config.json")
+        try:
+            saved = json.loads(path.read_bytes())
+            if saved["estimator"] != cls.__name__:
+                raise ValueError(f"it is of a {saved['estimator']}")
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["settings"].items()}
+            estimator = cls().set_params(**settings)
+            for name, read in cls._learned.items():
+                setattr(estimator, name, read(saved["learned"][name]))
+            if saved["names"] is not None:
+                estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
+            like = estimator._arrays_like()
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
+        for name, array in checkpoints.restore(folder, like)[1].items():
+            setattr(estimator, name, array)
+        return estimator
+
+    def _arrays_like(self) -> dict[str, Any]:
+        """The learned arrays, or trees of them, as `checkpoints.restore` wants to know them."""
+        columns = np.empty(self.n_features_in_)
+        return {"mean_": columns, "scale_": columns}
+
+    def _fit_units(self, X: Float[np.ndarray, "n columns"]) -> None:
+        scaler = StandardScaler().fit(X)
+        # A column that does not vary has no unit of its own: it comes out as its mean.
+        self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
+
+    def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
+        return ((X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)).astype(np.float32)
+
+    def _in_units(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
+        return x * self.scale_ + self.mean_
+
+    def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=FLOATS, reset=False)
+
+
+class _TableAutoencoder(TransformerMixin, _TableEstimator):
+    """What the transformers share: settings and training."""
+
+    _learned: ClassVar = {
+        **_TableEstimator._learned,
+        "config_": Config.from_dict,
+        "loss_curve_": lambda losses: [float(loss) for loss in losses],
+        "_seed": int,
+        "_steps": int,
+    }
 
     @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
     def __init__(
@@ -89,59 +171,6 @@ class _TableAutoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return nnx.merge(_graphdef(self.config_, self.n_features_in_), *training.weights(self._state))
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the fitted estimator to a folder, as JSON and arrays without a pickle. A `random_state` that is not a
-        number is left out.
-
-        Raises:
-            CheckpointError: the folder can't be written.
-        """
-        check_is_fitted(self)
-        params = self.get_params(deep=False)
-        if not isinstance(self.random_state, numbers.Integral):
-            params["random_state"] = None
-        description = {
-            "estimator": type(self).__name__,
-            "params": params,
-            "config": self.config_.to_dict(),
-            "columns": self.n_features_in_,
-            "names": getattr(self, "feature_names_in_", None),
-            "loss_curve": self.loss_curve_,
-            "seed": self._seed,
-        }
-        text = json.dumps(description, indent=2, default=lambda values: values.tolist())  # of NumPy
-        arrays = {"mean": self.mean_, "scale": self.scale_, "state": self._state}
-        checkpoints.save(folder, self._steps, arrays, keep=1)
-        Path(folder, "config.json").write_text(text + "\n")
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "_TableAutoencoder":
-        """The fitted estimator that `save` wrote: it gives the same numbers, and `partial_fit` goes on to the same.
-
-        Raises:
-            ConfigError: the folder's config.json is missing, damaged, or of another estimator.
-            CheckpointError: its arrays are missing or damaged.
-        """
-        path = Path(folder, "config.json")
-        try:
-            saved = json.loads(path.read_bytes())
-            params = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["params"].items()}
-            estimator = cls().set_params(**params)
-            estimator.config_ = Config.from_dict(saved["config"])
-            estimator.n_features_in_, estimator._seed = int(saved["columns"]), int(saved["seed"])
-            estimator.loss_curve_ = [float(loss) for loss in saved["loss_curve"]]
-            if saved["names"] is not None:
-                estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
-            columns = np.empty(estimator.n_features_in_)
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
-        if saved["estimator"] != cls.__name__:
-            raise errors.ConfigError(f"{path} is of another estimator: load it by {saved['estimator']}.load.")
-        like = {"mean": columns, "scale": columns, "state": jax.eval_shape(estimator._initial_state)}
-        estimator._steps, arrays = checkpoints.restore(folder, like)
-        estimator.mean_, estimator.scale_, estimator._state = (arrays[name] for name in like)
-        return estimator
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = [kind.__name__ for kind in FLOATS]
@@ -165,9 +194,7 @@ class _TableAutoencoder(TransformerMixin, BaseEstimator):
             corruption=self.corruption if self.noise else "none",
             noise=float(self.noise),
         )
-        scaler = StandardScaler().fit(X)
-        # A column that does not vary has no unit of its own: it comes out as its mean.
-        self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
+        self._fit_units(X)
         self.loss_curve_ = []
         self._steps = 0
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -202,15 +229,8 @@ class _TableAutoencoder(TransformerMixin, BaseEstimator):
             self.loss_curve_.append(float(self._state.loss_sum) / steps)
         return self
 
-    def _check(self, X: Any) -> Float[np.ndarray, "n columns"]:
-        check_is_fitted(self)
-        return validate_data(self, X, dtype=FLOATS, reset=False)
-
-    def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        return ((X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)).astype(np.float32)
-
-    def _in_units(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        return x * self.scale_ + self.mean_
+    def _arrays_like(self) -> dict[str, Any]:
+        return {**super()._arrays_like(), "_state": jax.eval_shape(self._initial_state)}
 
 
 class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder):
@@ -236,7 +256,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder)
 
     def transform(self, X: Any) -> Float[np.ndarray, "n latent"]:
         """The codes of X, [n, columns]."""
-        X = self._check(X)
+        X = self._checked(X)
         return _apply(Autoencoder.encode, self.model_, self._standardised(X)).astype(X.dtype)
 
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
@@ -252,7 +272,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder)
 
         0 is perfect, and −1 what the columns' means would get. Every column weighs alike, whatever its units.
         """
-        x = self._standardised(self._check(X))
+        x = self._standardised(self._checked(X))
         return -float(np.square(_apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
 
     @property
@@ -297,7 +317,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
 
     def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """X, [n, columns], denoised."""
-        X = self._check(X)
+        X = self._checked(X)
         x = _apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
         return self._in_units(x).astype(X.dtype)
 
@@ -307,8 +327,12 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
         In units of the columns' variances: 0 is perfect, and −1 what the columns' means would get. The same noise is
         drawn at each call. Estimators for different noise have different tasks: their scores don't compare.
         """
-        x = self._standardised(self._check(X))
+        x = self._standardised(self._checked(X))
         return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+
+
+def _jsonable(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Config) else value.tolist()
 
 
 def _denoise_corrupted(model: Autoencoder, x: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:

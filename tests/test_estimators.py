@@ -121,16 +121,16 @@ def test_what_can_not_be_loaded_is_refused(surface, tmp_path):
     model.random_state = np.random.RandomState(0)
     model.save(tmp_path)
     assert AutoencoderTransformer.load(tmp_path).random_state is None
-    with pytest.raises(errors.ConfigError, match=r"load it by AutoencoderTransformer\.load"):
+    with pytest.raises(errors.ConfigError, match=r"it is of a AutoencoderTransformer"):
         DenoisingAutoencoder.load(tmp_path)
     with pytest.raises(errors.ConfigError, match="does not describe"):
         AutoencoderTransformer.load(tmp_path / "nowhere")
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
-    path.write_text(json.dumps({**saved, "columns": 4}))
+    path.write_text(json.dumps({**saved, "learned": {**saved["learned"], "n_features_in_": 4}}))
     with pytest.raises(errors.CheckpointError, match="another model"):
         AutoencoderTransformer.load(tmp_path)
-    path.write_text(json.dumps({**saved, "params": {"epoch": 3}}))
+    path.write_text(json.dumps({**saved, "settings": {"epoch": 3}}))
     with pytest.raises(errors.ConfigError, match="epoch"):
         AutoencoderTransformer.load(tmp_path)
 
