@@ -1,5 +1,6 @@
 """The few small pieces that encoders and decoders share."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[Array], Array]:
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An activation by its name, so that what holds it can be pickled: JAX's own functions can't."""
+
+    name: str
+
+    def __call__(self, x: Array) -> Array:
+        return ACTIVATIONS[self.name](x)
+
+
+def activation(name: str) -> Activation:
     """The activation of that name.
 
     Raises:
@@ -28,7 +39,7 @@ def activation(name: str) -> Callable[[Array], Array]:
     """
     if name not in ACTIVATIONS:
         raise errors.ConfigError(errors.unknown("activation", name, ACTIVATIONS))
-    return ACTIVATIONS[name]
+    return Activation(name)
 
 
 def check_rate(what: str, rate: float) -> None:
