@@ -555,7 +555,7 @@ def _in_blocks(
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
     graphdef, state = nnx.split(model)
     own = np.full(len(x), -1) if own is None else own
-    block = min(BLOCK, 1 << (len(x) - 1).bit_length())  # few sizes are ever compiled
+    block = min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # few sizes are ever compiled
     names = [argument for argument in arguments if isinstance(argument, (str, int))]
     arrays = arguments[len(names) :]
     made = []
