@@ -73,7 +73,9 @@ def percentile_threshold(calibration: Float[np.ndarray, " normals"], percentile:
     return float(np.percentile(calibration, percentile, method="higher"))
 
 
-def f1_threshold(scores: Float[np.ndarray, " examples"], anomalous: Num[np.ndarray | Bool, " examples"]) -> float:
+def f1_threshold(
+    scores: Float[np.ndarray, " examples"], anomalous: Bool[np.ndarray, " examples"] | Num[np.ndarray, " examples"]
+) -> float:
     """The score above which flagging gives labelled examples their best F1. Choose it on other examples than you test.
 
     Raises:
