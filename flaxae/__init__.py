@@ -18,6 +18,7 @@ _HOMES = {
     "denoise": "denoising",
     "AutoencoderTransformer": "estimators",
     "DenoisingAutoencoder": "estimators",
+    "AutoencoderDetector": "estimators",
     "MLP": "nn.mlp",
     "ConvNet": "nn.convnet",
     "Mixer": "nn.mixer",

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import autoencoder, checkpoints, errors, training
+from flaxae import anomaly, autoencoder, checkpoints, conformal, errors, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.mlp import MLP
@@ -75,8 +75,7 @@ class _TableEstimator(BaseEstimator):
             saved = json.loads(path.read_bytes())
             if saved["estimator"] != cls.__name__:
                 raise ValueError(f"it is of a {saved['estimator']}")
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["settings"].items()}
-            estimator = cls().set_params(**settings)
+            estimator = cls().set_params(**{name: _setting(value) for name, value in saved["settings"].items()})
             for name, read in cls._learned.items():
                 setattr(estimator, name, read(saved["learned"][name]))
             if saved["names"] is not None:
@@ -197,7 +196,7 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         self._fit_units(X)
         self.loss_curve_ = []
         self._steps = 0
-        self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self._seed = _seed(self.random_state)
         self._state = self._initial_state()
 
     def _initial_state(self) -> training.State:
@@ -230,7 +229,9 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         return self
 
     def _arrays_like(self) -> dict[str, Any]:
-        return {**super()._arrays_like(), "_state": jax.eval_shape(self._initial_state)}
+        state = jax.eval_shape(self._initial_state)
+        state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)  # not bound to a device
+        return {**super()._arrays_like(), "_state": state}
 
 
 class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder):
@@ -331,8 +332,162 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
         return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
 
 
+class AutoencoderDetector(_TableEstimator):
+    """Finds strange rows, in PyOD's convention or in scikit-learn's, which give one name to opposite things:
+
+    | convention | `decision_function` | `predict`, `fit_predict`, `labels_` |
+    |---|---|---|
+    | "pyod" | higher is stranger | 1 for a strange row, 0 for any other |
+    | "sklearn" | lower is stranger, below 0 is strange | −1 for a strange row, 1 for any other |
+
+    All else is the same in both. A row is strange when its score, of `flaxae.anomaly`, is above `threshold_`: the
+    scores of a fraction `contamination` of the rows of `fit` are.
+
+    Args:
+        contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. They are left out of
+            the training as far as they fit worst. With 0, all are normal, and none of them is called strange.
+        convention: "pyod", or "sklearn" for scikit-learn's scorers and its other tools for outlier detectors.
+        score_name: a name in `anomaly.SCORES`.
+        config: of the autoencoder; by default `anomaly.default_config`.
+        members: how many autoencoders the score is the mean of.
+        epochs: passes over X in `fit`; by default as many as make 1,500 steps.
+        random_state: a number for the same results each time; a `RandomState`; or None.
+
+    Attributes:
+        detector_: the `anomaly.Detector` of standardised columns, which also tells p-values and contributions.
+        decision_scores_: of the rows of `fit`, [n]; higher is stranger, in both conventions.
+        threshold_: the score above which a row is strange. offset_: minus that.
+        labels_: what `predict` gives for the rows of `fit`, [n].
+        mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
+    """
+
+    _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int}
+
+    @no_type_check  # as above
+    def __init__(
+        self,
+        contamination: float = 0.1,
+        *,
+        convention: str = "pyod",
+        score_name: str = "combined",
+        config: Config | None = None,
+        members: int = 1,
+        epochs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.contamination = contamination
+        self.convention = convention
+        self.score_name = score_name
+        self.config = config
+        self.members = members
+        self.epochs = epochs
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
+        """Learn from X, [n, columns], what is normal; y is ignored.
+
+        Raises:
+            ValueError, TypeError: X is not a table of finite numbers, of at least two rows, or a setting is out of
+                range.
+            DivergedError: the loss stopped being finite.
+        """
+        check_scalar(self.contamination, "contamination", numbers.Real)
+        check_scalar(self.members, "members", numbers.Integral)
+        if self.epochs is not None:
+            check_scalar(self.epochs, "epochs", numbers.Integral, min_val=1)
+        if self.convention not in ("pyod", "sklearn"):
+            raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        self._fit_units(X)
+        x = self._standardised(X)
+        self.detector_ = anomaly.fit(
+            x,
+            kind="tabular",
+            config=self.config,
+            score=self.score_name,
+            contamination=float(self.contamination),
+            members=int(self.members),
+            epochs=self.epochs,
+            seed=_seed(self.random_state),
+        )
+        self._rows = len(x)
+        self.decision_scores_ = self._scores(x)
+        self.threshold_ = float(np.quantile(self.decision_scores_, 1 - self.contamination))
+        return self
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
+        """How strange each row of X, [n, columns], is; in scikit-learn's convention, `threshold_` minus that."""
+        scores = self._scores(self._standardised(self._checked(X)))
+        return scores if self.convention == "pyod" else self.threshold_ - scores
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Minus how strange each row of X, [n, columns], is, in both conventions."""
+        return -self._scores(self._standardised(self._checked(X)))
+
+    def predict(self, X: Any) -> Int[np.ndarray, " n"]:
+        """Whether each row of X, [n, columns], is strange: 1 or 0; in scikit-learn's convention, −1 or 1."""
+        return self._labels(self._scores(self._standardised(self._checked(X))))
+
+    def fit_predict(self, X: Any, y: Any = None) -> Int[np.ndarray, " n"]:
+        """`fit`, and its `labels_`."""
+        return self.fit(X).labels_
+
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n 2"]:
+        """p and 1 − p for each row of X, [n, columns]: p is how often a normal row is as strange.
+
+        It is the conformal p-value of `conformal.p_values`, from rows of `fit` that were held out of the training.
+        """
+        p = conformal.p_values(-self.score_samples(X), self.detector_.calibration)
+        return np.stack([p, 1 - p], axis=1)
+
+    @property
+    def labels_(self) -> Int[np.ndarray, " n"]:
+        check_is_fitted(self)
+        return self._labels(self.decision_scores_)
+
+    @property
+    def offset_(self) -> float:
+        check_is_fitted(self)
+        return -self.threshold_
+
+    def save(self, folder: str | os.PathLike) -> None:
+        super().save(folder)
+        self.detector_.save(Path(folder, "detector"))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "AutoencoderDetector":
+        estimator = super().load(folder)
+        estimator.detector_ = anomaly.load(Path(folder, "detector"))
+        return estimator
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "outlier_detector" if self.convention == "sklearn" else None
+        return tags
+
+    def _arrays_like(self) -> dict[str, Any]:
+        return {**super()._arrays_like(), "decision_scores_": np.empty(self._rows)}
+
+    def _scores(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " n"]:
+        """How strange each row is. One that is itself a reference is compared with the others, in `fit` and after."""
+        references = {row.tobytes(): i for i, row in enumerate(self.detector_.references)}
+        own = np.array([references.get(row.tobytes(), -1) for row in x])
+        return self.detector_.score(x, own=own).astype(np.float64)
+
+    def _labels(self, scores: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        strange = scores > self.threshold_
+        return strange.astype(int) if self.convention == "pyod" else np.where(strange, -1, 1)
+
+
 def _jsonable(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Config) else value.tolist()
+
+
+def _setting(value: Any) -> Any:
+    """What `_jsonable` made a setting of, undone."""
+    if isinstance(value, dict):
+        return Config.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _denoise_corrupted(model: Autoencoder, x: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:
@@ -347,7 +502,11 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
 def _apply(
     function: Callable[[Autoencoder, Array], Array], model: Autoencoder, x: Float[np.ndarray, "n columns"]
 ) -> np.ndarray:
-    """`training.apply`, with few rows padded to a power of two, so that few programs are compiled."""
+    """`training.apply`, to few rows filled up to a power of two, so that few programs are compiled."""
     rows = max(32, 2 ** (len(x) - 1).bit_length())
     padded = x if rows > 1024 else np.pad(x, ((0, rows - len(x)), (0, 0)))
-    return training.apply(function, model, padded, batch_size=1024)[: len(x)]
+    return training.apply(function, model, padded)[: len(x)]
+
+
+def _seed(random_state: Any) -> int:
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))

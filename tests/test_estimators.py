@@ -1,20 +1,29 @@
+import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import precision_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from flaxae import errors, training
-from flaxae.estimators import AutoencoderTransformer, DenoisingAutoencoder
+from flaxae.autoencoder import Config
+from flaxae.estimators import AutoencoderDetector, AutoencoderTransformer, DenoisingAutoencoder
+from flaxae.likelihoods import Gaussian
+from flaxae.nn.mlp import MLP
 
 # The same network for all, so that one program for each number of columns serves every test here.
 TINY = {"latent": 2, "hidden": (8,), "noise": 0.1, "epochs": 2, "random_state": 0}
+LINEAR = {**TINY, "hidden": ()}  # the quickest to compile, for checks with tables of many widths
+LINEAR_CONFIG = Config(body=MLP(()), latent=2, likelihood=Gaussian(), corruption="gaussian", noise=0.1)
 BOTH = pytest.mark.parametrize("kind", [AutoencoderTransformer, DenoisingAutoencoder])
 OFFSET, SCALE = np.array([1e6, 0.0, -3.0]), np.array([1e3, 1.0, 1e-3])
 
@@ -31,8 +40,24 @@ def fitted(surface) -> AutoencoderTransformer:
     return AutoencoderTransformer(**{**TINY, "epochs": 60}).fit(surface[:400])
 
 
-@parametrize_with_checks([AutoencoderTransformer(**TINY), DenoisingAutoencoder(**TINY)])
-def test_it_is_what_scikit_learn_expects(estimator, check):
+@pytest.fixture
+def untrained(monkeypatch) -> None:
+    """Detectors as initialised, for what is not about the weights: compiling the training of each table takes long."""
+    monkeypatch.setattr(training, "fit", lambda model, x, **settings: None)
+
+
+@parametrize_with_checks([AutoencoderTransformer(**LINEAR), DenoisingAutoencoder(**LINEAR)])
+def test_the_transformers_are_what_scikit_learn_expects(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks(
+    [
+        AutoencoderDetector(convention=convention, score_name="reconstruction", config=LINEAR_CONFIG, random_state=0)
+        for convention in ("pyod", "sklearn")
+    ]
+)
+def test_the_detector_is_what_scikit_learn_expects(estimator, check, untrained):
     check(estimator)
 
 
@@ -193,3 +218,98 @@ def test_a_diverging_fit_says_so_and_keeps_good_weights(surface):
     with pytest.raises(errors.DivergedError, match="lower learning rate"):
         model.fit(surface)
     assert np.isfinite(model.transform(surface)).all()
+
+
+@pytest.fixture(scope="module")
+def strange(surface) -> tuple[np.ndarray, np.ndarray]:
+    """400 rows of the surface and 40 off it, and which is which."""
+    u, v = np.random.default_rng(1).uniform(-1, 1, (2, 40))
+    off = np.stack([u, v, u * v + np.where(u > 0, -1, 1)], axis=1) * SCALE + OFFSET
+    order = np.random.default_rng(2).permutation(440)
+    return np.concatenate([surface[:400], off])[order], np.repeat([0, 1], (400, 40))[order]
+
+
+@pytest.fixture(scope="module")
+def detector(strange) -> AutoencoderDetector:
+    config = dataclasses.replace(LINEAR_CONFIG, body=MLP((16,)))
+    return AutoencoderDetector(40 / 440, config=config, epochs=60, random_state=0).fit(strange[0])
+
+
+def test_it_finds_the_rows_off_the_surface_they_lie_on(strange, detector):
+    X, anomalous = strange
+    found = roc_auc_score(anomalous, detector.decision_scores_)
+    assert found > 0.98 > roc_auc_score(anomalous, -IsolationForest(random_state=0).fit(X).score_samples(X))
+    assert detector.labels_.sum() == 40
+    assert precision_score(anomalous, detector.labels_) > 0.7
+
+
+def test_the_rows_of_fit_are_no_stranger_before_than_after(strange, detector):
+    np.testing.assert_allclose(detector.decision_function(strange[0]), detector.decision_scores_, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(detector.predict(strange[0]), detector.labels_)
+
+
+def test_the_two_conventions_say_the_same(strange, detector):
+    X, _ = strange
+    other = clone(detector).set_params(convention="sklearn").fit(X)
+    np.testing.assert_array_equal(other.decision_scores_, detector.decision_scores_)
+    np.testing.assert_array_equal(other.predict(X), 1 - 2 * detector.predict(X))
+    np.testing.assert_array_equal(other.score_samples(X), -detector.decision_function(X))
+    np.testing.assert_allclose(other.decision_function(X), other.score_samples(X) - other.offset_)
+    np.testing.assert_array_equal(clone(other).fit_predict(X), other.labels_)
+    assert other.offset_ == -detector.threshold_
+    assert other.decision_function(X)[other.labels_ == -1].max() < 0 <= other.decision_function(X).max()
+
+
+def test_the_probability_to_be_strange_is_kept_down_for_normal_rows(surface, detector):
+    normal = detector.predict_proba(surface[400:])
+    np.testing.assert_allclose(normal.sum(axis=1), 1)
+    assert (normal[:, 1] >= 0.8).mean() <= 0.2  # some of those it was held against are strange themselves
+    assert detector.predict_proba(OFFSET[None] + 9 * SCALE)[0, 1] == 1 - 1 / 89  # of the 88 rows held out
+
+
+def test_without_contamination_no_row_of_fit_is_strange(surface, untrained):
+    model = AutoencoderDetector(0, random_state=0).fit(surface[:440])
+    assert model.labels_.sum() == 0
+    assert model.predict(OFFSET[None] + 9 * SCALE) == 1
+
+
+def test_a_saved_detector_is_the_same_when_loaded(strange, detector, tmp_path):
+    detector.save(tmp_path)
+    loaded = AutoencoderDetector.load(tmp_path)
+    assert loaded.get_params() == detector.get_params()
+    assert loaded.threshold_ == detector.threshold_
+    np.testing.assert_array_equal(loaded.decision_scores_, detector.decision_scores_)
+    np.testing.assert_array_equal(loaded.decision_function(strange[0]), detector.decision_function(strange[0]))
+    with pytest.raises(errors.ConfigError, match="it is of a AutoencoderDetector"):
+        AutoencoderTransformer.load(tmp_path)
+
+
+def test_scikit_learns_scorers_choose_among_detectors(strange, untrained):
+    X, anomalous = strange
+    scores = {"score_name": ["reconstruction", "neighbours"]}
+    search = GridSearchCV(AutoencoderDetector(convention="sklearn", random_state=0), scores, scoring="roc_auc", cv=2)
+    assert search.fit(X, 1 - 2 * anomalous).best_params_ == {"score_name": "neighbours"}
+    assert search.best_score_ > 0.9
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"contamination": 0.5}, "contamination"),
+        ({"contamination": "auto"}, "contamination"),
+        ({"convention": "keras"}, "Known: pyod, sklearn"),
+        ({"score_name": "loss"}, "Known: combined"),
+        ({"members": 0}, "members"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_a_detectors_setting_out_of_range_is_refused(surface, setting, message, untrained):
+    with pytest.raises((ValueError, TypeError), match=message):
+        AutoencoderDetector(**setting).fit(surface)
+
+
+def test_a_model_can_be_pickled(surface, fitted):
+    again = pickle.loads(pickle.dumps(fitted.model_))
+    np.testing.assert_array_equal(
+        again.encode(surface.astype(np.float32)), fitted.model_.encode(surface.astype(np.float32))
+    )
