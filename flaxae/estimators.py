@@ -1,8 +1,8 @@
 """scikit-learn's face of flaxae: estimators on tables, [n, columns], that take and give values in their own units.
 
 Columns are standardised inside, by the first table that is seen; results have X's dtype, float64 or float32, and the
-networks compute in float32. Tables of every length train by one compiled program: their shuffled rows are gathered on
-the host, in blocks of one size.
+networks compute in float32. The transformers train on tables of every length by one compiled program: the shuffled
+rows are gathered on the host, in blocks of one size.
 """
 
 import functools
@@ -30,6 +30,7 @@ from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
 
 BLOCK = 32  # steps
+FAR = 1e15  # standard deviations; float32 still holds the square
 FLOATS = (np.float64, np.float32)
 # A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
@@ -98,7 +99,8 @@ class _TableEstimator(BaseEstimator):
         self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
 
     def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        return ((X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)).astype(np.float32)
+        x = (X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)
+        return np.clip(x, -FAR, FAR).astype(np.float32)
 
     def _in_units(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
         return x * self.scale_ + self.mean_
@@ -150,7 +152,7 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         """
         X = validate_data(self, X, dtype=FLOATS)
         self._start(X)
-        return self._train(X, self.epochs)
+        return self._train(X, int(self.epochs))
 
     def partial_fit(self, X: Any, y: Any = None) -> "_TableAutoencoder":
         """Train on X, [n, columns], for one more epoch; y is ignored. `epochs` calls with the same X are a `fit`.
@@ -201,22 +203,23 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
 
     def _initial_state(self) -> training.State:
         model = autoencoder.build(self.config_, (self.n_features_in_,), seed=self._seed)
-        return training.init(model, OPTIMIZER, self.learning_rate)
+        return training.init(model, OPTIMIZER, float(self.learning_rate))
 
     def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> "_TableAutoencoder":
         x = self._standardised(X)
         graphdef, key = _graphdef(self.config_, self.n_features_in_), jax.random.key(self._seed)
-        steps, rows = -(-len(x) // self.batch_size), BLOCK * self.batch_size
+        batch_size = int(self.batch_size)
+        steps, rows = -(-len(x) // batch_size), BLOCK * batch_size
         for _ in range(epochs):
             start, stop = self._steps, self._steps + steps
             shuffled = np.random.default_rng((self._seed, start)).permutation(len(x))
             blocks = np.resize(shuffled, (-(-steps // BLOCK), rows))
-            order = np.roll(np.arange(rows), start % BLOCK * self.batch_size)  # step `start` takes the first rows
+            order = np.roll(np.arange(rows), start % BLOCK * batch_size)  # step `start` takes the first rows
             rate, loss_sum = jnp.float32(self.learning_rate), jnp.float32(0)
             self._state = self._state._replace(learning_rate=rate, loss_sum=loss_sum)
             for first, block in zip(range(start, stop, BLOCK), blocks, strict=True):
                 self._state = training.train_block(
-                    graphdef, negative_log_likelihood, OPTIMIZER, self.batch_size,
+                    graphdef, negative_log_likelihood, OPTIMIZER, batch_size,
                     self._state, x[block], order, key, first, min(first + BLOCK, stop),
                 )  # fmt: skip
             if not self._state.ok:
@@ -347,10 +350,10 @@ class AutoencoderDetector(_TableEstimator):
         contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. They are left out of
             the training as far as they fit worst. With 0, all are normal, and none of them is called strange.
         convention: "pyod", or "sklearn" for scikit-learn's scorers and its other tools for outlier detectors.
-        score_name: a name in `anomaly.SCORES`.
+        score_name: a name in `anomaly.SCORES`; by default the one that `anomaly.fit` takes for that contamination.
         config: of the autoencoder; by default `anomaly.default_config`.
         members: how many autoencoders the score is the mean of.
-        epochs: passes over X in `fit`; by default as many as make 1,500 steps.
+        epochs: passes over X in `fit`; by default as many as `anomaly.fit` takes for that many rows.
         random_state: a number for the same results each time; a `RandomState`; or None.
 
     Attributes:
@@ -363,13 +366,13 @@ class AutoencoderDetector(_TableEstimator):
 
     _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int}
 
-    @no_type_check  # as above
+    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
     def __init__(
         self,
         contamination: float = 0.1,
         *,
         convention: str = "pyod",
-        score_name: str = "combined",
+        score_name: str | None = None,
         config: Config | None = None,
         members: int = 1,
         epochs: int | None = None,
@@ -407,7 +410,7 @@ class AutoencoderDetector(_TableEstimator):
             score=self.score_name,
             contamination=float(self.contamination),
             members=int(self.members),
-            epochs=self.epochs,
+            epochs=None if self.epochs is None else int(self.epochs),
             seed=_seed(self.random_state),
         )
         self._rows = len(x)
@@ -451,11 +454,13 @@ class AutoencoderDetector(_TableEstimator):
         return -self.threshold_
 
     def save(self, folder: str | os.PathLike) -> None:
+        """As in `AutoencoderTransformer`."""
         super().save(folder)
         self.detector_.save(Path(folder, "detector"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AutoencoderDetector":
+        """As in `AutoencoderTransformer`; raises what `anomaly.load` does, too."""
         estimator = super().load(folder)
         estimator.detector_ = anomaly.load(Path(folder, "detector"))
         return estimator

@@ -268,7 +268,7 @@ def test_the_probability_to_be_strange_is_kept_down_for_normal_rows(surface, det
 
 
 def test_without_contamination_no_row_of_fit_is_strange(surface, untrained):
-    model = AutoencoderDetector(0, random_state=0).fit(surface[:440])
+    model = AutoencoderDetector(0, score_name="reconstruction", config=LINEAR_CONFIG).fit(surface[:440])
     assert model.labels_.sum() == 0
     assert model.predict(OFFSET[None] + 9 * SCALE) == 1
 
@@ -287,7 +287,8 @@ def test_a_saved_detector_is_the_same_when_loaded(strange, detector, tmp_path):
 def test_scikit_learns_scorers_choose_among_detectors(strange, untrained):
     X, anomalous = strange
     scores = {"score_name": ["reconstruction", "neighbours"]}
-    search = GridSearchCV(AutoencoderDetector(convention="sklearn", random_state=0), scores, scoring="roc_auc", cv=2)
+    model = AutoencoderDetector(convention="sklearn", config=LINEAR_CONFIG, random_state=0)
+    search = GridSearchCV(model, scores, scoring="roc_auc", cv=2)
     assert search.fit(X, 1 - 2 * anomalous).best_params_ == {"score_name": "neighbours"}
     assert search.best_score_ > 0.9
 
@@ -305,7 +306,24 @@ def test_scikit_learns_scorers_choose_among_detectors(strange, untrained):
 )
 def test_a_detectors_setting_out_of_range_is_refused(surface, setting, message, untrained):
     with pytest.raises((ValueError, TypeError), match=message):
-        AutoencoderDetector(**setting).fit(surface)
+        AutoencoderDetector(**{"config": LINEAR_CONFIG, **setting}).fit(surface)
+
+
+def test_values_beyond_float32_are_strange_and_no_error(surface, fitted, detector):
+    far = np.array([[1e300, 0.0, 0.0]])
+    assert detector.predict(far) == 1
+    assert np.isfinite(fitted.transform(far)).all()
+
+
+def test_numpys_numbers_are_numbers(surface):
+    numbers = {
+        "latent": np.int64(2),
+        "epochs": np.int64(2),
+        "batch_size": np.int32(64),
+        "learning_rate": np.float32(3e-3),
+    }
+    model = AutoencoderTransformer(**{**TINY, **numbers}).fit(surface)
+    np.testing.assert_array_equal(model.transform(surface), AutoencoderTransformer(**TINY).fit_transform(surface))
 
 
 def test_a_model_can_be_pickled(surface, fitted):
