@@ -127,8 +127,8 @@ def print_table(table: "Table") -> None:
     import rich.table
 
     drawn = rich.table.Table(title=table.caption, box=rich.box.SIMPLE_HEAD)
-    for column in table.columns:
-        drawn.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for i, column in enumerate(table.columns, 1):  # where there is no room, the last column is what wraps
+        drawn.add_column(column, justify="right" if column else "left", no_wrap=i < len(table.columns))
     for row in table.rows:
         drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     rich.console.Console().print(drawn)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from flaxae import autoencoder, checkpoints, conformal, data, density, errors, population, training
 from flaxae.autoencoder import Autoencoder, Config
@@ -64,7 +64,7 @@ class Views:
         """The views of that kind of data; `x` is the training part, scaled."""
         if kind not in ("image", "tabular", "signal"):
             raise errors.ConfigError(errors.unknown("kind", kind, ("image", "tabular", "signal")))
-        return cls(kind, float(np.sqrt(np.sum(x) / len(x)))) if kind == "image" else cls(kind)
+        return cls(kind, float(np.sqrt(np.sum(np.abs(x)) / len(x)))) if kind == "image" else cls(kind)
 
     @property
     def count(self) -> int:
@@ -75,8 +75,9 @@ class Views:
         """The views of each example, side by side on the last axis."""
         if self.kind != "image":
             return np.asarray(x, np.float32)
-        root = np.sqrt(np.asarray(x, np.float32))
-        norm = np.sqrt(np.sum(np.square(root), axis=(1, 2, 3), keepdims=True))
+        x = np.asarray(x, np.float32)
+        root = np.copysign(np.sqrt(np.abs(x)), x)  # new images may be darker than all that were trained on
+        norm = np.sqrt(np.sum(np.abs(x), axis=(1, 2, 3), keepdims=True))
         return np.concatenate([root, root * (self.norm / np.maximum(norm, 1e-6))], axis=-1)
 
     def split(self, x: Float[Array, " batch *seen"]) -> Float[Array, "batch views values"]:
@@ -187,6 +188,8 @@ class _Normal(NamedTuple):
         _, deviation, directions = np.linalg.svd(np.asarray(x - mean, np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
+        if not kept.any():  # all are equal: distances are as they are
+            return cls(mean, jnp.eye(x.shape[1]))
         return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
 
     def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
@@ -289,18 +292,14 @@ class Detector:
             ConfigError: an unknown score, or neighbours out of range.
             DataError: there are not two training examples.
         """
-        if score not in SCORES:
-            raise errors.ConfigError(errors.unknown("score", score, SCORES))
+        check_score(score)
         if len(train) < 2:
             raise errors.DataError(f"There is {len(train)} example to compare with; anomaly scores take 2 at least.")
         order = np.random.default_rng(seed).permutation(len(train))
         references = np.asarray(train[np.sort(order[:MAX_REFERENCES])], np.float32)
+        check_neighbours(neighbours)
         if isinstance(neighbours, float):
-            if not 0 < neighbours < 1:
-                raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
             neighbours = max(NEIGHBOURS, round(neighbours * len(references)))
-        if neighbours < 1:
-            raise errors.ConfigError(f"neighbours is {neighbours}; it has to be at least 1.")
         neighbours = min(neighbours, len(references) - 1)
         fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
         detector = cls(config, tuple(models), views, score, neighbours, references, np.zeros(0, np.float32), fitted)
@@ -339,18 +338,18 @@ class Detector:
     def contributions(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
         """Which of its values make an example strange: shares that sum to 1.
 
-        Half is of the first model's squared residual, each value's in units of its mean over the references; half of
-        the squared difference to the mean of the nearest references.
+        Half is of the first model's squared residual, over what is usual: its mean over the references, and over all
+        values, so that what is always tiny doesn't count for everything. Half is of the squared difference to the mean
+        of the nearest references.
         """
         x = self._checked(x)
         model, views = self.models[0], self.views
         references = jnp.asarray(views(self.references))
         typical = np.mean(np.square(_in_blocks(_residual, model, views, self.references, None)), axis=0)
-        residual = np.square(_in_blocks(_residual, model, views, x, None)) / (typical + 1e-3 * typical.mean() + 1e-12)
+        residual = np.square(_in_blocks(_residual, model, views, x, None)) / (typical + typical.mean() + 1e-12)
         apart = np.square(_in_blocks(_difference, model, views, x, None, self.neighbours, references))
-        shares = [part / np.maximum(part.sum(axis=1, keepdims=True), 1e-12) for part in (residual, apart)]
-        mean = np.mean(shares, axis=0).reshape(*x.shape[:-1], views.count, x.shape[-1])
-        return mean.sum(axis=-2)
+        shares = [part / np.maximum(part.sum(axis=(1, 2), keepdims=True), 1e-12) for part in (residual, apart)]
+        return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)
 
     def _checked(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
         x = np.asarray(x, np.float32)
@@ -383,24 +382,39 @@ def load(folder: str | os.PathLike) -> Detector:
     """What `Detector.save` wrote.
 
     Raises:
-        RunError: the folder holds no detector.
-        CheckpointError, DataError, ConfigError: a part of it is damaged.
+        RunError: the folder holds no detector, or a part of it is damaged.
+        CheckpointError: the weights are.
     """
     folder = pathlib.Path(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text())
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
         members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
-        fit_score = functools.partial(_fit_score, views=views, score=SCORES[score] and score, neighbours=neighbours)
+        check_score(score)
+        arrays = data.arrays.read_npz(folder / "detector.npz")
+        references, calibration = arrays["references"], arrays["calibration"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
-    arrays = data.arrays.read_npz(folder / "detector.npz")
-    shape = views(arrays["references"][:1]).shape[1:]
+    shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
     _, states = checkpoints.restore(folder / "models", [state] * members)
     models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
-    fitted = tuple(fit_score(model, references=arrays["references"]) for model in models)
-    return Detector(config, models, views, score, neighbours, arrays["references"], arrays["calibration"], fitted)
+    fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
+    return Detector(config, models, views, score, neighbours, references, calibration, fitted)
+
+
+def check_score(name: str) -> None:
+    """Raise ConfigError, with the nearest name, unless it is one in `SCORES`."""
+    if name not in SCORES:
+        raise errors.ConfigError(errors.unknown("score", name, SCORES))
+
+
+def check_neighbours(neighbours: int | float) -> None:
+    """Raise ConfigError unless it is a count of references, or a fraction of them."""
+    if isinstance(neighbours, float) and not 0 < neighbours < 1:
+        raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
+    if neighbours <= 0:
+        raise errors.ConfigError(f"neighbours is {neighbours}; it has to be at least 1.")
 
 
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:
@@ -422,12 +436,15 @@ def fit(
     config: Config | None = None,
     score: str | None = None,
     contamination: float = 0.0,
-    held_out: float = HELD_OUT,
+    held_out: float | Float[np.ndarray, " held_out *shape"] = HELD_OUT,
     neighbours: int | float | None = None,
     members: int = 1,
     epochs: int | None = None,
     seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
     show: bool = False,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Detector:
     """Train autoencoders on normal examples, and hold some out to compare their scores with.
 
@@ -439,45 +456,68 @@ def fit(
             was trained on it reconstructs.
         contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those
             that fit worst, and examples are compared with more references.
-        held_out: the fraction of x kept from training, which p-values and thresholds rest on; 0 for none.
+        held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
+            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
         neighbours: see `Detector.of`.
         members: how many autoencoders, trained together from different weights.
         epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
+        folder, resume: of checkpoints, see `training.fit`; several members have none, and train anew.
+        on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
 
     Raises:
         DataError: x is empty, not finite, or too small.
         ConfigError: a setting is out of range.
     """
+    score = score or ("neighbours" if contamination else "combined")
+    check_score(score)
     if not 0 <= contamination < 0.5:
         raise errors.ConfigError(f"contamination is {contamination}; it has to be at least 0 and below 0.5.")
     if members < 1:
         raise errors.ConfigError(f"members is {members}; it has to be at least 1.")
-    normal, calibration = hold_out(np.asarray(x), held_out, seed)
+    if neighbours is None:
+        neighbours = NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS
+    check_neighbours(neighbours)
+    x = np.asarray(x)
+    if isinstance(held_out, float | int):
+        normal, calibration = hold_out(x, held_out, seed, apart=2 if kind == "signal" else None)
+    else:
+        normal, calibration = x, held_out
+    if normal.ndim < 2 or not np.isfinite(normal).all():
+        what = "hold NaN or infinite values" if normal.ndim >= 2 else f"have shape {normal.shape}"
+        raise errors.DataError(f"The data {what}; expected finite numbers, [examples, ...].")
     views = Views.fit(kind, normal)
     seen = views(normal)
     config = config or default_config(kind, seen.shape[1:])
     settings = training_settings(len(normal), epochs=epochs, contamination=contamination, config=config)
     if members == 1:
         models = [autoencoder.build(config, seen.shape[1:], seed=seed)]
-        training.fit(models[0], seen, seed=seed, show=show, **settings)
+        own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
+        training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
     else:
         seeds = range(seed, seed + members)
         trained = population.fit_population(config, seen, seeds=seeds, seed=seed, show=show, **settings)
         models = [member.model for member in trained.members]
-    score = score or ("neighbours" if contamination else "combined")
-    neighbours = neighbours or (NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS)
+        for epoch in range(settings["epochs"] if on_epoch else 0):
+            means = {name: np.mean([m.history[name][epoch] for m in trained.members]) for name in ("loss", "seconds")}
+            on_epoch({"epoch": epoch + 1, **means})
     return Detector.of(config, models, views, normal, calibration, score=score, neighbours=neighbours, seed=seed)
 
 
 def hold_out(
-    x: Float[np.ndarray, " examples *shape"], fraction: float, seed: int
-) -> tuple[Float[np.ndarray, " train *shape"], Float[np.ndarray, " held_out *shape"]]:
-    """The examples to train on, and a random `fraction` to compare scores with."""
+    x: Shaped[np.ndarray, " examples *shape"], fraction: float, seed: int, *, apart: int | None = None
+) -> tuple[Shaped[np.ndarray, " train *shape"], Shaped[np.ndarray, " held_out *shape"]]:
+    """The examples to train on, and a random `fraction` to compare scores with.
+
+    With `apart`, x being a signal's windows in order of time, it is the last fraction, and that many windows before it
+    are in neither part: those of a window of w moments every s share none if it is ⌈w / s⌉.
+    """
     if not 0 <= fraction < 1:
         raise errors.ConfigError(f"held_out is {fraction}; it has to be a fraction, at least 0 and below 1.")
     held = round(fraction * len(x))
-    if len(x) - held < 2:
+    if len(x) - held - (apart or 0) < 2:
         raise errors.DataError(f"{len(x)} examples can't be split to train on and to compare with: give more.")
+    if apart is not None:
+        return x[: len(x) - held - apart], x[len(x) - held :]
     order = np.random.default_rng(seed).permutation(len(x))
     return x[np.sort(order[held:])], x[np.sort(order[:held])]
 
@@ -519,15 +559,15 @@ def _parts(
     return SCORES[score].of(arrays, model, _pass(views, model, seen), k, own)
 
 
-def _residual(views: Views, model: Autoencoder, seen: Array, own: Array) -> Float[Array, "batch values"]:
-    return (seen - model.reconstruct(seen)).reshape(len(seen), -1)
+def _residual(views: Views, model: Autoencoder, seen: Array, own: Array) -> Float[Array, "batch views values"]:
+    return views.split(seen - model.reconstruct(seen))
 
 
 def _difference(
     views: Views, model: Autoencoder, seen: Array, own: Array, k: int, references: Array
-) -> Float[Array, "batch values"]:
-    references, seen = references.reshape(len(references), -1), seen.reshape(len(seen), -1)
-    return seen - references[nearest(references, seen, k, own)[1]].mean(axis=1)
+) -> Float[Array, "batch views values"]:
+    _, index = nearest(references.reshape(len(references), -1), seen.reshape(len(seen), -1), k, own)
+    return views.split(seen - references[index].mean(axis=1))
 
 
 def _fit_score(

@@ -40,17 +40,22 @@ def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -
             1 / false_alarms − 1 normals at least.
     """
     _check(calibration)
+    normals = len(calibration)
+    check_false_alarms(normals, false_alarms)
+    allowed = math.floor(false_alarms * (normals + 1) + 1e-9)  # how many ranks from the top are flagged
+    return float(np.sort(calibration)[normals - allowed])
+
+
+def check_false_alarms(normals: int, false_alarms: float) -> None:
+    """Raise ConfigError unless a threshold can promise that rate from so many held-out normals: see `threshold`."""
     if not 0 < false_alarms < 1:
         raise errors.ConfigError(f"false_alarms is {false_alarms}; it has to be above 0 and below 1.")
-    normals = len(calibration)
     needed = math.ceil(1 / false_alarms - 1e-9) - 1
     if normals < needed:
         raise errors.ConfigError(
             f"A false-alarm rate of {false_alarms:g} takes {needed} held-out normal examples at least; there are "
-            f"{normals}. Hold out more, or allow {1 / (normals + 1):.2g}."
+            f"{normals}. Hold out more, or allow {math.ceil(1000 / (normals + 1)) / 1000:g}."
         )
-    allowed = math.floor(false_alarms * (normals + 1) + 1e-9)  # how many ranks from the top are flagged
-    return float(np.sort(calibration)[normals - allowed])
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " examples"], rate: float) -> Bool[np.ndarray, " examples"]:

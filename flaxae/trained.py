@@ -108,8 +108,12 @@ def describe(config: autoencoder.Config, dataset: Dataset) -> dict[str, Any]:
     return {"model": config.to_dict(), "data": about}
 
 
-def load(folder: str | os.PathLike) -> Trained:
+def load(folder: str | os.PathLike, *, model: Autoencoder | None = None) -> Trained:
     """The model of a run's folder, `runs/<experiment>/<name>`, finished or not.
+
+    Args:
+        folder: of the run.
+        model: to take with what the run knows of its data, where it keeps its models elsewhere.
 
     Raises:
         RunError: the folder is not a run's.
@@ -119,14 +123,16 @@ def load(folder: str | os.PathLike) -> Trained:
     folder = pathlib.Path(folder)
     saved = runs.open(folder).config
     try:
-        config = autoencoder.Config.from_dict(saved["model"])
+        config = None if model else autoencoder.Config.from_dict(saved["model"])
         about = saved["data"]
         shape, kind, scaling = tuple(about["shape"]), about["kind"], Scaling.from_dict(about["scaling"])
         columns = None if about["columns"] is None else tuple(about["columns"])
         parts = {name: part.from_dict(about[name]) for name, part in PARTS.items() if name in about}
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
-    model = nnx.eval_shape(lambda: autoencoder.build(config, shape))
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    _, (params, rest) = checkpoints.restore(folder / "checkpoints" / "best", (params, rest))
-    return Trained(nnx.merge(graphdef, *jax.device_put((params, rest))), scaling, shape, kind, columns, **parts)
+    if model is None:
+        abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape))
+        graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
+        _, (params, rest) = checkpoints.restore(folder / "checkpoints" / "best", (params, rest))
+        model = nnx.merge(graphdef, *jax.device_put((params, rest)))
+    return Trained(model, scaling, shape, kind, columns, **parts)

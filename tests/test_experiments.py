@@ -1,4 +1,4 @@
-"""The experiments reconstruct, generate and reduce, as the command line runs them, on little data."""
+"""The experiments reconstruct, generate, reduce and anomaly, as the command line runs them, on little data."""
 
 import json
 
@@ -102,3 +102,102 @@ def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, 
 def test_an_unknown_preset_is_answered_with_those_known(images, capsys):
     assert command_line("reconstruct --data digits.npz --model spares") == 2
     assert "Did you mean 'sparse'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def readings(tmp_path, monkeypatch, rng):
+    """A table of 150 rows, a fifth faulty: two columns that go together otherwise, a category, values missing."""
+    monkeypatch.chdir(tmp_path)
+    load, faulty = rng.standard_normal(150), rng.random(150) < 0.2
+    heat = np.where(faulty, -1, 1) * load + 0.1 * rng.standard_normal(150)
+    table = pd.DataFrame({"load": load, "heat": heat, "site": rng.choice(["north", "south"], 150)})
+    table.loc[3:6, "load"] = np.nan
+    table["state"] = np.where(faulty, "fault", "fine")
+    table.to_csv("readings.csv", index=False)
+    return table
+
+
+@pytest.mark.filterwarnings("ignore:.*values are missing", "ignore:.*can't promise")
+def test_anomaly_flags_rows_of_a_table_and_says_why(readings, tmp_path, capsys):
+    command = "anomaly --data readings.csv --label state --normal fine --epochs 60 --name a"
+    assert command_line(command) == 0
+    folder = tmp_path / "runs/anomaly/a"
+    measured = json.loads((folder / "results.json").read_text())
+    assert measured["test/auroc"] > 0.5
+    assert 0 <= measured["test/false_alarm_rate"] <= measured["test/detection_rate"] <= 1
+    found = pd.read_csv(folder / "anomalies.csv")
+    assert list(found.label) == list(readings.state[found.row])  # rows are those of the file
+    assert list(found.flagged) == list((found.score > measured["threshold"] - 1e-4).astype(int))
+    assert found.p_value.between(0, 1).all()
+    assert set(found.top_1) <= {"load", "heat", "site"}
+    np.testing.assert_allclose(found.share_1 + found.share_2 + found.share_3, 1, atol=1e-3)
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "scores", "detection", "columns", "examples", "curves"
+    }  # fmt: skip
+
+    new = pd.DataFrame({"site": ["east", "north"], "heat": [0.0, 9.0], "load": [0.0, -9.0], "other": [1, 2]})
+    new.to_csv("new.csv", index=False)
+    assert command_line("anomaly --from runs/anomaly/a --input new.csv --output out.csv --false-alarms 0.2") == 0
+    out = pd.read_csv("out.csv")
+    assert out.flagged[1] == 1
+    assert out.score[1] > out.score[0]
+    for wrong, message in (
+        ("--from runs/anomaly/a --input new.csv --output out.npy", "scores are a table"),
+        ("--from runs/anomaly/a --input new.csv --output o.csv --threshold f1", "chosen on labels"),
+        ("--from runs/anomaly/a --input new.csv --output o.csv --false-alarms 0.001", "Hold out more"),
+        (f"{command} --resume --false-alarms 0.001".removeprefix("anomaly "), "Hold out more"),
+    ):
+        assert command_line(f"anomaly {wrong}") == 2
+        assert message in capsys.readouterr().err
+    new.drop(columns="load").to_csv("new.csv", index=False)
+    assert command_line("anomaly --from runs/anomaly/a --input new.csv --output out.csv") == 2
+    assert "Unknown column 'load'" in capsys.readouterr().err
+
+    assert command_line(f"{command} --resume --false-alarms 0.2") == 0  # another threshold, nothing trained again
+    again = pd.read_csv(folder / "anomalies.csv")
+    assert list(again.score) == list(found.score)
+    assert again.flagged.sum() > found.flagged.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*can't promise")
+def test_anomaly_lays_a_signal_s_scores_on_its_time_line(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    signal = np.sin(np.arange(800) / 3) + 0.05 * rng.standard_normal(800)
+    signal[700:712] += 3
+    pd.DataFrame({"volt": signal}).to_csv("signal.csv", index=False)
+    assert command_line("anomaly --data signal.csv --window 16 --epochs 100 --false-alarms 0.1") == 0
+    found = pd.read_csv("runs/anomaly/1/anomalies.csv")
+    assert (found.begin[0], found.end.iloc[-1]) == (640, 800)
+    strangest = found.loc[found.score.idxmax()]
+    assert strangest.flagged
+    assert 700 - 16 < strangest.begin < 712
+    assert 700 <= int(strangest.top_1.removeprefix("moment ")) < 712
+    moments = pd.read_csv("runs/anomaly/1/moments.csv")
+    assert list(moments.moment) == list(range(640, 800))
+    held_by = [(found.begin <= moment) & (moment < found.end) for moment in moments.moment]
+    np.testing.assert_allclose(moments.score, [found.score[windows].mean() for windows in held_by], atol=1e-3)
+    assert list(moments.flagged) == [found.flagged[windows].max() for windows in held_by]
+    assert command_line("anomaly --from runs/anomaly/1 --input signal.csv --output out.csv") == 0
+    assert pd.read_csv("out_moments.csv").flagged[700:712].all()
+
+
+@pytest.mark.filterwarnings("ignore:.*can't promise")
+def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    np.savez("digits.npz", x=(digits.images[:400] * 15).astype(np.uint8), y=digits.target[:400])
+    assert command_line("anomaly --data digits.npz") == 2
+    assert "none can be taken for the normal one" in capsys.readouterr().err
+    assert command_line("anomaly --data digits.npz --normal 11") == 2
+    assert "Unknown --normal" in capsys.readouterr().err
+    assert command_line("anomaly --data digits.npz --normal 0 --epochs 30 --threshold f1") == 0
+    measured = results(tmp_path, "anomaly")
+    assert measured["test/auroc"] > 0.9
+    data.write("new", {f"{i}.png": (digits.images[i] * 15).astype(np.uint8) for i in (390, 391, 392)})
+    assert command_line("anomaly --from runs/anomaly/1 --input new --output out.csv") == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.file) == ["390.png", "391.png", "392.png"]
+    assert list(out.flagged) == list((out.score > measured["threshold"]).astype(int))
+    data.write("small.png", np.zeros((4, 4), np.uint8))
+    assert command_line("anomaly --from runs/anomaly/1 --input small.png --output out.csv") == 2
+    assert "small.png holds uint8 of shape (4, 4, 1)" in capsys.readouterr().err

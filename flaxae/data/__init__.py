@@ -4,7 +4,7 @@ from flaxae.data.dataset import Dataset, load
 from flaxae.data.encoding import Encoding
 from flaxae.data.files import read, read_signal, write
 from flaxae.data.scaling import Scaling
-from flaxae.data.signals import Framing, Signal, overlap_mean, windows
+from flaxae.data.signals import Framing, Signal, overlap_mean, starts, windows
 
 __all__ = [
     "Dataset",
@@ -16,6 +16,7 @@ __all__ = [
     "overlap_mean",
     "read",
     "read_signal",
+    "starts",
     "windows",
     "write",
 ]

@@ -40,6 +40,8 @@ class Dataset:
     scaling: Scaling
     encoding: Encoding | None = None  # of a table that holds more than numbers, or not all of them
     framing: Framing | None = None  # of a signal
+    test_rows: Int[np.ndarray, " test"] | None = None  # of the source, that are the test examples (or their first
+    # moments); None where the source has a test part of its own
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -200,7 +202,7 @@ def _divided(parts: Parts, train: np.ndarray, test: np.ndarray, given: str) -> P
     if (labels := parts.train_labels) is not None:
         _check_labels(labels, len(parts.train), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
-    return parts._replace(train=parts.train[train], test=parts.train[test])
+    return parts._replace(train=parts.train[train], test=parts.train[test], test_rows=test)
 
 
 def _coded(parts: Parts, given: str) -> Parts:

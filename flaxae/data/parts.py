@@ -22,6 +22,7 @@ class Parts(NamedTuple):
     classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
     columns: tuple[str, ...] | None = None
     rate: int | None = None  # of a recording, in Hz
+    test_rows: np.ndarray | None = None  # of the source that the test examples are, or begin at
 
 
 def as_examples(

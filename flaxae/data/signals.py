@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from flaxae.data.arrays import MAX_BYTES, check_size, reading
 from flaxae.data.encoding import Encoding
@@ -66,16 +66,27 @@ class Signal(NamedTuple):
     rate: int | None = None
 
 
+def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]:
+    """The first moment of each of `windows` of a signal of that length.
+
+    Raises:
+        DataError: the signal is shorter than one window.
+    """
+    if length < window:
+        raise DataError(f"The signal has {length} moments; expected {window} at least, a window.")
+    return np.union1d(np.arange(0, length - window + 1, stride), [length - window])
+
+
 def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int) -> Shaped[np.ndarray, "..."]:
     """[windows, window, *rest]: one window every `stride` moments, and one flush with the end, so that none is lost.
 
     Raises:
         DataError: the signal is shorter than one window, or the windows would be too large for memory.
     """
-    starts = _starts(len(signal), window, stride)
-    if (size := len(starts) * signal[:window].nbytes) > MAX_BYTES:
+    begins = starts(len(signal), window, stride)
+    if (size := len(begins) * signal[:window].nbytes) > MAX_BYTES:
         raise DataError(f"The windows would take {size:,} bytes; the limit is {MAX_BYTES:,}. Choose a larger stride.")
-    cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[starts]  # the window is the last axis
+    cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[begins]  # the window is the last axis
     return np.ascontiguousarray(np.moveaxis(cut, -1, 1))
 
 
@@ -88,15 +99,15 @@ def overlap_mean(
         DataError: there are not as many windows as `windows` cuts.
     """
     window = values.shape[1]
-    starts = _starts(length, window, stride)
-    if len(starts) != len(values):
+    begins = starts(length, window, stride)
+    if len(begins) != len(values):
         raise DataError(
-            f"There are {len(values)} windows; {len(starts)} of {window} moments, one every {stride}, make {length}."
+            f"There are {len(values)} windows; {len(begins)} of {window} moments, one every {stride}, make {length}."
         )
     total, count = np.zeros((length, *values.shape[2:])), np.zeros(length)
     for moment in range(window):
-        total[starts + moment] += values[:, moment]
-        count[starts + moment] += 1
+        total[begins + moment] += values[:, moment]
+        count[begins + moment] += 1
     return (total / count.reshape(-1, *[1] * (values.ndim - 2))).astype(values.dtype)
 
 
@@ -129,7 +140,7 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
         DataError: a signal is shorter than two windows, or not one (see `as_signal`), or the labels are not numbers.
     """
     train = as_signal(parts.train, source)
-    labels, test_labels = _moments(parts.train_labels, train, source), None
+    labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
     if parts.test is not None:
         test = as_signal(parts.test, source)
         test_labels = _moments(parts.test_labels, test, source)
@@ -150,7 +161,12 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     largest = [None if values is None else frame(values).max(axis=1) for values in (labels, test_labels)]
     columns = parts.columns if isinstance(parts.train, np.ndarray) else tuple(parts.train.columns)
     return parts._replace(
-        train=frame(train), test=frame(test), train_labels=largest[0], test_labels=largest[1], columns=columns
+        train=frame(train),
+        test=frame(test),
+        train_labels=largest[0],
+        test_labels=largest[1],
+        columns=columns,
+        test_rows=end + starts(len(test), framing.window, framing.stride),
     )
 
 
@@ -188,12 +204,6 @@ def write_wav(file: io.BufferedIOBase, path: pathlib.Path, signal: Signal) -> No
     if signal.rate is None:
         raise DataError(f"{path}: the signal has no rate, which a .wav needs. Write .npy or .csv.")
     wavfile.write(file, signal.rate, signal.values.astype(np.float32))
-
-
-def _starts(length: int, window: int, stride: int) -> np.ndarray:
-    if length < window:
-        raise DataError(f"The signal has {length} moments; expected {window} at least, a window.")
-    return np.union1d(np.arange(0, length - window + 1, stride), [length - window])
 
 
 def _moments(labels: np.ndarray | None, signal: np.ndarray, source: object) -> np.ndarray | None:

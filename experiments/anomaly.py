@@ -1,0 +1,445 @@
+"""Anomaly: train on normal data, score how strange others are, flag at a promised rate of false alarms, and say why.
+
+    python run.py --exp anomaly
+
+trains on one digit of the embedded MNIST and tells the nine others from it. The same command takes a table, a signal
+or a folder of images: `--data readings.csv`. All of it is taken to be normal; if up to a twentieth may not be,
+`--contamination 0.05`. With `--label COLUMN` (or a folder for each class) the detector is evaluated too: the most
+frequent class counts as normal, and no label is used in training. `--normal CLASS` trains on that class alone.
+
+The run's anomalies.csv has the scores of the test part: row (counted from 0), score, p_value, flagged, and what made
+it strange; a signal's moments.csv has them on the time line. A trained run scores new data:
+
+    python run.py --exp anomaly --from runs/anomaly/1 --input new.csv --output anomalies.csv
+"""
+
+import dataclasses
+import math
+import warnings
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import experiments
+from experiments import _presets
+from flaxae.errors import ConfigError, DataError, RunError, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flaxae import autoencoder
+    from flaxae.anomaly import Detector
+    from flaxae.data import Dataset
+    from flaxae.findings import Findings, Rule
+    from flaxae.report import Table
+    from flaxae.runs import Run, SavedRun
+
+NORMAL_DIGIT = "3"  # of MNIST, by default
+FALSE_ALARMS = 0.01
+SHOWN = 10
+MOST_FOR_NEIGHBOURS = 10**11  # products: the baseline takes time with training examples × test examples × values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(experiments.Config):
+    """Flags of the anomaly experiment."""
+
+    model: str | None = None
+    """The preset to train, such as variational for --score likelihood; by default one chosen for the kind of data."""
+    latent: int | None = None
+    """Size of the code; by default the preset's."""
+    normal: str | None = None
+    """The normal class, which alone is trained on; by default labels only evaluate, the most frequent being normal."""
+    score: str | None = None
+    """How strange is measured: by default combined, or neighbours under contamination; a wrong name lists the ways."""
+    false_alarms: float | None = None
+    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's."""
+    threshold: Literal["conformal", "percentile", "f1"] | None = None
+    """Conformal, the default, promises that rate; percentile is the plain quantile of held-out scores; f1 is the best
+    on held-out labels."""
+    fdr: float | None = None
+    """Flag so that of the flagged at most this fraction is normal, in expectation (Benjamini-Hochberg)."""
+    contamination: float = 0.0
+    """The fraction of the training data that may be strange: as much of each batch, the worst-fitting, is left out."""
+    members: int = 1
+    """Autoencoders trained together, whose scores are averaged."""
+    held_out: float = 0.2
+    """The fraction of the normal training examples that is kept from training, to set the threshold by."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag in ("false_alarms", "fdr", "held_out"):
+            value = getattr(self, flag)
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be above 0 and below 1.")
+        if self.fdr is not None and (self.threshold or self.false_alarms):
+            raise ConfigError("--fdr is another way to flag than --threshold and --false-alarms; give one of them.")
+
+
+class Parts(NamedTuple):
+    """The training part divided, as indices, and which examples are strange by the labels (None without)."""
+
+    train: "np.ndarray"
+    held_out: "np.ndarray"
+    left_out: "np.ndarray"  # strange ones that --normal keeps from training
+    strange: "np.ndarray | None"  # of the training examples
+    test_strange: "np.ndarray | None"
+
+
+def run(config: Config) -> None:
+    """Train, evaluate and report; or, with --from, score new data."""
+    if config.from_ is not None:
+        apply(config)
+    else:
+        train(config)
+
+
+def apply(config: Config) -> None:
+    """Score --input with the detector of --from, into --output."""
+    import numpy as np
+
+    from flaxae import anomaly, data, findings, runs, trained
+
+    if config.output.suffix.lower() not in data.files.TABLES:
+        raise ConfigError(f"--output is {config.output}; scores are a table: .csv or .parquet.")
+    saved = runs.open(config.from_)
+    detector = anomaly.load(config.from_ / "detector")
+    about = trained.load(config.from_, model=detector.models[0])
+    rule = saved_rule(config, saved, detector)
+    which, x = findings.read(about, config.input)
+    x = about.scaling(x)
+    found = findings.find(detector, x, which, about, rule)
+    found.write(config.output)
+    if about.framing is not None:
+        line = findings.time_line(detector, x, found, about)
+        line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
+    experiments.print_table(strangest(found))
+    print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
+
+
+def saved_rule(config: Config, saved: "SavedRun", detector: "Detector") -> "Rule":
+    """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
+    from flaxae.findings import Rule
+
+    if config.threshold == "f1":
+        raise ConfigError("--threshold f1 is chosen on labels, when a detector is trained; leave it out to use that.")
+    given = {name: getattr(config, name) for name in ("threshold", "false_alarms", "fdr")}
+    if not any(given.values()):
+        given = {name: saved.config.get("settings", {}).get(name) for name in given}
+    if given["threshold"] != "f1":
+        return affordable(**given, normals=len(detector.calibration))
+    if "threshold" not in saved.results():
+        raise RunError(f"{saved.folder} isn't finished, so it has no threshold. Finish it by --resume, or give one.")
+    return Rule("f1", threshold=saved.results()["threshold"])
+
+
+def affordable(threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int) -> "Rule":
+    """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %."""
+    from flaxae import conformal
+    from flaxae.findings import Rule
+
+    if fdr is not None:
+        return Rule("fdr", fdr)
+    rule = Rule(threshold or "conformal", false_alarms or FALSE_ALARMS)
+    if rule.name != "conformal":
+        return rule
+    if false_alarms is None and normals < 1 / FALSE_ALARMS - 1:
+        rule = dataclasses.replace(rule, rate=1 / (normals + 1))
+        warnings.warn(
+            f"{normals} held-out examples can't promise {FALSE_ALARMS:.0%} of false alarms; the threshold is set for "
+            f"the least they can, {rule.rate:.1%}.",
+            stacklevel=2,
+        )
+    conformal.check_false_alarms(normals, rule.rate)
+    return rule
+
+
+def train(config: Config) -> None:
+    """Train and evaluate a detector in a run's folder."""
+    from flaxae import anomaly, runs, trained
+
+    if config.score is not None:
+        anomaly.check_score(config.score)
+    dataset = experiments.load(config)
+    parts = divide(config, dataset)
+    rule = affordable(config.threshold, config.false_alarms, config.fdr, normals=len(parts.held_out))
+    x = dataset.scaling(dataset.train)
+    model = preset(config, dataset.kind, x)
+    about = {"detector": model.to_dict(), "data": trained.describe(model, dataset)["data"]}
+    settings = {"settings": experiments.settings(config), **about}
+    untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
+    started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
+    with started as run, experiments.resumable(run):
+        detector = anomaly.fit(
+            x[parts.train],
+            kind=dataset.kind,
+            config=model,
+            score=config.score,
+            contamination=config.contamination,
+            held_out=x[parts.held_out],
+            members=config.members,
+            epochs=config.epochs,
+            seed=config.seed,
+            folder=run.checkpoints,
+            resume=config.resume and run.checkpoints.exists(),
+            show=True,
+            on_epoch=run.log_epoch,
+        )
+        detector.save(run.folder / "detector")
+        if rule.name == "f1":
+            rule = dataclasses.replace(rule, threshold=best_on_labels(config, detector, x, parts))
+        evaluate(run, detector, dataset, parts, rule, seed=config.seed)
+
+
+def divide(config: Config, dataset: "Dataset") -> Parts:
+    """Which training examples train, and which set the threshold, with a line on what labels are used for."""
+    import numpy as np
+
+    from flaxae import anomaly
+
+    normal, examples = normal_class(config, dataset), np.arange(len(dataset.train))
+    labels = (dataset.train_labels, dataset.test_labels)
+    strange, test_strange = (None if normal is None or part is None else part != normal for part in labels)
+    left_out = examples[:0]
+    if normal is not None and (config.normal or config.data == "mnist"):
+        examples, left_out = examples[~strange], examples[strange]
+        print(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
+    elif strange is not None and strange.any():
+        print(
+            f"Trains on all {len(examples):,} training examples, the {strange.sum():,} that are not of class "
+            f"{dataset.classes[normal]!r} too: labels only evaluate. --normal leaves those out."
+        )
+    if config.threshold == "f1" and (strange is None or strange.all() or not strange.any()):
+        raise ConfigError("--threshold f1 is chosen on labels of the training part, normal and strange ones.")
+    apart = math.ceil(dataset.framing.window / dataset.framing.stride) if dataset.framing else None
+    train, held_out = anomaly.hold_out(examples, config.held_out, config.seed, apart=apart)
+    if len(held_out) == 0:
+        raise DataError(
+            f"There are {len(examples)} normal training examples, of which --held-out {config.held_out:g} is none. "
+            "Give more data, or a larger --held-out."
+        )
+    return Parts(train, held_out, left_out, strange, test_strange)
+
+
+def normal_class(config: Config, dataset: "Dataset") -> int | None:
+    """The code of the normal class; None without labels."""
+    import numpy as np
+
+    given = config.normal or (NORMAL_DIGIT if config.data == "mnist" else None)
+    if dataset.classes is None:
+        if given is not None:
+            raise ConfigError(f"--normal is {given!r}, but the data have no labels; name their column by --label.")
+        return None
+    labels = dataset.test_labels if dataset.train_labels is None else dataset.train_labels
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    if given is not None:
+        if given not in dataset.classes:
+            raise ConfigError(unknown("--normal", given, dataset.classes))
+        normal = dataset.classes.index(given)
+        if dataset.train_labels is None or counts[normal] == 0:
+            raise DataError(f"No training example is of class {given!r}, which --normal names.")
+        return normal
+    if 2 * counts.max() < counts.sum():
+        raise ConfigError(
+            f"No class has half of the examples, so none can be taken for the normal one. Say which it is: --normal "
+            f"{dataset.classes[0]}, or another of {', '.join(dataset.classes[:20])}."
+        )
+    return int(counts.argmax())
+
+
+def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
+    """The autoencoder that the flags ask for."""
+    from flaxae import anomaly, presets
+    from flaxae.likelihoods import Gaussian
+
+    if config.model is None:
+        made = anomaly.default_config(kind, anomaly.Views(kind)(x[:1]).shape[1:])
+    else:
+        experiments.check_name("model", config.model, tuple(presets.PRESETS))
+        made = presets.PRESETS[config.model](likelihood=Gaussian())
+    return dataclasses.replace(made, latent=config.latent or made.latent)
+
+
+def best_on_labels(config: Config, detector: "Detector", x: "np.ndarray", parts: Parts) -> float:
+    """The threshold of the best F1 on the held-out examples, and as large a part of those left out."""
+    import numpy as np
+
+    from flaxae import conformal
+
+    count = math.ceil(config.held_out * len(parts.left_out))
+    others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
+    chosen = np.concatenate([parts.held_out, others])
+    return conformal.f1_threshold(detector.score(x[chosen]), parts.strange[chosen])
+
+
+def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts, rule: "Rule", *, seed: int) -> None:
+    """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
+    import numpy as np
+
+    from flaxae import findings, plots, report
+
+    test, strange = dataset.scaling(dataset.test), parts.test_strange
+    which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
+    found = findings.find(detector, test, which, dataset, rule)
+    if dataset.test_labels is not None:
+        found.which["label"] = np.array(dataset.classes, object)[dataset.test_labels]
+    found.write(run.folder / "anomalies.csv")
+
+    history = run.history()
+    results = {"train/seconds": history[-1]["seconds"], "train/epochs": len(history)}
+    results |= {"calibration/examples": len(detector.calibration), "test/flagged": int(found.flagged.sum())}
+    results |= {} if found.threshold is None else {"threshold": found.threshold}
+    tables, figures = [], []
+    groups = {"held-out": detector.calibration, "test": found.scores}
+    if strange is not None:
+        tables.append(flagged_table(found, strange))
+        groups = {"held-out": detector.calibration, "test, normal": found.scores[~strange]}
+        groups |= {"test, strange": found.scores[strange]}
+        results |= {name: rate for name, rate in flagged_rates(found.flagged, strange).items() if rate is not None}
+        if 0 < strange.sum() < len(test):
+            train = dataset.scaling(dataset.train[np.concatenate([parts.train, parts.held_out])])
+            ranked = {"flaxae": found.scores, **baselines(train, test, seed=seed)}
+            plots.detection(strange, ranked, run.figure("detection"))
+            figures.append(("At every threshold: anomalies found, false alarms, precision.", "detection"))
+            measured = {name: ranking(strange, scores) for name, scores in ranked.items()}
+            caption = f"{len(test):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
+            rows = [[name, *values.values()] for name, values in measured.items()]
+            tables.insert(0, report.Table(caption, ["", "AUROC ↑", "average precision ↑"], rows))
+            for name, values in measured.items():
+                prefix = "test" if name == "flaxae" else f"baseline/{name.replace(' ', '_')}"
+                results |= {f"{prefix}/{metric}": value for metric, value in values.items()}
+    groups = {name: scores for name, scores in groups.items() if len(scores)}
+    plots.histograms(groups, run.figure("scores"), found.threshold)
+    figures.insert(0, ("Scores of the held-out examples, which set the threshold, and of the test part.", "scores"))
+    figures += draw(run, detector, dataset, test, found, strange)
+    curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
+    report.curves(curves, run.figure("curves"))
+    figures.append(("Loss an epoch.", "curves"))
+
+    tables.append(strangest(found))
+    new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else experiments.new_file(dataset)
+    usage = f"python run.py --exp anomaly --from {run.folder} --input {new} --output anomalies.csv"
+    summary = (
+        f"{found.flagged.sum():,} of {len(test):,} test examples are flagged; {rule}. Trained for {len(history)} "
+        f"epochs in {results['train/seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
+    )
+    _presets.finish(run, f"Anomalies in {dataset.name}", summary, tables, figures, results, usage)
+
+
+def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, float | None]:
+    """Which fraction of the normal and of the strange is flagged, and of the flagged strange; None where of nothing."""
+    rates = {
+        "test/false_alarm_rate": flagged[~strange],
+        "test/detection_rate": flagged[strange],
+        "test/precision": strange[flagged],
+    }
+    return {name: float(values.mean()) if len(values) else None for name, values in rates.items()}
+
+
+def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
+    """How many normal and strange examples are flagged."""
+    from flaxae import report
+
+    rates = list(flagged_rates(found.flagged, strange).values())
+    parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
+    rows = [[name, int(part.sum()), int(found.flagged[part].sum()), rate] for name, part, rate in parts]
+    caption = "Flagged" if found.threshold is None else f"Flagged above a score of {found.threshold:.4g}"
+    return report.Table(caption, ["", "test examples", "flagged", "fraction"], rows)
+
+
+def ranking(strange: "np.ndarray", scores: "np.ndarray") -> dict[str, float]:
+    """How well scores tell the strange apart, over all thresholds."""
+    from sklearn import metrics
+
+    measures = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
+    return {name: float(measure(strange, scores)) for name, measure in measures.items()}
+
+
+def baselines(train: "np.ndarray", test: "np.ndarray", *, seed: int) -> "dict[str, np.ndarray]":
+    """Scores without an autoencoder, of what the detector was given."""
+    import numpy as np
+    from sklearn.ensemble import IsolationForest
+    from sklearn.neighbors import NearestNeighbors
+
+    train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    made = {}
+    if len(train) * test.size < MOST_FOR_NEIGHBOURS:
+        nearest = NearestNeighbors(n_neighbors=min(5, len(train)), algorithm="brute").fit(train)
+        distances = [nearest.kneighbors(test[i : i + 1000])[0].mean(axis=1) for i in range(0, len(test), 1000)]
+        made["5 nearest neighbours"] = np.concatenate(distances)
+    made["isolation forest"] = -IsolationForest(random_state=seed).fit(train).score_samples(test)
+    return made
+
+
+def strangest(found: "Findings") -> "Table":
+    """The table of the strangest examples, and what made them so."""
+    import numpy as np
+
+    from flaxae import report
+
+    rows = [
+        [
+            *(f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]) for values in found.which.values()),
+            float(found.scores[i]),
+            f"{found.p_values[i]:.2g}",
+            "yes" if found.flagged[i] else "no",
+            found.because(i),
+        ]
+        for i in np.argsort(-found.scores, kind="stable")[:SHOWN]
+    ]
+    return report.Table("The strangest", [*found.which, "score", "p-value", "flagged", "because of"], rows)
+
+
+def draw(
+    run: "Run",
+    detector: "Detector",
+    dataset: "Dataset",
+    x: "np.ndarray",
+    found: "Findings",
+    strange: "np.ndarray | None",
+) -> list[tuple[str, str]]:
+    """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
+    import numpy as np
+
+    from flaxae import data, findings, plots, report
+
+    order = np.argsort(-found.scores, kind="stable")
+    count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))
+    ends = x[np.concatenate([order[:count], order[::-1][:count]])]
+    rebuilt = detector.reconstruct(ends)
+    if dataset.kind == "image":
+        why = plots.marked(ends, detector.contributions(ends).sum(axis=-1))
+        colours = slice(0, 3 if x.shape[-1] >= 3 else 1)
+        rows = [*(np.broadcast_to(images[..., colours], why.shape) for images in (ends, rebuilt)), why]
+        grid = dict(zip(("Strangest", "rebuilt", "why"), (row[:count] for row in rows), strict=True))
+        grid |= dict(zip(("Most normal", "rebuilt ", "why "), (row[count:] for row in rows), strict=True))
+        report.image_grid(grid, run.figure("examples"))
+        return [("Test images over their reconstructions; what counts in them is coloured.", "examples")]
+    shown = {"Given: the strangest, then the most normal": ends, "Reconstruction": rebuilt}
+    if dataset.kind == "signal":
+        shown = {name: experiments.lines(values) for name, values in shown.items()}
+    x_label = "feature" if dataset.kind == "tabular" else "moment, the channels one after the other"
+    report.line_grid(shown, run.figure("examples"), x_label=x_label, y_label="scaled")
+    examples = ("Test examples over their reconstructions, the strangest first, the most normal last.", "examples")
+    if dataset.kind == "tabular":
+        picked = {"flagged": order[found.flagged[order]], "not flagged": order[~found.flagged[order]]}
+        values = {}
+        for name, rows in picked.items():
+            if len(rows):
+                names, shares = findings.contributions(detector, x[rows[: findings.AT_ONCE]], dataset)
+                values[name] = shares.mean(axis=0)
+        plots.shares(names, values, run.figure("columns"))
+        return [("What rows are strange by: the mean share of each column in their scores.", "columns"), examples]
+    line = findings.time_line(detector, x, found, dataset)
+    line.write(run.folder / "moments.csv", dataset.framing.rate)
+    begins = found.which["begin"] - line.first
+    plots.time_line(
+        data.overlap_mean(dataset.test, dataset.framing.stride, len(line.score)),
+        line.score,
+        line.flagged,
+        run.figure("time_line"),
+        first=line.first,
+        rate=dataset.framing.rate,
+        channels=dataset.columns,
+        threshold=found.threshold,
+        strange=None if strange is None else findings.covered(begins[strange], dataset.framing.window, len(line.score)),
+    )
+    return [("The test part: the signal, and the score of each moment's windows.", "time_line"), examples]

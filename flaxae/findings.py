@@ -1,0 +1,218 @@
+"""What a detector found, in people's terms: which examples are flagged, by which rule, and what made them strange."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from flaxae import conformal, data, errors
+from flaxae.anomaly import Detector
+from flaxae.data import Dataset
+from flaxae.trained import Trained
+
+CONTRIBUTORS = 3  # that are named for each example
+AT_ONCE = 4096  # examples explained: memory doesn't grow with their number
+RULES = ("conformal", "percentile", "f1", "fdr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How scores become flags.
+
+    - conformal: at most `rate` of normal examples are flagged, in expectation;
+    - percentile: what scores above that fraction of the held-out scores but `rate`, without a promise;
+    - fdr: of the flagged at most `rate` are normal, in expectation (Benjamini & Hochberg), over the examples at hand;
+    - f1: what scores above `threshold`, which was chosen on labels.
+    """
+
+    name: str
+    rate: float = 0.01
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in RULES:
+            raise errors.ConfigError(errors.unknown("rule", self.name, RULES))
+
+    def __str__(self) -> str:
+        """What it promises."""
+        percent = f"{100 * self.rate:.3g} %"
+        return {
+            "conformal": f"at most {percent} of normal examples are, in expectation",
+            "percentile": f"{percent} of the held-out examples are",
+            "fdr": f"at most {percent} of the flagged are normal, in expectation",
+            "f1": "the threshold is the best of those tried on held-out labels",
+        }[self.name]
+
+    def flag(
+        self, scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
+    ) -> tuple[Bool[np.ndarray, " examples"], float | None]:
+        """Which are flagged, and the score above which they are; None where `fdr` flags none."""
+        if self.name == "fdr":
+            flagged = conformal.benjamini_hochberg(conformal.p_values(scores, calibration), self.rate)
+            return flagged, float(np.nextafter(scores[flagged].min(), -np.inf)) if flagged.any() else None
+        threshold = self.threshold
+        if self.name == "conformal":
+            threshold = conformal.threshold(calibration, self.rate)
+        elif self.name == "percentile":
+            threshold = conformal.percentile_threshold(calibration, 100 * (1 - self.rate))
+        return scores > threshold, threshold
+
+
+class Findings(NamedTuple):
+    """The scores of examples, in their order, and why."""
+
+    which: dict[str, Shaped[np.ndarray, " examples"]]  # columns that say which one it is
+    scores: Float[np.ndarray, " examples"]
+    p_values: Float[np.ndarray, " examples"]
+    flagged: Bool[np.ndarray, " examples"]
+    threshold: float | None
+    contributors: Shaped[np.ndarray, "examples top"]  # names, the largest share first
+    shares: Float[np.ndarray, "examples top"]
+
+    def write(self, path: str | os.PathLike) -> None:
+        """A row an example, into a `.csv` or `.parquet`."""
+        columns = {**self.which, "score": np.round(self.scores.astype(float), 5), "p_value": self.p_values}
+        columns["flagged"] = self.flagged.astype(int)
+        for i in range(self.shares.shape[1]):
+            columns[f"top_{i + 1}"] = self.contributors[:, i]
+            columns[f"share_{i + 1}"] = np.round(self.shares[:, i].astype(float), 4)
+        _write(path, columns)
+
+    def because(self, i: int | np.integer) -> str:
+        """The top contributors of one example in words."""
+        named = zip(self.contributors[i], self.shares[i], strict=True)
+        return ", ".join(f"{name} {share:.0%}" for name, share in named)
+
+
+def find(
+    detector: Detector,
+    x: Float[np.ndarray, " examples *shape"],
+    which: Shaped[np.ndarray, " examples"],
+    about: Dataset | Trained,
+    rule: Rule,
+) -> Findings:
+    """Score, flag and explain examples.
+
+    Args:
+        detector: that scores.
+        x: scaled.
+        which: their rows, or names (objects), or the first moments of windows.
+        about: what is known of the data.
+        rule: that flags.
+    """
+    scores = detector.score(x)
+    flagged, threshold = rule.flag(scores, detector.calibration)
+    tops, shares = [], []
+    for start in range(0, len(x), AT_ONCE):
+        names, parts = contributions(detector, x[start : start + AT_ONCE], about)
+        tops.append(np.argsort(-parts, axis=1, kind="stable")[:, :CONTRIBUTORS])
+        shares.append(np.take_along_axis(parts, tops[-1], axis=1))
+    top = np.concatenate(tops)
+    if about.framing is None:
+        columns = {"file" if which.dtype == object else "row": which}
+        contributors = np.array(names, object)[top]
+    else:
+        columns = {"begin": which, "end": which + about.framing.window}
+        if about.framing.rate is not None:
+            columns["begin_s"] = which / about.framing.rate
+        moments = which[:, None] + top // x.shape[2]
+        contributors = np.array(names, object)[top % x.shape[2]] + np.char.mod("%d", moments).astype(object)
+    p = conformal.p_values(scores, detector.calibration)
+    return Findings(columns, scores, p, flagged, threshold, contributors, np.concatenate(shares))
+
+
+def contributions(
+    detector: Detector, x: Float[np.ndarray, " examples *shape"], about: Dataset | Trained
+) -> tuple[list[str], Float[np.ndarray, "examples contributors"]]:
+    """Names, and shares that sum to 1: of a table's columns, of pixels (y7 x12), of moments.
+
+    The features that a column was encoded as count together. Of signals there is a share for each moment and channel,
+    and a name for each channel, which the moment's number completes.
+    """
+    shares = detector.contributions(x)
+    if about.kind == "image":
+        height, width = shares.shape[1:3]
+        return [f"y{y} x{x}" for y in range(height) for x in range(width)], shares.sum(axis=-1).reshape(len(x), -1)
+    if about.kind == "signal":
+        channels = about.columns or [f"channel {i}" for i in range(x.shape[2])]
+        names = ["moment "] if len(channels) == 1 else [f"{name} at moment " for name in channels]
+        return names, shares.reshape(len(x), -1)
+    if about.encoding is None:
+        return list(about.columns or [f"x{i}" for i in range(x.shape[1])]), shares
+    names = [column.name for column in about.encoding.columns]
+    belongs = np.array(about.encoding.groups)[:, None] == np.array(names)
+    return names, shares @ belongs.astype(np.float32)
+
+
+class TimeLine(NamedTuple):
+    """Windows laid back on their signal: for each moment the means over its windows, and whether one is flagged."""
+
+    first: int  # the number of the first moment
+    score: Float[np.ndarray, " time"]
+    share: Float[np.ndarray, " time"]  # of its windows' scores
+    flagged: Bool[np.ndarray, " time"]
+
+    def write(self, path: str | os.PathLike, rate: int | None) -> None:
+        """A row a moment, into a `.csv` or `.parquet`."""
+        moments = self.first + np.arange(len(self.score))
+        seconds = {} if rate is None else {"second": moments / rate}
+        values = {"score": np.round(self.score.astype(float), 5), "share": np.round(self.share.astype(float), 5)}
+        _write(path, {"moment": moments, **seconds, **values, "flagged": self.flagged.astype(int)})
+
+
+def time_line(
+    detector: Detector, x: Float[np.ndarray, "windows window channels"], found: Findings, about: Dataset | Trained
+) -> TimeLine:
+    """What was found in windows, by moments."""
+    begins = found.which["begin"] - found.which["begin"][0]
+    window, stride = about.framing.window, about.framing.stride
+    length = int(begins[-1]) + window
+    shares = [detector.contributions(x[i : i + AT_ONCE]).sum(axis=-1) for i in range(0, len(x), AT_ONCE)]
+    score = np.repeat(found.scores[:, None], window, axis=1)
+    return TimeLine(
+        int(found.which["begin"][0]),
+        data.overlap_mean(score, stride, length),
+        data.overlap_mean(np.concatenate(shares), stride, length),
+        covered(begins[found.flagged], window, length),
+    )
+
+
+def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bool[np.ndarray, " length"]:
+    """Which moments a window holds that begins at one of these."""
+    edges = np.zeros(length + 1, int)
+    np.add.at(edges, begins, 1)
+    np.add.at(edges, begins + window, -1)
+    return np.cumsum(edges)[:-1] > 0
+
+
+def read(about: Trained, path: str | os.PathLike) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
+    """New examples in stored units, and which they are: rows, file names (objects), or first moments of windows.
+
+    Raises:
+        DataError: the file can't be read, or doesn't hold what the detector was trained on.
+    """
+    path = pathlib.Path(path)
+    if about.framing is not None:
+        signal = about.read_signal(path).values
+        window, stride = about.framing.window, about.framing.stride
+        return data.starts(len(signal), window, stride), data.windows(signal, window, stride)
+    given = about.read(path)
+    if not isinstance(given, dict) and about.kind == "image" and given.ndim == 3:
+        given = {path.name: given}
+    for name, example in given.items() if isinstance(given, dict) else {path.name: given[0]}.items():
+        if example.shape != about.shape or example.dtype != about.scaling.dtype:
+            raise errors.DataError(
+                f"{name} holds {example.dtype} of shape {example.shape}; the detector was trained on "
+                f"{about.scaling.dtype} of shape {about.shape}."
+            )
+    if isinstance(given, dict):
+        return np.array(list(given), object), np.stack(list(given.values()))
+    return np.arange(len(given)), given
+
+
+def _write(path: str | os.PathLike, columns: dict[str, Any]) -> None:
+    values = np.column_stack([np.asarray(values).astype(object) for values in columns.values()])
+    data.write(path, values, columns=list(columns))
