@@ -1,0 +1,377 @@
+"""What a trained autoencoder's code is worth with few labels: probes of frozen codes, and fine-tuned classifiers.
+
+    labels = finetuning.draw(dataset.train_labels, 100)              # −1 for the others
+    classifier = finetuning.probe_classifier(model, x, labels)       # a linear probe on the encoder
+    classifier, = finetuning.fit([classifier], x, *finetuning.supervised(labels)[None])
+
+`Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
+each draw of labels, towards class probabilities: labels, or what was propagated from them (`flaxae.propagation`).
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.extend.core import Literal
+from jaxtyping import Array, Float, Int, Key
+
+from flaxae import errors, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.corruptions import Corruption
+
+Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
+Codes = Float[np.ndarray, "examples latent"]
+Probabilities = Float[np.ndarray, "examples classes"]
+
+CS = 10.0 ** np.arange(-3, 2)  # inverse strengths of the probe's ridge, to cross-validate
+MOST_TO_CROSS_VALIDATE = 5000  # labels; of more the ridge hardly matters
+UNSEEN = 10.0  # nats by which a probe's bias puts classes without labels behind the others
+BLOCK_STEPS = 50  # between looks at what was reached
+
+
+def draw(labels: Labels, n: int, *, seed: int = 0) -> Labels:
+    """The labels with all but n of them −1: as many of each class as of any other, up to one, as far as there are.
+
+    Raises:
+        DataError: there are not n labels, or n is less than one a class.
+    """
+    rng = np.random.default_rng(seed)
+    known = np.flatnonzero(labels >= 0)
+    classes = np.unique(labels[known])
+    if not len(classes) <= n <= len(known):
+        raise errors.DataError(
+            f"{n} labels were asked for; of {len(known)} labels in {len(classes)} classes, ask for {len(classes)} to "
+            f"{len(known)}."
+        )
+    order = rng.permutation(known)
+    rank = np.empty(len(order), int)  # the how many-th of its class
+    for label in classes:
+        own = labels[order] == label
+        rank[own] = np.arange(own.sum())
+    chosen = order[np.argsort(rank, kind="stable")[:n]]
+    drawn = np.full_like(labels, -1)
+    drawn[chosen] = labels[chosen]
+    return drawn
+
+
+class Probe(NamedTuple):
+    """A linear classifier of codes: logits = z @ kernel + bias."""
+
+    kernel: Float[np.ndarray, "latent classes"]
+    bias: Float[np.ndarray, " classes"]
+
+    def predict(self, z: Codes) -> Labels:
+        return np.argmax(z @ self.kernel + self.bias, axis=1)
+
+
+def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: int = 0) -> Probe:
+    """scikit-learn's logistic regression on the labelled of the codes; all of them give its centre and scale.
+
+    Its ridge is chosen by stratified cross-validation within the labels, in as many folds as the rarest class has
+    labels, up to 5; with one label of a class, or more than `MOST_TO_CROSS_VALIDATE`, C is 1.
+
+    Raises:
+        DataError: fewer than two classes have labels.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    known = labels >= 0
+    given = labels[known]
+    seen, counts = np.unique(given, return_counts=True)
+    if len(seen) < 2:
+        raise errors.DataError(f"The labels given are of {len(seen)} class; a classifier needs two at least.")
+    centre = z.mean(axis=0)
+    scale = float(np.sqrt(np.square(z - centre).mean())) or 1.0
+    x = (z[known] - centre) / scale
+    regression = LogisticRegression(max_iter=200, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
+        if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
+            folds = StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed)
+            search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
+            regression = search.fit(x, given).best_estimator_
+        else:
+            regression.fit(x, given)
+    weights, constants = regression.coef_, regression.intercept_
+    if len(seen) == 2:  # scikit-learn keeps one row, the log odds of the second class
+        weights, constants = np.stack([-weights[0], weights[0]]) / 2, np.append(-constants, constants) / 2
+    kernel = np.zeros((z.shape[1], classes or int(seen[-1]) + 1), np.float32)
+    bias = np.full(kernel.shape[1], constants.min() - UNSEEN, np.float32)
+    kernel[:, seen] = weights.T / scale
+    bias[seen] = constants - centre @ kernel[:, seen]
+    return Probe(kernel, bias)
+
+
+def knn_accuracy(
+    z: Codes, labels: Labels, new: Float[np.ndarray, "new latent"], new_labels: Int[np.ndarray, " new"], *, k: int = 5
+) -> float:
+    """Accuracy of the vote of the k nearest labelled codes, by Euclidean distance."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    known = labels >= 0
+    return float(KNeighborsClassifier(k).fit(z[known], labels[known]).score(new, new_labels))
+
+
+class Clusters(NamedTuple):
+    """How well clusters agree with classes: accuracy under the best one-to-one naming, and mutual information."""
+
+    accuracy: float
+    nmi: float  # normalised by the mean of both entropies
+
+
+def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
+    """k-means on the codes, as many clusters as classes, the best of 10 starts, against labels that it doesn't see.
+
+    Accuracy is under the Hungarian assignment (Xie et al. 2016, eq. 10).
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import contingency_matrix, normalized_mutual_info_score
+
+    found = KMeans(int(labels.max()) + 1, n_init=10, random_state=seed).fit_predict(z)
+    counts = contingency_matrix(labels, found)
+    matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
+    return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
+
+
+def encode_views(
+    model: "Autoencoder | Classifier",
+    x: training.Examples,
+    *,
+    corruption: Corruption,
+    noise: float = 0.5,
+    views: int = 8,
+) -> Codes:
+    """The mean code of each example and of `views` corrupted versions of it, the same for all examples."""
+
+    def encode(model: nnx.Module, x: Array) -> Float[Array, " batch latent"]:
+        keys = jax.random.split(jax.random.key(0), views)
+        seen = lax.map(lambda key: model.encode(corruption(key, x, jnp.float32(noise))), keys)
+        return (model.encode(x) + seen.sum(axis=0)) / (views + 1)
+
+    return training.apply(encode, model, x)
+
+
+class Classifier(nnx.Module):
+    """An autoencoder's encoder and head, copied, and a linear layer from its code to a logit a class."""
+
+    def __init__(self, autoencoder: Autoencoder, latent: int, classes: int, *, rngs: nnx.Rngs):
+        autoencoder = nnx.clone(autoencoder)
+        self.encoder = autoencoder.encoder
+        self.head = autoencoder.head
+        self.out = nnx.Linear(latent, classes, rngs=rngs)
+
+    def encode(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch latent"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        return self.head(self.encoder(jnp.asarray(x), keys[0]), keys[1]).z
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch classes"]:
+        return self.out(self.encode(x, key))
+
+    def probabilities(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch classes"]:
+        return jax.nn.softmax(self(x))
+
+
+def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
+    """A classifier that starts as the probe, so that fine-tuning distorts the encoder less (Kumar et al. 2022)."""
+    classifier = Classifier(autoencoder, *probe.kernel.shape, rngs=nnx.Rngs(0))
+    classifier.out.kernel[...] = jnp.asarray(probe.kernel)
+    classifier.out.bias[...] = jnp.asarray(probe.bias)
+    return classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How classifiers are trained: AdamW under warm-up and cosine decay, an average of the weights kept.
+
+    Args:
+        steps: of `batch_size` examples, drawn with replacement.
+        learning_rate: the peak, of the last layer.
+        layer_decay: factor of the rate from each layer to the one before it (Clark et al. 2020).
+        unfreeze: fraction of the steps over which the layers join in, from the last to the first (Howard & Ruder 2018).
+        weight_decay: decoupled, on matrices and kernels.
+        corruption, noise: of the inputs, and its level.
+        ema: decay of the average of the weights.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    layer_decay: float = 1.0
+    unfreeze: float = 0.0
+    weight_decay: float = 1e-2
+    corruption: Corruption | None = None
+    noise: float = 0.0
+    ema: float = 0.99
+
+    def __post_init__(self) -> None:
+        training.check_settings(
+            self.steps, self.batch_size, self.learning_rate, 0.0, self.weight_decay, self.ema, patience=None
+        )
+        for name in ("layer_decay", "unfreeze"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0 and at most 1.")
+
+
+class Targets(NamedTuple):
+    """What classifiers are trained towards: the classes' probabilities, and how often each example is drawn."""
+
+    probabilities: Float[np.ndarray, "members examples classes"]
+    weights: Float[np.ndarray, "members examples"]
+
+
+def supervised(draws: Sequence[Labels], classes: int) -> Targets:
+    """The known labels alone, a member for each draw."""
+    return Targets(*(np.stack(part) for part in zip(*(_known(labels, classes) for labels in draws), strict=True)))
+
+
+def _known(labels: Labels, classes: int) -> tuple[Probabilities, Float[np.ndarray, " examples"]]:
+    known = labels >= 0
+    return np.eye(classes, dtype=np.float32)[labels] * known[:, None], known.astype(np.float32)
+
+
+def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *, share: float = 0.1) -> Targets:
+    """What was propagated from the labels, a member for each draw.
+
+    An example is drawn as often as it is certain, 1 − entropy / log classes, and each class as often as any other
+    (Iscen et al. 2019); `share` of all that is drawn are the labels themselves.
+    """
+    parts = []
+    for found, labels in zip(probabilities, draws, strict=True):
+        classes = found.shape[1]
+        certain = 1 + np.sum(found * np.log(np.maximum(found, 1e-12)), axis=1) / np.log(classes)
+        weights = np.maximum(certain, 0) / np.bincount(found.argmax(axis=1), certain, classes)[found.argmax(axis=1)]
+        given, known = _known(labels, classes)
+        weights = (1 - share) * (1 - known) * weights / np.sum((1 - known) * weights) + share * known / known.sum()
+        parts.append((np.where(known[:, None] > 0, given, found).astype(np.float32), weights.astype(np.float32)))
+    return Targets(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
+class _State(NamedTuple):
+    run: training.State
+    average: training.Weights
+
+
+def fit(classifiers: Sequence[Classifier], x: training.Examples, targets: Targets, plan: FineTuning, *, seed: int = 0):
+    """Train classifiers of one architecture side by side, in place, each towards its own targets of the same examples.
+
+    They end with the average of their weights over about the last 1 / (1 − ema) steps.
+
+    Raises:
+        DataError: x isn't finite or doesn't fit, or a member has nothing to be trained on.
+        DivergedError: a loss stopped being finite; the classifiers stay as they were.
+    """
+    members = len(classifiers)
+    x = jax.device_put(np.asarray(x, np.float32))
+    cumulative = np.cumsum(targets.weights, axis=1, dtype=np.float64)
+    if not (cumulative[:, -1] > 0).all():
+        raise errors.DataError("A classifier has no example with a label to be trained on. Give it one at least.")
+    cumulative = jnp.asarray(cumulative / cumulative[:, -1:], jnp.float32)
+    probabilities = jnp.asarray(targets.probabilities, jnp.float32)
+    optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
+    states = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
+    states = [_State(state, jax.tree.map(jnp.copy, training.weights(state))) for state in states]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    graphdef = nnx.split(classifiers[0])[0]
+    depth = _depths(classifiers[0], x[:1])
+    keys = jax.random.split(jax.random.key(seed), members)
+    for start in range(0, plan.steps, BLOCK_STEPS):
+        stop = min(start + BLOCK_STEPS, plan.steps)
+        state = _train_block(graphdef, plan, optimizer, depth, state, x, probabilities, cumulative, keys, start, stop)
+        if not np.isfinite(state.run.loss_sum).all():
+            raise errors.DivergedError(
+                f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
+            )
+    for member, classifier in enumerate(classifiers):
+        nnx.update(classifier, *jax.tree.map(lambda leaf, member=member: leaf[member], state.average))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "plan", "optimizer", "depth"), donate_argnames="state")
+def _train_block(
+    graphdef: nnx.GraphDef,
+    plan: FineTuning,
+    optimizer: training.Optimizer,
+    depth: tuple[tuple[str, int], ...],
+    state: _State,
+    x: Float[Array, " examples *shape"],
+    probabilities: Float[Array, "members examples classes"],
+    cumulative: Float[Array, "members examples"],
+    keys: Key[Array, " members"],
+    start: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+) -> _State:
+    """Steps `start` to `stop` of all members."""
+
+    def body(step: Int[Array, ""], state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
+        index_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 3)
+        index = jnp.searchsorted(cumulative, jax.random.uniform(index_key, (plan.batch_size,)), side="right")
+        index = jnp.minimum(index, x.shape[0] - 1)
+        seen = jnp.take(x, index, axis=0)
+        if plan.corruption is not None:
+            seen = plan.corruption(noise_key, seen, jnp.float32(plan.noise))
+        wanted = jnp.take(probabilities, index, axis=0)
+
+        def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
+            return optax.softmax_cross_entropy(model(x, key), wanted)
+
+        run = training.train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
+        run = run._replace(params=_slowed(plan, dict(depth), state.run.params, run.params, step))
+        decay = jnp.minimum(plan.ema, (1 + step) / (10 + step))
+        return _State(run, optax.incremental_update(training.weights(run), state.average, 1 - decay))
+
+    def member(state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
+        return lax.fori_loop(start, stop, lambda step, state: body(step, state, probabilities, cumulative, key), state)
+
+    return jax.vmap(member)(state, probabilities, cumulative, keys)
+
+
+def _slowed(
+    plan: FineTuning, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]
+) -> nnx.State:
+    """The parameters after a step of which each layer takes its share: `layer_decay` a layer, 0 where it is frozen."""
+    deepest = max(depth.values())
+
+    def slow(path: tuple[Any, ...], old: Array, new: Array) -> Array:
+        layer = depth[_layer(path)]
+        joined = step >= plan.unfreeze * plan.steps * layer / max(deepest, 1)
+        return old + plan.layer_decay**layer * joined * (new - old)
+
+    return jax.tree_util.tree_map_with_path(slow, before, after)
+
+
+def _depths(classifier: Classifier, x: Float[Array, " batch *shape"]) -> tuple[tuple[str, int], ...]:
+    """How many layers are between each layer and the output: in the order in which the traced program needs them."""
+    graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
+    program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params, rest)(x))(params).jaxpr
+    met = {}  # when each variable of the program is first used
+    for time, equation in enumerate(program.eqns):
+        for variable in equation.invars:
+            if not isinstance(variable, Literal):
+                met.setdefault(variable, time)
+    first: dict[str, int] = {}
+    for (path, _), variable in zip(jax.tree_util.tree_leaves_with_path(params), program.invars, strict=True):
+        layer = _layer(path)
+        first[layer] = min(met.get(variable, 0), first.get(layer, len(program.eqns)))
+    order = sorted(first, key=first.__getitem__, reverse=True)
+    return tuple((layer, depth) for depth, layer in enumerate(order))
+
+
+def _layer(path: tuple[Any, ...]) -> str:
+    """The layer that a parameter is of: its path down to an entry of a list, or to the second name."""
+    *keys, _ = (str(key.key) for key in path if hasattr(key, "key"))
+    numbered = next((i for i, key in enumerate(keys) if key.isdecimal()), 1)
+    return ".".join(keys[: numbered + 1])
