@@ -1,17 +1,19 @@
 """What a trained autoencoder's code is worth with few labels: probes of frozen codes, and fine-tuned classifiers.
 
-    labels = finetuning.draw(dataset.train_labels, 100)              # −1 for the others
-    classifier = finetuning.probe_classifier(model, x, labels)       # a linear probe on the encoder
-    classifier, = finetuning.fit([classifier], x, *finetuning.supervised(labels)[None])
+    labels = finetuning.draw(dataset.train_labels, 100)                      # −1 for the others
+    probe = finetuning.linear_probe(training.apply(Autoencoder.encode, model, x), labels)
+    classifier = finetuning.on_probe(model, probe)
+    finetuning.fit([classifier], x, finetuning.supervised([labels], classes=10), finetuning.FineTuning())
 
 `Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
-each draw of labels, towards class probabilities: labels, or what was propagated from them (`flaxae.propagation`).
+each draw of labels, towards class probabilities: labels, or what was propagated from them. `distil` does both, which is
+the strongest with few labels of many examples.
 """
 
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from jax import lax
 from jax.extend.core import Literal
 from jaxtyping import Array, Float, Int, Key
 
-from flaxae import errors, training
+from flaxae import errors, propagation, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.corruptions import Corruption
 
@@ -76,7 +78,7 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     """scikit-learn's logistic regression on the labelled of the codes; all of them give its centre and scale.
 
     Its ridge is chosen by stratified cross-validation within the labels, in as many folds as the rarest class has
-    labels, up to 5; with one label of a class, or more than `MOST_TO_CROSS_VALIDATE`, C is 1.
+    labels, up to 3; with one label of a class, or more than `MOST_TO_CROSS_VALIDATE`, C is 1.
 
     Raises:
         DataError: fewer than two classes have labels.
@@ -97,7 +99,7 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
         if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
-            folds = StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed)
+            folds = StratifiedKFold(min(3, counts.min()), shuffle=True, random_state=seed)
             search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
             regression = search.fit(x, given).best_estimator_
         else:
@@ -136,30 +138,13 @@ def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans
-    from sklearn.metrics import contingency_matrix, normalized_mutual_info_score
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
 
     found = KMeans(int(labels.max()) + 1, n_init=10, random_state=seed).fit_predict(z)
     counts = contingency_matrix(labels, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
-
-
-def encode_views(
-    model: "Autoencoder | Classifier",
-    x: training.Examples,
-    *,
-    corruption: Corruption,
-    noise: float = 0.5,
-    views: int = 8,
-) -> Codes:
-    """The mean code of each example and of `views` corrupted versions of it, the same for all examples."""
-
-    def encode(model: nnx.Module, x: Array) -> Float[Array, " batch latent"]:
-        keys = jax.random.split(jax.random.key(0), views)
-        seen = lax.map(lambda key: model.encode(corruption(key, x, jnp.float32(noise))), keys)
-        return (model.encode(x) + seen.sum(axis=0)) / (views + 1)
-
-    return training.apply(encode, model, x)
 
 
 class Classifier(nnx.Module):
@@ -184,6 +169,52 @@ class Classifier(nnx.Module):
 
     def probabilities(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch classes"]:
         return jax.nn.softmax(self(x))
+
+
+def encode(
+    model: Autoencoder | Classifier, x: training.Examples, *, corruption: Corruption | None = None, views: int = 0
+) -> Codes:
+    """The codes of x, or the mean codes of its `over_views`."""
+    return over_views(type(model).encode, model, x, corruption=corruption, views=views)
+
+
+def predict(
+    classifier: Classifier, x: training.Examples, *, corruption: Corruption | None = None, views: int = 0
+) -> Float[np.ndarray, " examples classes"]:
+    """The classes' probabilities of x, or their means `over_views` of it."""
+    return over_views(Classifier.probabilities, classifier, x, corruption=corruption, views=views)
+
+
+def over_views(
+    function: Callable[[nnx.Module, Array], Float[Array, " batch out"]],
+    model: nnx.Module,
+    x: training.Examples,
+    *,
+    corruption: Corruption | None,
+    views: int,
+    noise: float = 0.5,
+) -> Float[np.ndarray, " examples out"]:
+    """The mean of `function(model, ·)` over each example and `views` corrupted versions, half as much as in training.
+
+    The same draws are used at each call; without a corruption there is one view, the example itself.
+    """
+    return training.apply(_OverViews(function, corruption, noise, 0 if corruption is None else views), model, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OverViews:
+    function: Callable
+    corruption: Corruption | None
+    noise: float
+    views: int
+
+    def __call__(self, model: nnx.Module, x: Array) -> Float[Array, " batch out"]:
+        total = self.function(model, x)
+        if self.views > 0:
+            keys = jax.random.split(jax.random.key(0), self.views)
+            seen = lax.map(lambda key: self.function(model, self.corruption(key, x, jnp.float32(self.noise))), keys)
+            total = total + seen.sum(axis=0)
+        return total / (self.views + 1)
 
 
 def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
@@ -219,9 +250,9 @@ class FineTuning:
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        training.check_settings(
-            self.steps, self.batch_size, self.learning_rate, 0.0, self.weight_decay, self.ema, patience=None
-        )
+        training.check_settings(1, self.batch_size, self.learning_rate, 0.0, self.weight_decay, self.ema, None)
+        if self.steps < 1:
+            raise errors.ConfigError(f"steps is {self.steps}; it has to be at least 1.")
         for name in ("layer_decay", "unfreeze"):
             if not 0 <= getattr(self, name) <= 1:
                 raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0 and at most 1.")
@@ -247,18 +278,57 @@ def _known(labels: Labels, classes: int) -> tuple[Probabilities, Float[np.ndarra
 def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *, share: float = 0.1) -> Targets:
     """What was propagated from the labels, a member for each draw.
 
-    An example is drawn as often as it is certain, 1 − entropy / log classes, and each class as often as any other
-    (Iscen et al. 2019); `share` of all that is drawn are the labels themselves.
+    The target of an example is its likeliest class; it is drawn as often as that is certain, 1 − entropy / log classes,
+    and each class as often as any other (Iscen et al. 2019). `share` of all that is drawn are the labels themselves.
     """
     parts = []
     for found, labels in zip(probabilities, draws, strict=True):
         classes = found.shape[1]
-        certain = 1 + np.sum(found * np.log(np.maximum(found, 1e-12)), axis=1) / np.log(classes)
-        weights = np.maximum(certain, 0) / np.bincount(found.argmax(axis=1), certain, classes)[found.argmax(axis=1)]
-        given, known = _known(labels, classes)
-        weights = (1 - share) * (1 - known) * weights / np.sum((1 - known) * weights) + share * known / known.sum()
-        parts.append((np.where(known[:, None] > 0, given, found).astype(np.float32), weights.astype(np.float32)))
+        likeliest = np.where(labels >= 0, labels, found.argmax(axis=1))
+        entropy = -np.sum(found * np.log(np.maximum(found, 1e-12)), axis=1)
+        certain = np.where(labels >= 0, 0, np.maximum(1 - entropy / np.log(classes), 0))
+        weights = certain / np.maximum(np.bincount(likeliest, certain, classes), 1e-12)[likeliest]
+        known = (labels >= 0) / np.count_nonzero(labels >= 0)
+        weights = known if certain.sum() == 0 else (1 - share) * weights / weights.sum() + share * known
+        parts.append((np.eye(classes, dtype=np.float32)[likeliest], weights.astype(np.float32)))
     return Targets(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
+class Distilled(NamedTuple):
+    """What `distil` gives: a classifier a draw, and the probabilities of all examples that it was trained towards."""
+
+    classifiers: list[Classifier]
+    probabilities: list[Probabilities]
+
+
+def distil(
+    start: Autoencoder | Sequence[Classifier],
+    x: training.Examples,
+    draws: Sequence[Labels],
+    plan: FineTuning,
+    *,
+    classes: int,
+    views: int = 4,
+    k: int = 10,
+    seed: int = 0,
+) -> Distilled:
+    """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
+
+    The graph is of the k nearest neighbours of the codes (`propagation`), which are means over `views` corrupted
+    versions where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on from
+    those given, one for each draw: a second round, on the graph of what the first has learnt.
+    """
+    encoders = [start] if isinstance(start, Autoencoder) else start
+    codes = [encode(encoder, x, corruption=plan.corruption, views=views) for encoder in encoders]
+    graphs = [propagation.neighbours(z, k) for z in codes]
+    if isinstance(start, Autoencoder):
+        classifiers = [on_probe(start, linear_probe(codes[0], labels, classes=classes)) for labels in draws]
+        graphs = graphs * len(draws)
+    else:
+        classifiers = [nnx.clone(classifier) for classifier in start]
+    found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
+    fit(classifiers, x, distilled(found, draws), plan, seed=seed)
+    return Distilled(classifiers, found)
 
 
 class _State(NamedTuple):
@@ -287,7 +357,7 @@ def fit(classifiers: Sequence[Classifier], x: training.Examples, targets: Target
     states = [_State(state, jax.tree.map(jnp.copy, training.weights(state))) for state in states]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     graphdef = nnx.split(classifiers[0])[0]
-    depth = _depths(classifiers[0], x[:1])
+    depth = depths(classifiers[0], x[:1])
     keys = jax.random.split(jax.random.key(seed), members)
     for start in range(0, plan.steps, BLOCK_STEPS):
         stop = min(start + BLOCK_STEPS, plan.steps)
@@ -353,7 +423,7 @@ def _slowed(
     return jax.tree_util.tree_map_with_path(slow, before, after)
 
 
-def _depths(classifier: Classifier, x: Float[Array, " batch *shape"]) -> tuple[tuple[str, int], ...]:
+def depths(classifier: nnx.Module, x: Float[Array, " batch *shape"]) -> tuple[tuple[str, int], ...]:
     """How many layers are between each layer and the output: in the order in which the traced program needs them."""
     graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
     program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params, rest)(x))(params).jaxpr

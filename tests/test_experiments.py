@@ -102,3 +102,20 @@ def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, 
 def test_an_unknown_preset_is_answered_with_those_known(images, capsys):
     assert command_line("reconstruct --data digits.npz --model spares") == 2
     assert "Did you mean 'sparse'" in capsys.readouterr().err
+
+
+def test_finetune_compares_and_classifies(images):
+    flags = "--draws 2 --epochs 1 --batch-size 24"
+    assert command_line(f"finetune --data digits.npz --labels 20 --model vanilla --latent 8 {flags}") == 0
+    measured = results(images, "finetune")
+    for method in ("raw_logistic_regression", "from_scratch", "linear_probe", "fine-tuned", "the_recipe"):
+        assert 0 <= measured[f"test/error_percent/{method}/20"] <= 100
+    assert measured["test/error_percent/raw_logistic_regression/96"] < 30
+    assert {path.stem for path in (images / "runs/finetune/1/figures").iterdir()} == {"curves", "errors"}
+    assert command_line("finetune --from runs/finetune/1 --input digits.npz --output classes.csv") == 0
+    lines = (images / "classes.csv").read_text().splitlines()
+    assert lines[0] == "class,probability"
+    assert len(lines) == 121
+    # any run's encoder will do
+    assert command_line(f"finetune --from runs/finetune/1 --data digits.npz --labels 10 {flags} --name again") == 0
+    assert command_line("finetune --data digits.npz --labels 5") == 2

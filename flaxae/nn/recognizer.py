@@ -38,7 +38,7 @@ class Recognizer:
         layers.check_sizes("Recognizer.hidden", self.hidden)
         if len(self.channels) != len(self.kernels):
             raise errors.ConfigError(
-                f"Recognizer has {len(self.channels)} channels and {len(self.kernels)} kernels; a stage has one of both."
+                f"Recognizer has {len(self.channels)} channels and {len(self.kernels)} kernels; each stage has both."
             )
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "RecognizerEncoder":
