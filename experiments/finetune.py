@@ -17,6 +17,7 @@ starts from the encoder of any run. A finished run classifies new data:
 """
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 import experiments
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from flaxae.trained import Trained
 
 COUNTS = (10, 100, 1000)  # of labels, beside --labels and all there are
-STEPS = 300  # of fine-tuning, and at least `PASSES` over the labelled examples
+STEPS = 300  # of fine-tuning, and at least so many passes over the labelled examples:
 PASSES = 2
 DISTILLATION_STEPS = 1000
 VIEWS = 4  # transformed versions that codes and probabilities are averaged over
 SCRATCH_RATE = 3e-3
-HIGH = "the recipe"
+ERROR_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+DISTILLED = "propagated, distilled"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,14 +178,14 @@ def compare(
     kept = frozen(given, dataset)
     counts = numbers_of_labels(config.labels, dataset)
     errors = {count: errors_at(config, count, dataset, given, preset, model) for count in counts}
-    recipe, classifier = learn(config, dataset, model)
+    distilled, classifier = learn(config, dataset, model)
     save(run, "classifier", classifier)
-    errors[config.labels][HIGH] = recipe
+    errors[config.labels][DISTILLED] = distilled
     methods = list(errors[config.labels])
 
     table = report.Table(
-        f"Test error (%), mean ± deviation over {config.draws} draws of labels, {dataset.name}",
-        ["", *(f"{count:,} labels" for count in counts)],
+        f"Test error (%) by the number of labels, mean ± deviation over {config.draws} draws, {dataset.name}",
+        ["", *(f"{count:,}" for count in counts)],
         [[name, *(spread(errors[count].get(name)) for count in counts)] for name in methods],
     )
     codes = report.Table(
@@ -199,12 +201,17 @@ def compare(
     results = {f"frozen/{metric}": value for metric, value in kept["code"].items()}
     for count in counts:
         for name, values in errors[count].items():
-            key = f"{name.replace(' + ', '_').replace(' ', '_')}/{count}"
+            key = "_".join(re.findall(r"\w+", name)) + f"/{count}"
             results |= {f"test/error_percent/{key}": np.mean(values), f"test/error_deviation/{key}": np.std(values)}
+    clear = [
+        f"{count:,}" for count in counts if clearly_below(errors[count]["fine-tuned"], errors[count]["from scratch"])
+    ]
     summary = (
-        f"With {config.labels} of {len(dataset.train):,} labels {HIGH} is wrong on {np.mean(recipe):.2f} % of the "
-        f"{len(dataset.test):,} test examples; an encoder trained from scratch on these labels, on "
-        f"{np.mean(errors[config.labels]['from scratch']):.2f} %."
+        f"With {config.labels} of {len(dataset.train):,} labels, spread over the codes' graph and learnt from, "
+        f"{np.mean(distilled):.2f} % of {len(dataset.test):,} test examples are misclassified; by an encoder trained "
+        f"from scratch on these labels, {np.mean(errors[config.labels]['from scratch']):.2f} %.\n\n"
+        "Fine-tuned beats from scratch by more than two standard errors of the difference at "
+        f"{', '.join(clear) or 'no number of'} labels."
     )
     new = "new.csv" if dataset.kind == "tabular" else "new.npy"
     usage = f"python run.py --exp finetune --from {run.folder} --input {new} --output classes.csv"
@@ -288,8 +295,8 @@ def errors_at(
     scratch = [Classifier(own, latent, classes, rngs=nnx.Rngs(i)) for i, own in enumerate(blank)]
     tuned = [finetuning.on_probe(model, probe) for probe in probes["code"]]
     return {
-        "raw + logistic regression": probed("raw"),
-        "PCA + logistic regression": probed("PCA"),
+        "raw + logistic": probed("raw"),
+        "PCA + logistic": probed("PCA"),
         "from scratch": trained(scratch, dataclasses.replace(plan, learning_rate=SCRATCH_RATE, layer_decay=1.0)),
         "linear probe": probed("code"),
         "fine-tuned": trained(tuned, plan),
@@ -341,6 +348,16 @@ def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[li
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]
 
 
+def clearly_below(values: list[float], others: list[float]) -> bool:
+    """Whether the mean is lower by more than two standard errors of the difference; never from one draw each."""
+    import numpy as np
+
+    if min(len(values), len(others)) < 2:
+        return False
+    error = np.sqrt(sum(np.var(each, ddof=1) / len(each) for each in (values, others)))
+    return bool(np.mean(others) - np.mean(values) > 2 * error)
+
+
 def spread(values: list[float] | None) -> str:
     """Mean ± deviation; one draw has none."""
     import numpy as np
@@ -356,19 +373,20 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
 
     from flaxae import report
 
+    counts = sorted({count for by_count in errors.values() for count in by_count})
     with report.figure_style():
         figure = report.new_figure(8.0, 5.5)
         axes = figure.add_subplot()
-        for i, (name, by_count) in enumerate(errors.items()):
+        for colour, (name, by_count) in zip((*report.COLOURS, "#1a1a1a"), errors.items(), strict=True):
             means, deviations = ([function(values) for values in by_count.values()] for function in (np.mean, np.std))
-            colour = (*report.COLOURS, "#1a1a1a")[i % 6]
-            style = "*" if name == HIGH else "o-"
-            axes.errorbar(list(by_count), means, deviations, fmt=style, color=colour, label=name, capsize=3,
-                          markersize=13 if name == HIGH else 5)  # fmt: skip
-        counts = sorted({count for by_count in errors.values() for count in by_count})
-        axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error (%)")
+            style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
+            axes.errorbar(list(by_count), means, deviations, color=colour, label=name, capsize=3, **style)
+        axes.set(xscale="log", xlabel="labels", ylabel="test error (%)")
+        axes.set_yscale("symlog", linthresh=0.5)
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([tick for tick in ERROR_TICKS if tick <= axes.get_ylim()[1]])
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
-        axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.legend()
         report.save_figure(figure, run.figure("errors"))

@@ -21,8 +21,8 @@ _HOMES = {
     "Mixer": "nn.mixer",
 }
 _MODULES = (
-    "corruptions", "data", "density", "errors", "likelihoods", "metrics", "objectives", "presets", "report", "runs",
-    "stacked",
+    "augmentation", "corruptions", "data", "density", "errors", "finetuning", "likelihoods", "metrics", "objectives",
+    "presets", "propagation", "report", "runs", "stacked",
 )  # fmt: skip
 __all__ = [*_HOMES, *_MODULES]
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key
 from flaxae import errors, propagation, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.corruptions import Corruption
+from flaxae.population import stack
 
 Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
 Codes = Float[np.ndarray, "examples latent"]
@@ -336,32 +337,43 @@ class _State(NamedTuple):
     average: training.Weights
 
 
-def fit(classifiers: Sequence[Classifier], x: training.Examples, targets: Targets, plan: FineTuning, *, seed: int = 0):
+class _Pace(NamedTuple):
+    """What of a plan can change without compiling anew."""
+
+    rate: Float[Array, " layers"]  # of each layer, the last first, as a fraction of the learning rate
+    joins: Float[Array, " layers"]  # the step at which it does
+    noise: Float[Array, ""]
+    ema: Float[Array, ""]
+
+
+def fit(
+    classifiers: Sequence[Classifier], x: training.Examples, targets: Targets, plan: FineTuning, *, seed: int = 0
+) -> None:
     """Train classifiers of one architecture side by side, in place, each towards its own targets of the same examples.
 
     They end with the average of their weights over about the last 1 / (1 − ema) steps.
 
     Raises:
-        DataError: x isn't finite or doesn't fit, or a member has nothing to be trained on.
+        DataError: a classifier has nothing to be trained on.
         DivergedError: a loss stopped being finite; the classifiers stay as they were.
     """
-    members = len(classifiers)
-    x = jax.device_put(np.asarray(x, np.float32))
     cumulative = np.cumsum(targets.weights, axis=1, dtype=np.float64)
     if not (cumulative[:, -1] > 0).all():
         raise errors.DataError("A classifier has no example with a label to be trained on. Give it one at least.")
     cumulative = jnp.asarray(cumulative / cumulative[:, -1:], jnp.float32)
-    probabilities = jnp.asarray(targets.probabilities, jnp.float32)
-    optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
-    states = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
-    states = [_State(state, jax.tree.map(jnp.copy, training.weights(state))) for state in states]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    graphdef = nnx.split(classifiers[0])[0]
+    x, probabilities = jax.device_put((x, targets.probabilities))
     depth = depths(classifiers[0], x[:1])
-    keys = jax.random.split(jax.random.key(seed), members)
+    place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
+    pace = _Pace(plan.layer_decay**place, plan.unfreeze * plan.steps * place / max(1, place[-1]), plan.noise, plan.ema)
+    pace = jax.tree.map(jnp.float32, pace)
+    optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
+    runs = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
+    state = stack([_State(run, jax.tree.map(jnp.copy, training.weights(run))) for run in runs])
+    keys = jax.random.split(jax.random.key(seed), len(classifiers))
+    program = (nnx.split(classifiers[0])[0], plan.corruption, optimizer, plan.batch_size, depth)
     for start in range(0, plan.steps, BLOCK_STEPS):
         stop = min(start + BLOCK_STEPS, plan.steps)
-        state = _train_block(graphdef, plan, optimizer, depth, state, x, probabilities, cumulative, keys, start, stop)
+        state = _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
         if not np.isfinite(state.run.loss_sum).all():
             raise errors.DivergedError(
                 f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
@@ -370,12 +382,18 @@ def fit(classifiers: Sequence[Classifier], x: training.Examples, targets: Target
         nnx.update(classifier, *jax.tree.map(lambda leaf, member=member: leaf[member], state.average))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "plan", "optimizer", "depth"), donate_argnames="state")
+@functools.partial(
+    jax.jit,
+    static_argnames=("graphdef", "corruption", "optimizer", "batch_size", "depth"),
+    donate_argnames="state",
+)
 def _train_block(
     graphdef: nnx.GraphDef,
-    plan: FineTuning,
+    corruption: Corruption | None,
     optimizer: training.Optimizer,
+    batch_size: int,
     depth: tuple[tuple[str, int], ...],
+    pace: _Pace,
     state: _State,
     x: Float[Array, " examples *shape"],
     probabilities: Float[Array, "members examples classes"],
@@ -388,19 +406,18 @@ def _train_block(
 
     def body(step: Int[Array, ""], state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
         index_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 3)
-        index = jnp.searchsorted(cumulative, jax.random.uniform(index_key, (plan.batch_size,)), side="right")
+        index = jnp.searchsorted(cumulative, jax.random.uniform(index_key, (batch_size,)), side="right")
         index = jnp.minimum(index, x.shape[0] - 1)
-        seen = jnp.take(x, index, axis=0)
-        if plan.corruption is not None:
-            seen = plan.corruption(noise_key, seen, jnp.float32(plan.noise))
-        wanted = jnp.take(probabilities, index, axis=0)
+        seen, wanted = jnp.take(x, index, axis=0), jnp.take(probabilities, index, axis=0)
+        if corruption is not None:
+            seen = corruption(noise_key, seen, pace.noise)
 
         def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
             return optax.softmax_cross_entropy(model(x, key), wanted)
 
         run = training.train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
-        run = run._replace(params=_slowed(plan, dict(depth), state.run.params, run.params, step))
-        decay = jnp.minimum(plan.ema, (1 + step) / (10 + step))
+        run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))
+        decay = jnp.minimum(pace.ema, (1 + step) / (10 + step))
         return _State(run, optax.incremental_update(training.weights(run), state.average, 1 - decay))
 
     def member(state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
@@ -409,16 +426,12 @@ def _train_block(
     return jax.vmap(member)(state, probabilities, cumulative, keys)
 
 
-def _slowed(
-    plan: FineTuning, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]
-) -> nnx.State:
-    """The parameters after a step of which each layer takes its share: `layer_decay` a layer, 0 where it is frozen."""
-    deepest = max(depth.values())
+def _slowed(pace: _Pace, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]) -> nnx.State:
+    """The parameters after a step of which each layer takes its share, and those not yet joined none."""
+    share = pace.rate * (step >= pace.joins)
 
     def slow(path: tuple[Any, ...], old: Array, new: Array) -> Array:
-        layer = depth[_layer(path)]
-        joined = step >= plan.unfreeze * plan.steps * layer / max(deepest, 1)
-        return old + plan.layer_decay**layer * joined * (new - old)
+        return old + share[depth[_layer(path)]] * (new - old)
 
     return jax.tree_util.tree_map_with_path(slow, before, after)
 

@@ -104,13 +104,15 @@ def test_an_unknown_preset_is_answered_with_those_known(images, capsys):
     assert "Did you mean 'sparse'" in capsys.readouterr().err
 
 
-def test_finetune_compares_and_classifies(images):
+def test_finetune_compares_and_classifies(images, monkeypatch):
+    monkeypatch.setattr("experiments.finetune.STEPS", 30)
+    monkeypatch.setattr("experiments.finetune.DISTILLATION_STEPS", 30)
     flags = "--draws 2 --epochs 1 --batch-size 24"
     assert command_line(f"finetune --data digits.npz --labels 20 --model vanilla --latent 8 {flags}") == 0
     measured = results(images, "finetune")
-    for method in ("raw_logistic_regression", "from_scratch", "linear_probe", "fine-tuned", "the_recipe"):
+    for method in ("raw_logistic", "from_scratch", "linear_probe", "fine_tuned", "propagated_distilled"):
         assert 0 <= measured[f"test/error_percent/{method}/20"] <= 100
-    assert measured["test/error_percent/raw_logistic_regression/96"] < 30
+    assert measured["test/error_percent/raw_logistic/96"] < 30
     assert {path.stem for path in (images / "runs/finetune/1/figures").iterdir()} == {"curves", "errors"}
     assert command_line("finetune --from runs/finetune/1 --input digits.npz --output classes.csv") == 0
     lines = (images / "classes.csv").read_text().splitlines()
