@@ -382,7 +382,7 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
             style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
             axes.errorbar(list(by_count), means, deviations, color=colour, label=name, capsize=3, **style)
         axes.set(xscale="log", xlabel="labels", ylabel="test error (%)")
-        axes.set_yscale("symlog", linthresh=0.5)
+        axes.set_yscale("symlog", linthresh=0.5, linscale=0.4)
         axes.set_ylim(bottom=0)
         axes.set_yticks([tick for tick in ERROR_TICKS if tick <= axes.get_ylim()[1]])
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
