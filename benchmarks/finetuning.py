@@ -5,12 +5,11 @@
 An autoencoder is pre-trained on all training images, once; each draw of labels is even over the classes. Test errors
 (%) after each step, their mean ± deviation over the draws:
 
-1. a linear probe on the code;
-2. labels propagated over the codes' neighbour graph, test images by a vote of their neighbours;
-3. the same on codes that are means over transformed views;
-4. a classifier on the encoder, trained towards what was propagated (`finetuning.distil`);
-5. its probabilities averaged over transformed views;
-6. a second round: propagated over its codes' graph, and trained again; over views.
+1. a linear probe on the code, and labels propagated over the codes' neighbour graph, test images by a vote of their
+   neighbours; on codes, and on codes that are means over transformed views;
+2. a classifier on the encoder, trained towards what was propagated (`finetuning.distil`); its probabilities alone, and
+   averaged over transformed views;
+3. a second round: propagated over its codes' graph, and trained again.
 
 That transform-denoising and propagation are strong was found in earlier trials, which were ranked by test errors. Their
 settings were then chosen without a test image and with no more labels than a draw has, on other draws: by how well what
@@ -44,7 +43,7 @@ class Config:
     labels: tuple[int, ...] = (100, 1000)
     """Numbers of labels."""
     draws: int = 5
-    """Of the labels."""
+    """Of the labels; at least 2."""
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     pretraining: str = "transformed"
@@ -105,7 +104,6 @@ def pretrained(config: Config, dataset: Dataset, x: np.ndarray) -> Autoencoder:
 
 def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder, count: int) -> None:
     """Print the errors after each step for so many labels."""
-    new = dataset.scaling(dataset.test)
     drawn = [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(config.draws)]
     draws = [half for labels in drawn for half in halves(labels)] if config.halves else drawn
     classes = len(dataset.classes)
@@ -117,52 +115,37 @@ def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder,
         noise=float(model.hyper.noise[...]),
         ema=0.995,
     )
-    seen = {"corruption": plan.corruption, "views": config.views}
+    every_views = sorted({0, config.views if plan.corruption else 0})
+    asked = x if config.halves else dataset.scaling(dataset.test)
     began = time.perf_counter()
 
-    def report(name: str, predict) -> None:
-        """`predict(images, i)` gives the classes by what was learnt from draw i."""
+    def report(name: str, classified: list[np.ndarray]) -> None:
+        """Of the examples asked for, by what was learnt from each draw."""
         if config.halves:
-            found = [predict(x, i) for i in range(len(draws))]
-            errors = [100 * np.mean(one != other) for one, other in zip(found[::2], found[1::2], strict=True)]
+            errors = [100 * np.mean(one != other) for one, other in zip(classified[::2], classified[1::2], strict=True)]
         else:
-            errors = [100 * np.mean(predict(new, i) != dataset.test_labels) for i in range(len(draws))]
+            errors = [100 * np.mean(own != dataset.test_labels) for own in classified]
         listed = " ".join(f"{error:5.2f}" for error in errors)
         print(
-            f"{count:6,} labels  {name:46s} {np.mean(errors):5.2f} ± {np.std(errors):.2f}   ({listed})"
+            f"{count:6,} labels  {name:34s} {np.mean(errors):5.2f} ± {np.std(errors, ddof=1):.2f}   ({listed})"
             f" {time.perf_counter() - began:7.0f} s",
             flush=True,
         )
 
-    def spread(name: str, views: int) -> None:
-        z = finetuning.encode(model, x, corruption=plan.corruption, views=views)
+    for views in every_views:
+        z, asked_z = (finetuning.encode(model, part, corruption=plan.corruption, views=views) for part in (x, asked))
+        probes = [finetuning.linear_probe(z, labels, classes=classes) for labels in draws]
+        report(f"linear probe, {views} views", [probe.predict(asked_z) for probe in probes])
         graph = propagation.neighbours(z)
         found = [propagation.propagate(graph, labels, classes=classes) for labels in draws]
-
-        def voted(images: np.ndarray, i: int) -> np.ndarray:
-            if images is x:
-                return found[i].argmax(axis=1)
-            own = finetuning.encode(model, images, corruption=plan.corruption, views=views)
-            return propagation.vote(own, z, found[i]).argmax(axis=1)
-
-        report(name, voted)
-
-    z = finetuning.encode(model, x)
-    probes = [finetuning.linear_probe(z, labels, classes=classes) for labels in draws]
-    report("linear probe", lambda images, i: probes[i].predict(finetuning.encode(model, images)))
-    spread("propagation", 0)
-    if plan.corruption is not None:
-        spread("propagation on means over views", config.views)
+        votes = found if config.halves else [propagation.vote(asked_z, z, own) for own in found]
+        report(f"propagation, {views} views", [own.argmax(axis=1) for own in votes])
     start = model
     for turn in range(config.rounds):
-        name = f"distilled, round {turn + 1}"
         start = finetuning.distil(start, x, draws, plan, classes=classes, views=config.views, seed=turn).classifiers
-        for suffix, views in (("", {}), (", over views", seen)):
-
-            def classified(images: np.ndarray, i: int, learnt=start, views=views) -> np.ndarray:
-                return finetuning.predict(learnt[i], images, **views).argmax(axis=1)
-
-            report(name + suffix, classified)
+        for views in every_views:
+            predicted = [finetuning.predict(own, asked, corruption=plan.corruption, views=views) for own in start]
+            report(f"distilled, round {turn + 1}, {views} views", [own.argmax(axis=1) for own in predicted])
 
 
 def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

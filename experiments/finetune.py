@@ -202,7 +202,9 @@ def compare(
     for count in counts:
         for name, values in errors[count].items():
             key = "_".join(re.findall(r"\w+", name)) + f"/{count}"
-            results |= {f"test/error_percent/{key}": np.mean(values), f"test/error_deviation/{key}": np.std(values)}
+            results[f"test/error_percent/{key}"] = np.mean(values)
+            if len(values) > 1:
+                results[f"test/error_deviation/{key}"] = np.std(values, ddof=1)
     clear = [
         f"{count:,}" for count in counts if clearly_below(errors[count]["fine-tuned"], errors[count]["from scratch"])
     ]
@@ -364,7 +366,7 @@ def spread(values: list[float] | None) -> str:
 
     if values is None:
         return "–"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values):.2f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
@@ -378,7 +380,8 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
         figure = report.new_figure(8.0, 5.5)
         axes = figure.add_subplot()
         for colour, (name, by_count) in zip((*report.COLOURS, "#1a1a1a"), errors.items(), strict=True):
-            means, deviations = ([function(values) for values in by_count.values()] for function in (np.mean, np.std))
+            means = [np.mean(values) for values in by_count.values()]
+            deviations = [np.std(values, ddof=min(1, len(values) - 1)) for values in by_count.values()]
             style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
             axes.errorbar(list(by_count), means, deviations, color=colour, label=name, capsize=3, **style)
         axes.set(xscale="log", xlabel="labels", ylabel="test error (%)")
