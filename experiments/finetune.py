@@ -344,7 +344,7 @@ def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[li
     draws = labels_drawn(dataset, config.labels, config.draws)
     x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
     classifiers, _ = finetuning.distil(
-        model, x, draws, plan, classes=len(dataset.classes), k=min(10, len(x) - 1), views=VIEWS, seed=config.seed
+        model, x, draws, plan, classes=len(dataset.classes), views=VIEWS, seed=config.seed
     )
     predicted = [finetuning.predict(own, new, corruption=plan.corruption, views=VIEWS) for own in classifiers]
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]

@@ -204,7 +204,9 @@ def test_batch_norm_is_trained_and_kept(x):
     np.testing.assert_allclose(model.encode(x[:1])[0], model.encode(x)[0], atol=1e-5)
 
 
-def test_plans_out_of_range_are_refused(model, x):
+def test_what_is_out_of_range_is_refused(model, x):
+    with pytest.raises(errors.ConfigError, match="1 channels and 2 kernels"):
+        Recognizer(channels=(4,), kernels=(3, 3))
     with pytest.raises(errors.ConfigError, match="layer_decay is 2"):
         FineTuning(layer_decay=2.0)
     with pytest.raises(errors.ConfigError, match="steps is 0"):
