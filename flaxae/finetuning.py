@@ -316,8 +316,8 @@ def distil(
     """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
 
     The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
-    `views` corrupted versions where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on from
-    those given, one for each draw: a second round, on the graph of what the first has learnt.
+    `views` corrupted versions where the plan has a corruption. The classifiers start on linear probes of the
+    autoencoder, or go on from those given, one a draw: a second round, on the graph of what the first has learnt.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, corruption=plan.corruption, views=views) for encoder in encoders]
