@@ -84,9 +84,11 @@ def classify(config: Config) -> None:
     from flaxae.finetuning import Classifier
 
     trained, classifier = load(config)
-    given = data.read(config.input, columns=trained.columns)
+    given = trained.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp finetune takes .npy, .npz, .csv or .parquet.")
+        raise ConfigError(
+            f"{config.input} is a folder of images; --exp finetune takes .npy, .npz, .csv, .parquet or .wav."
+        )
     x = training.check_examples(trained.model, trained.scaling(given))
     probabilities = training.apply(Classifier.probabilities, classifier, x)
     names = np.array(runs.open(config.from_).config["classes"], object)[probabilities.argmax(axis=1)]
@@ -123,9 +125,9 @@ def save(run: "Run", part: str, model: "nnx.Module") -> None:
 
 def train(config: Config) -> None:
     """Pre-train, or take the encoder of --from, and compare in a run's folder."""
-    from flaxae import data, runs, trained
+    from flaxae import runs, trained
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise DataError(f"{config.data} has no labels to learn from. Name a table's column by --label.")
     numbers_of_labels(config.labels, dataset)
@@ -215,8 +217,9 @@ def compare(
         "Fine-tuned beats from scratch by more than two standard errors of the difference at "
         f"{', '.join(clear) or 'no number of'} labels."
     )
-    new = "new.csv" if dataset.kind == "tabular" else "new.npy"
-    usage = f"python run.py --exp finetune --from {run.folder} --input {new} --output classes.csv"
+    usage = (
+        f"python run.py --exp finetune --from {run.folder} --input {experiments.new_file(dataset)} --output classes.csv"
+    )
     _presets.finish(run, f"Few labels of {dataset.name}", summary, [table, codes], figures, results, usage)
 
 
