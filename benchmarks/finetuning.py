@@ -133,7 +133,7 @@ def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder,
         )
 
     for views in every_views:
-        z, asked_z = (finetuning.encode(model, part, corruption=plan.corruption, views=views) for part in (x, asked))
+        z, asked_z = (finetuning.encode(model, part, plan.views(views)) for part in (x, asked))
         probes = [finetuning.linear_probe(z, labels, classes=classes) for labels in draws]
         report(f"linear probe, {views} views", [probe.predict(asked_z) for probe in probes])
         graph = propagation.neighbours(z)
@@ -144,7 +144,7 @@ def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder,
     for turn in range(config.rounds):
         start = finetuning.distil(start, x, draws, plan, classes=classes, views=config.views, seed=turn).classifiers
         for views in every_views:
-            predicted = [finetuning.predict(own, asked, corruption=plan.corruption, views=views) for own in start]
+            predicted = [finetuning.predict(own, asked, plan.views(views)) for own in start]
             report(f"distilled, round {turn + 1}, {views} views", [own.argmax(axis=1) for own in predicted])
 
 

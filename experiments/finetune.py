@@ -349,7 +349,7 @@ def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[li
     classifiers, _ = finetuning.distil(
         model, x, draws, plan, classes=len(dataset.classes), views=VIEWS, seed=config.seed
     )
-    predicted = [finetuning.predict(own, new, corruption=plan.corruption, views=VIEWS) for own in classifiers]
+    predicted = [finetuning.predict(own, new, plan.views(VIEWS)) for own in classifiers]
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]
 
 

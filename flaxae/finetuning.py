@@ -172,50 +172,41 @@ class Classifier(nnx.Module):
         return jax.nn.softmax(self(x))
 
 
-def encode(
-    model: Autoencoder | Classifier, x: training.Examples, *, corruption: Corruption | None = None, views: int = 0
-) -> Codes:
-    """The codes of x, or the mean codes of its `over_views`."""
-    return over_views(type(model).encode, model, x, corruption=corruption, views=views)
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """`number` corrupted versions of an example beside itself, to average over; the same draws at each call."""
+
+    corruption: Corruption
+    noise: float
+    number: int = 4
+
+
+def encode(model: Autoencoder | Classifier, x: training.Examples, views: Views | None = None) -> Codes:
+    """The codes of x, or their means over views of it."""
+    return training.apply(_Averaged(type(model).encode, views), model, x)
 
 
 def predict(
-    classifier: Classifier, x: training.Examples, *, corruption: Corruption | None = None, views: int = 0
+    classifier: Classifier, x: training.Examples, views: Views | None = None
 ) -> Float[np.ndarray, " examples classes"]:
-    """The classes' probabilities of x, or their means `over_views` of it."""
-    return over_views(Classifier.probabilities, classifier, x, corruption=corruption, views=views)
-
-
-def over_views(
-    function: Callable[[nnx.Module, Array], Float[Array, " batch out"]],
-    model: nnx.Module,
-    x: training.Examples,
-    *,
-    corruption: Corruption | None,
-    views: int,
-    noise: float = 0.5,
-) -> Float[np.ndarray, " examples out"]:
-    """The mean of `function(model, ·)` over each example and `views` corrupted versions, half as much as in training.
-
-    The same draws are used at each call; without a corruption there is one view, the example itself.
-    """
-    return training.apply(_OverViews(function, corruption, noise, 0 if corruption is None else views), model, x)
+    """The classes' probabilities of x, or their means over views of it."""
+    return training.apply(_Averaged(Classifier.probabilities, views), classifier, x)
 
 
 @dataclasses.dataclass(frozen=True)
-class _OverViews:
-    function: Callable
-    corruption: Corruption | None
-    noise: float
-    views: int
+class _Averaged:
+    """`function(model, ·)`, averaged over views."""
 
-    def __call__(self, model: nnx.Module, x: Array) -> Float[Array, " batch out"]:
-        total = self.function(model, x)
-        if self.views > 0:
-            keys = jax.random.split(jax.random.key(0), self.views)
-            seen = lax.map(lambda key: self.function(model, self.corruption(key, x, jnp.float32(self.noise))), keys)
-            total = total + seen.sum(axis=0)
-        return total / (self.views + 1)
+    function: Callable[[nnx.Module, Array], Float[Array, " batch out"]]
+    views: Views | None
+
+    def __call__(self, model: nnx.Module, x: Float[Array, " batch *shape"]) -> Float[Array, " batch out"]:
+        if self.views is None:
+            return self.function(model, x)
+        corruption, noise, number = self.views.corruption, jnp.float32(self.views.noise), self.views.number
+        keys = jax.random.split(jax.random.key(0), number)
+        seen = lax.map(lambda key: self.function(model, corruption(key, x, noise)), keys)
+        return (self.function(model, x) + seen.sum(axis=0)) / (number + 1)
 
 
 def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
@@ -257,6 +248,10 @@ class FineTuning:
         for name in ("layer_decay", "unfreeze"):
             if not 0 <= getattr(self, name) <= 1:
                 raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0 and at most 1.")
+
+    def views(self, number: int = 4) -> Views | None:
+        """Views under the plan's corruption, half as strong as in training; None where there is none."""
+        return Views(self.corruption, self.noise / 2, number) if self.corruption and number else None
 
 
 class Targets(NamedTuple):
@@ -316,11 +311,11 @@ def distil(
     """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
 
     The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
-    `views` corrupted versions where the plan has a corruption. The classifiers start on linear probes of the
-    autoencoder, or go on from those given, one a draw: a second round, on the graph of what the first has learnt.
+    `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
+    from those given, one a draw: a second round, on the graph of what the first has learnt.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
-    codes = [encode(encoder, x, corruption=plan.corruption, views=views) for encoder in encoders]
+    codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
     graphs = [propagation.neighbours(z, min(k, len(z) - 1)) for z in codes]
     if isinstance(start, Autoencoder):
         classifiers = [on_probe(start, linear_probe(codes[0], labels, classes=classes)) for labels in draws]

@@ -186,7 +186,7 @@ def test_over_views_is_the_mean_of_an_example_and_corrupted_ones(model, x):
         return x + 2 * level
 
     clean, bright = np.asarray(model.encode(x[:50])), np.asarray(model.encode(x[:50] + 1))
-    seen = finetuning.encode(model, x[:50], corruption=brighter, views=3)
+    seen = finetuning.encode(model, x[:50], FineTuning(corruption=brighter, noise=1.0).views(3))
     np.testing.assert_allclose(seen, clean / 4 + 3 * bright / 4, atol=1e-4)
     np.testing.assert_allclose(finetuning.encode(model, x[:50]), clean, atol=1e-5)
 
