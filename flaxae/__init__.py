@@ -24,8 +24,8 @@ _HOMES = {
     "Mixer": "nn.mixer",
 }
 _MODULES = (
-    "corruptions", "data", "density", "errors", "estimators", "likelihoods", "metrics", "objectives", "presets",
-    "report", "runs", "stacked",
+    "anomaly", "augmentation", "conformal", "corruptions", "data", "density", "errors", "estimators", "finetuning",
+    "likelihoods", "metrics", "objectives", "presets", "propagation", "report", "runs", "stacked",
 )  # fmt: skip
 __all__ = [*_HOMES, *_MODULES]
 

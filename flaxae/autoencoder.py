@@ -23,6 +23,7 @@ from flaxae.nn.heads import Latent
 from flaxae.nn.layers import check_sizes
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
+from flaxae.nn.recognizer import Recognizer
 from flaxae.objectives import Binarised, ImportanceWeighted, Objective
 
 
@@ -123,7 +124,7 @@ class Autoencoder(nnx.Module):
         return self.decode(self.head.sample(n, key))
 
 
-BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer}
+BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer, "Recognizer": Recognizer}
 LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian, "DiscretizedLogistic": DiscretizedLogistic}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
     "deterministic": lambda config, features, rngs: heads.Deterministic(features, config.latent, rngs=rngs),
@@ -178,7 +179,7 @@ class Config:
         binarise: draw the values, in [0, 1], as 0 or 1 at every pass.
     """
 
-    body: MLP | ConvNet | Mixer = MLP()
+    body: MLP | ConvNet | Mixer | Recognizer = MLP()
     latent: int = 32
     head: str = "deterministic"
     likelihood: Likelihood = Bernoulli()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flaxae import errors
+from flaxae.augmentation import Transform
 
 Corruption = Callable[[Key[Array, ""], Float[Array, "..."], Float[Array, ""]], Float[Array, "..."]]
 
@@ -64,6 +65,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "masking": masking,
     "salt_and_pepper": salt_and_pepper,
     "patches": Patches(),
+    "transform": Transform(),
 }
 
 

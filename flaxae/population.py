@@ -239,7 +239,7 @@ def _with_hyper(model: Autoencoder, settings: Settings) -> Autoencoder:
     return model
 
 
-def stack(states: Sequence[State]) -> State:
+def stack(states: Sequence[Any]) -> Any:
     """The members' states as one, with an axis of members in front."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 

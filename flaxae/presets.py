@@ -7,6 +7,7 @@ from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
+from flaxae.nn.recognizer import Recognizer
 
 BERNOULLI = Bernoulli()
 
@@ -140,6 +141,11 @@ def masked(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float =
     )
 
 
+def transformed(latent: int = 64, likelihood: Likelihood = BERNOULLI, noise: float = 1.0) -> Config:
+    """Trained to undo random affine maps, elastic deformation and cut-out: a code for recognising images by."""
+    return Config(body=Recognizer(), latent=latent, likelihood=likelihood, corruption="transform", noise=noise)
+
+
 PRESETS: dict[str, Callable[..., Config]] = {
     "mixer": mixer,
     "vanilla": vanilla,
@@ -156,4 +162,5 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "vector_quantized": vector_quantized,
     "stacked": stacked,
     "masked": masked,
+    "transformed": transformed,
 }

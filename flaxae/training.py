@@ -145,13 +145,13 @@ def train_step(
 ) -> State:
     """One step of gradient descent on the mean of `objective` over the batch. Pure."""
 
-    def loss_of(params: nnx.State) -> tuple[Float[Array, ""], nnx.State]:
-        model = nnx.merge(graphdef, params, state.rest)
+    def loss_of(params: nnx.State, rest: nnx.State) -> tuple[Float[Array, ""], nnx.State]:
+        model = nnx.merge(graphdef, params, rest, copy=True)  # batch norm writes its statistics into the copy
         model.train()
         loss = objective(model, x, key).mean()
         return loss, nnx.split(model, nnx.Param, ...)[2]
 
-    (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, state.rest)
     updates, moments = optimizer.transformation().update(gradient, state.moments, state.params)
     params = jax.tree.map(lambda p, u: p - state.learning_rate * u, state.params, updates)
     average = state.average
@@ -390,8 +390,8 @@ class Snapshot(NamedTuple):
 
 
 def apply(
-    function: Callable[[Autoencoder, Array], Array],
-    model: Autoencoder,
+    function: Callable[[nnx.Module, Array], Array],
+    model: nnx.Module,
     x: Examples,
     *,
     batch_size: int = 1024,

@@ -201,3 +201,22 @@ def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
     data.write("small.png", np.zeros((4, 4), np.uint8))
     assert command_line("anomaly --from runs/anomaly/1 --input small.png --output out.csv") == 2
     assert "small.png holds uint8 of shape (4, 4, 1)" in capsys.readouterr().err
+
+
+def test_finetune_compares_and_classifies(images, monkeypatch):
+    monkeypatch.setattr("experiments.finetune.STEPS", 30)
+    monkeypatch.setattr("experiments.finetune.DISTILLATION_STEPS", 30)
+    flags = "--draws 2 --epochs 1 --batch-size 24"
+    assert command_line(f"finetune --data digits.npz --labels 20 --model vanilla --latent 8 {flags}") == 0
+    measured = results(images, "finetune")
+    for method in ("raw_logistic", "from_scratch", "linear_probe", "fine_tuned", "propagated_distilled"):
+        assert 0 <= measured[f"test/error_percent/{method}/20"] <= 100
+    assert measured["test/error_percent/raw_logistic/96"] < 30
+    assert {path.stem for path in (images / "runs/finetune/1/figures").iterdir()} == {"curves", "errors"}
+    assert command_line("finetune --from runs/finetune/1 --input digits.npz --output classes.csv") == 0
+    lines = (images / "classes.csv").read_text().splitlines()
+    assert lines[0] == "class,probability"
+    assert len(lines) == 121
+    # any run's encoder will do
+    assert command_line(f"finetune --from runs/finetune/1 --data digits.npz --labels 10 {flags} --name again") == 0
+    assert command_line("finetune --data digits.npz --labels 5") == 2

@@ -41,6 +41,11 @@ def to_nhwc(x: Image) -> Float[Array, "batch height width channels"]:
     return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
 
 
+def channel_axis() -> int:
+    """Which axis of images in the platform's layout is that of the channels."""
+    return 0 if _batch_minor() else 3
+
+
 def per_channel(values: Float[Array, " channels"]) -> Float[Array, "_ 1 1 _"]:
     """One number a channel, shaped to broadcast against images in the platform's layout."""
     return values[:, None, None, None] if _batch_minor() else values[None, None, None, :]

@@ -1,0 +1,398 @@
+"""Finetune: pre-train on all examples, learn to classify from a few labels, and show what the pre-training bought.
+
+    python run.py --exp finetune --labels 100
+
+pre-trains on the embedded MNIST without its labels, then compares, on 10 labels to all of them and several draws of
+which: logistic regression on pixels, on principal components and on the code (a linear probe), the encoder trained from
+scratch and fine-tuned, and with `--labels` labels the strongest recipe, which spreads them over the neighbour graph of
+the codes and learns from what they reach (`flaxae.finetuning.distil`). About five minutes on two CPU cores. Any
+labelled table or folder of images, one a class, does: `--data leaves/`, `--data customers.csv --label segment`. Images
+are transformed at random in training (`--model` names another preset), rows of tables corrupted.
+
+    python run.py --exp finetune --from runs/reconstruct/1 --data mnist --labels 100
+
+starts from the encoder of any run. A finished run classifies new data:
+
+    python run.py --exp finetune --from runs/finetune/1 --input new.npy --output classes.csv
+"""
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+import experiments
+from experiments import _presets
+from flaxae.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from flax import nnx
+
+    from flaxae import autoencoder
+    from flaxae.autoencoder import Autoencoder
+    from flaxae.data import Dataset
+    from flaxae.finetuning import Classifier, FineTuning
+    from flaxae.runs import Run
+    from flaxae.trained import Trained
+
+COUNTS = (10, 100, 1000)  # of labels, beside --labels and all there are
+STEPS = 300  # of fine-tuning, and at least so many passes over the labelled examples:
+PASSES = 2
+DISTILLATION_STEPS = 1000
+VIEWS = 4  # transformed versions that codes and probabilities are averaged over
+SCRATCH_RATE = 3e-3
+ERROR_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+DISTILLED = "propagated, distilled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(_presets.Config):
+    """Flags of the fine-tuning experiment."""
+
+    model: str | None = None
+    """The preset to pre-train; by default `transformed` for images and `denoising` for the rest."""
+    labels: int = 100
+    """How many labels the strongest recipe gets, evenly of all classes."""
+    draws: int = 5
+    """How often the labels are drawn."""
+    batch_size: int = 128
+    """Examples a step of pre-training."""
+    learning_rate: float = 4e-3
+    """Of pre-training: the peak, after a warm-up and before a cosine decay."""
+
+    def __post_init__(self) -> None:
+        if self.input is not None or self.output is not None:
+            super().__post_init__()
+        for flag, value in (("labels", self.labels), ("draws", self.draws)):
+            if value < 1:
+                raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
+
+
+def run(config: Config) -> None:
+    """Pre-train, compare and report; or, with --input, classify by a finished run."""
+    if config.input is not None:
+        classify(config)
+    else:
+        train(config)
+
+
+def classify(config: Config) -> None:
+    """Write the class of each of --input, with its probability, by the classifier of --from."""
+    import numpy as np
+
+    from flaxae import data, runs, training
+    from flaxae.finetuning import Classifier
+
+    trained, classifier = load(config)
+    given = trained.read(config.input)
+    if isinstance(given, dict):
+        raise ConfigError(
+            f"{config.input} is a folder of images; --exp finetune takes .npy, .npz, .csv, .parquet or .wav."
+        )
+    x = training.check_examples(trained.model, trained.scaling(given))
+    probabilities = training.apply(Classifier.probabilities, classifier, x)
+    names = np.array(runs.open(config.from_).config["classes"], object)[probabilities.argmax(axis=1)]
+    table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
+    data.write(config.output, table, columns=["class", "probability"])
+    print(f"Wrote the classes of {config.input} into {config.output}.")
+
+
+def load(config: Config) -> "tuple[Trained, Classifier]":
+    """The autoencoder and the classifier of a finished run."""
+    from flax import nnx
+
+    from flaxae import checkpoints, runs, trained
+    from flaxae.finetuning import Classifier
+
+    saved = runs.open(config.from_).config
+    if "classes" not in saved:
+        raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
+    autoencoder = trained.load(config.from_)
+    classifier = Classifier(autoencoder.model, saved["model"]["latent"], len(saved["classes"]), rngs=nnx.Rngs(0))
+    weights = nnx.split(classifier, nnx.Param, ...)[1:]
+    nnx.update(classifier, *checkpoints.restore(config.from_ / "checkpoints" / "classifier", weights)[1])
+    return autoencoder, classifier
+
+
+def save(run: "Run", part: str, model: "nnx.Module") -> None:
+    """Keep a trained model among the checkpoints of the run."""
+    from flax import nnx
+
+    from flaxae import checkpoints
+
+    checkpoints.save(run.checkpoints / part, 0, nnx.split(model, nnx.Param, ...)[1:], keep=1)
+
+
+def train(config: Config) -> None:
+    """Pre-train, or take the encoder of --from, and compare in a run's folder."""
+    from flaxae import runs, trained
+
+    dataset = experiments.load(config)
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise DataError(f"{config.data} has no labels to learn from. Name a table's column by --label.")
+    numbers_of_labels(config.labels, dataset)
+    if config.model is None:
+        config = dataclasses.replace(config, model="transformed" if dataset.kind == "image" else "denoising")
+    start = None
+    if config.from_ is None:
+        preset = _presets.preset(config, dataset)
+    else:
+        start, preset = pretrained(config, dataset)
+        dataset = dataclasses.replace(dataset, scaling=start.scaling)
+    settings = {
+        "settings": {**experiments.settings(config), "from": str(config.from_)},
+        "classes": list(dataset.classes),
+        **trained.describe(preset, dataset),
+    }
+    with runs.start("finetune", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        if start is None:
+            model, history = _presets.train(config, run, dataset, preset)
+        else:
+            model, history = start.model, None
+            save(run, "best", model)
+        compare(config, run, dataset, preset, model, history)
+
+
+def pretrained(config: Config, dataset: "Dataset") -> "tuple[Trained, autoencoder.Config]":
+    """The autoencoder of the run --from, and what it is built from."""
+    from flaxae import autoencoder, runs, trained
+
+    start = trained.load(config.from_)
+    if start.shape != dataset.shape:
+        raise ConfigError(f"{config.from_} is of examples of shape {start.shape}; these are {dataset.shape}.")
+    return start, autoencoder.Config.from_dict(runs.open(config.from_).config["model"])
+
+
+def compare(
+    config: Config,
+    run: "Run",
+    dataset: "Dataset",
+    preset: "autoencoder.Config",
+    model: "Autoencoder",
+    history: "dict[str, list[float]] | None",
+) -> None:
+    """Measure every way to classify at every number of labels; write the figures, results.json and the report."""
+    import numpy as np
+
+    from flaxae import report
+
+    given = features(dataset, model)
+    kept = frozen(given, dataset)
+    counts = numbers_of_labels(config.labels, dataset)
+    errors = {count: errors_at(config, count, dataset, given, preset, model) for count in counts}
+    distilled, classifier = learn(config, dataset, model)
+    save(run, "classifier", classifier)
+    errors[config.labels][DISTILLED] = distilled
+    methods = list(errors[config.labels])
+
+    table = report.Table(
+        f"Test error (%) by the number of labels, mean ± deviation over {config.draws} draws, {dataset.name}",
+        ["", *(f"{count:,}" for count in counts)],
+        [[name, *(spread(errors[count].get(name)) for count in counts)] for name in methods],
+    )
+    codes = report.Table(
+        f"Accuracy on frozen codes, all {len(dataset.train):,} labels, {len(dataset.test):,} test examples",
+        ["", "5-NN ↑", "linear probe ↑", "k-means ↑", "its NMI ↑"],
+        [[name, *values.values()] for name, values in kept.items()],
+    )
+    draw_errors({name: {n: errors[n][name] for n in counts if name in errors[n]} for name in methods}, run)
+    figures = [("Test error against the number of labels; bars are deviations over draws.", "errors")]
+    if history is not None:
+        report.curves(history, run.figure("curves"))
+        figures.append(("Loss an epoch of pre-training, on the training examples and on those held out.", "curves"))
+    results = {f"frozen/{metric}": value for metric, value in kept["code"].items()}
+    for count in counts:
+        for name, values in errors[count].items():
+            key = "_".join(re.findall(r"\w+", name)) + f"/{count}"
+            results[f"test/error_percent/{key}"] = np.mean(values)
+            if len(values) > 1:
+                results[f"test/error_deviation/{key}"] = np.std(values, ddof=1)
+    clear = [
+        f"{count:,}" for count in counts if clearly_below(errors[count]["fine-tuned"], errors[count]["from scratch"])
+    ]
+    summary = (
+        f"With {config.labels} of {len(dataset.train):,} labels, spread over the codes' graph and learnt from, "
+        f"{np.mean(distilled):.2f} % of {len(dataset.test):,} test examples are misclassified; by an encoder trained "
+        f"from scratch on these labels, {np.mean(errors[config.labels]['from scratch']):.2f} %.\n\n"
+        "Fine-tuned beats from scratch by more than two standard errors of the difference at "
+        f"{', '.join(clear) or 'no number of'} labels."
+    )
+    usage = (
+        f"python run.py --exp finetune --from {run.folder} --input {experiments.new_file(dataset)} --output classes.csv"
+    )
+    _presets.finish(run, f"Few labels of {dataset.name}", summary, [table, codes], figures, results, usage)
+
+
+def numbers_of_labels(asked: int, dataset: "Dataset") -> list[int]:
+    """Those to compare at: at least one label a class, at most all."""
+    import numpy as np
+
+    known = int(np.count_nonzero(dataset.train_labels >= 0))
+    classes = len(np.unique(dataset.train_labels))
+    if not classes <= asked <= known:
+        raise ConfigError(f"--labels is {asked}; of {known} labels in {classes} classes, ask for {classes} to {known}.")
+    return sorted({count for count in (*COUNTS, asked) if classes <= count < known} | {known})
+
+
+def features(dataset: "Dataset", model: "Autoencoder") -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+    """What a classifier can be given, of the training and the test examples: values, principal components, codes."""
+    from sklearn.decomposition import PCA
+
+    from flaxae import training
+    from flaxae.autoencoder import Autoencoder
+
+    parts = [dataset.scaling(part) for part in (dataset.train, dataset.test)]
+    codes = [training.apply(Autoencoder.encode, model, part) for part in parts]
+    raw = [part.reshape(len(part), -1) for part in parts]
+    pca = PCA(min(codes[0].shape[1], *raw[0].shape), random_state=0).fit(raw[0])
+    return {"raw": tuple(raw), "PCA": tuple(map(pca.transform, raw)), "code": tuple(codes)}
+
+
+def frozen(given: "dict[str, tuple[np.ndarray, np.ndarray]]", dataset: "Dataset") -> dict[str, dict[str, float]]:
+    """What codes and as many principal components keep of the classes: all labels, nothing fine-tuned."""
+    from flaxae import finetuning
+
+    y, new_y = dataset.train_labels, dataset.test_labels
+    measured = {}
+    for name in ("code", "PCA"):
+        z, new_z = given[name]
+        clusters = finetuning.cluster(z, y)
+        measured[name] = {
+            "knn_accuracy": finetuning.knn_accuracy(z, y, new_z, new_y, k=min(5, len(z))),
+            "probe_accuracy": float((finetuning.linear_probe(z, y).predict(new_z) == new_y).mean()),
+            "kmeans_accuracy": clusters.accuracy,
+            "kmeans_nmi": clusters.nmi,
+        }
+    return measured
+
+
+def errors_at(
+    config: Config,
+    count: int,
+    dataset: "Dataset",
+    given: "dict[str, tuple[np.ndarray, np.ndarray]]",
+    preset: "autoencoder.Config",
+    model: "Autoencoder",
+) -> dict[str, list[float]]:
+    """Test errors (%) of every way to classify from `count` labels, one for each draw; of all labels there is one."""
+    from flax import nnx
+
+    from flaxae import autoencoder, finetuning, training
+    from flaxae.finetuning import Classifier
+
+    x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
+    classes, latent = len(dataset.classes), given["code"][0].shape[1]
+    draws = labels_drawn(dataset, count, config.draws if count < len(x) else 1)
+    probes = {
+        name: [finetuning.linear_probe(train, labels, classes=classes) for labels in draws]
+        for name, (train, _) in given.items()
+    }
+
+    def probed(name: str) -> list[float]:
+        return [wrong(probe.predict(given[name][1]), dataset) for probe in probes[name]]
+
+    def trained(classifiers: "list[Classifier]", plan: "FineTuning") -> list[float]:
+        finetuning.fit(classifiers, x, finetuning.supervised(draws, classes), plan, seed=config.seed)
+        return [wrong(training.apply(Classifier.__call__, own, new).argmax(axis=1), dataset) for own in classifiers]
+
+    plan = fine_tuning(model, count)
+    blank = [autoencoder.build(preset, dataset.shape, seed=1 + i) for i in range(len(draws))]
+    scratch = [Classifier(own, latent, classes, rngs=nnx.Rngs(i)) for i, own in enumerate(blank)]
+    tuned = [finetuning.on_probe(model, probe) for probe in probes["code"]]
+    return {
+        "raw + logistic": probed("raw"),
+        "PCA + logistic": probed("PCA"),
+        "from scratch": trained(scratch, dataclasses.replace(plan, learning_rate=SCRATCH_RATE, layer_decay=1.0)),
+        "linear probe": probed("code"),
+        "fine-tuned": trained(tuned, plan),
+    }
+
+
+def wrong(predicted: "np.ndarray", dataset: "Dataset") -> float:
+    """Percent of the test examples."""
+    return 100 * float((predicted != dataset.test_labels).mean())
+
+
+def labels_drawn(dataset: "Dataset", count: int, draws: int) -> "list[np.ndarray]":
+    from flaxae import finetuning
+
+    return [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(draws)]
+
+
+def fine_tuning(model: "Autoencoder", count: int) -> "FineTuning":
+    """The plan for so many labels. The inputs are corrupted as in pre-training: images transformed, values hidden."""
+    from flaxae.finetuning import FineTuning
+
+    return FineTuning(
+        steps=max(STEPS, PASSES * count // FineTuning.batch_size),
+        layer_decay=0.7,
+        corruption=model.corruption,
+        noise=float(model.hyper.noise[...]),
+    )
+
+
+def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[list[float], Classifier]":
+    """Test errors (%) of the strongest recipe, one for each draw of labels, and the classifier of the first draw."""
+
+    from flaxae import finetuning
+
+    plan = dataclasses.replace(
+        fine_tuning(model, config.labels),
+        steps=DISTILLATION_STEPS,
+        batch_size=128,
+        learning_rate=2e-3,
+        layer_decay=1.0,
+        ema=0.995,
+    )
+    draws = labels_drawn(dataset, config.labels, config.draws)
+    x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
+    classifiers, _ = finetuning.distil(
+        model, x, draws, plan, classes=len(dataset.classes), views=VIEWS, seed=config.seed
+    )
+    predicted = [finetuning.predict(own, new, plan.views(VIEWS)) for own in classifiers]
+    return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]
+
+
+def clearly_below(values: list[float], others: list[float]) -> bool:
+    """Whether the mean is lower by more than two standard errors of the difference; never from one draw each."""
+    import numpy as np
+
+    if min(len(values), len(others)) < 2:
+        return False
+    error = np.sqrt(sum(np.var(each, ddof=1) / len(each) for each in (values, others)))
+    return bool(np.mean(others) - np.mean(values) > 2 * error)
+
+
+def spread(values: list[float] | None) -> str:
+    """Mean ± deviation; one draw has none."""
+    import numpy as np
+
+    if values is None:
+        return "–"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
+    """Test error over the number of labels, a line each, the strongest recipe as a mark."""
+    import numpy as np
+
+    from flaxae import report
+
+    counts = sorted({count for by_count in errors.values() for count in by_count})
+    with report.figure_style():
+        figure = report.new_figure(8.0, 5.5)
+        axes = figure.add_subplot()
+        for colour, (name, by_count) in zip((*report.COLOURS, "#1a1a1a"), errors.items(), strict=True):
+            means = [np.mean(values) for values in by_count.values()]
+            deviations = [np.std(values, ddof=min(1, len(values) - 1)) for values in by_count.values()]
+            style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
+            axes.errorbar(list(by_count), means, deviations, color=colour, label=name, capsize=3, **style)
+        axes.set(xscale="log", xlabel="labels", ylabel="test error (%)")
+        axes.set_yscale("symlog", linthresh=0.5, linscale=0.4)
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([tick for tick in ERROR_TICKS if tick <= axes.get_ylim()[1]])
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.legend()
+        report.save_figure(figure, run.figure("errors"))

@@ -1,0 +1,118 @@
+"""Random transformations that leave an image what it shows: affine maps, elastic deformation, cut-out.
+
+`Transform` is a corruption (`flaxae.corruptions`). An autoencoder that sees a transformed image and is asked for the
+untransformed one learns a code without what the transformation changed; a classifier trained on transformed images
+learns to ignore it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A random affine map, elastic deformation and cut-out of each image, [batch, height, width, channels].
+
+    All are drawn anew for each image, evenly within ± the number given, and all shrink with the corruption's `level`,
+    which is 1 for the numbers given. What comes from outside the image is 0. Of tables and signals single values are
+    cut out, a fraction of `cutout`: nothing else leaves them what they are.
+
+    Args:
+        rotation: degrees.
+        scale: fraction by which height and width grow or shrink, each by itself.
+        shear: columns that a row is moved by for each row from the centre.
+        shift: fraction of height and width.
+        elastic: deviation of the displacements, as a fraction of height and width, smooth over about a fifth of the
+            image (after Simard et al. 2003).
+        cutout: side of a square set to 0, as a fraction of height and width; its centre is anywhere in the image
+            (DeVries & Taylor 2017).
+    """
+
+    rotation: float = 15.0
+    scale: float = 0.12
+    shear: float = 0.2
+    shift: float = 2 / 28
+    elastic: float = 0.03
+    cutout: float = 0.3
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+        if x.ndim != 4:
+            return jnp.where(jax.random.uniform(key, x.shape) < self.cutout * level, 0, x)
+        affine_key, elastic_key, cutout_key = jax.random.split(key, 3)
+        rows, columns = self._affine(affine_key, x.shape, level)
+        if self.elastic:
+            down, right = self._elastic(elastic_key, x.shape, level)
+            rows, columns = rows + down, columns + right
+        x = sample(x, rows, columns)
+        return self._cut(cutout_key, x, level) if self.cutout else x
+
+    def _affine(
+        self, key: Key[Array, ""], shape: tuple[int, ...], level: Float[Array, ""]
+    ) -> tuple[Float[Array, "batch height width"], Float[Array, "batch height width"]]:
+        """Where each pixel of the result comes from: rows and columns, in pixels."""
+        batch, height, width, _ = shape
+        angle, tall, wide, shear, down, right = level * jax.random.uniform(key, (6, batch, 1, 1), minval=-1, maxval=1)
+        angle = jnp.deg2rad(self.rotation) * angle
+        row = (jnp.arange(height) - (height - 1) / 2)[:, None]
+        column = jnp.arange(width) - (width - 1) / 2
+        y = (jnp.cos(angle) * row + jnp.sin(angle) * column) * jnp.exp(self.scale * tall)
+        x = (jnp.cos(angle) * column - jnp.sin(angle) * row) * jnp.exp(self.scale * wide) + self.shear * shear * row
+        return (
+            y + (height - 1) / 2 + self.shift * height * down,
+            x + (width - 1) / 2 + self.shift * width * right,
+        )
+
+    def _elastic(
+        self, key: Key[Array, ""], shape: tuple[int, ...], level: Float[Array, ""]
+    ) -> Float[Array, "2 batch height width"]:
+        """Smooth displacements, down and right, in pixels: normal at the knots of a grid, mixed between them."""
+        batch, height, width, _ = shape
+        knots = jax.random.normal(key, (2, batch, _KNOTS, _KNOTS))
+        smooth = jnp.einsum("hk,dbkl,wl->dbhw", _mixing(height), knots, _mixing(width))
+        return level * self.elastic * jnp.array([height, width]).reshape(2, 1, 1, 1) * smooth
+
+    def _cut(
+        self, key: Key[Array, ""], x: Float[Array, "batch height width channels"], level: Float[Array, ""]
+    ) -> Float[Array, "batch height width channels"]:
+        batch, height, width, _ = x.shape
+        centre = jax.random.uniform(key, (2, batch, 1, 1))
+        side = self.cutout * level / 2
+        rows = jnp.abs((jnp.arange(height)[:, None] + 0.5) / height - centre[0]) < side
+        columns = jnp.abs((jnp.arange(width) + 0.5) / width - centre[1]) < side
+        return jnp.where((rows & columns)[..., None], 0, x)
+
+
+_KNOTS = 6  # of the elastic grid, along each side
+
+
+def _mixing(size: int) -> Float[np.ndarray, "size knots"]:
+    """Weights of the knots at each pixel along a side: Gaussian, of unit length, so that variances are kept."""
+    place = (np.arange(size) + 0.5) / size * (_KNOTS - 1)
+    weights = np.exp(-np.square(place[:, None] - np.arange(_KNOTS)))
+    return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sample(
+    x: Float[Array, "batch height width channels"],
+    rows: Float[Array, "batch out_height out_width"],
+    columns: Float[Array, "batch out_height out_width"],
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Images read at fractional places, mixed linearly between pixels; 0 outside."""
+    batch, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0))).reshape(batch, -1, channels)
+    rows, columns = jnp.clip(rows + 1, 0, height + 1), jnp.clip(columns + 1, 0, width + 1)
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    corner = (top * (width + 3) + left).astype(jnp.int32).reshape(batch, -1)
+
+    def pixel(step: int) -> Float[Array, "batch out_height out_width channels"]:
+        taken = jnp.take_along_axis(padded, (corner + step)[..., None], axis=1, mode="clip")
+        return taken.reshape(*rows.shape, channels)
+
+    above = pixel(0) * (1 - right) + pixel(1) * right
+    below = pixel(width + 3) * (1 - right) + pixel(width + 4) * right
+    return above * (1 - down) + below * down

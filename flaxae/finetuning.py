@@ -1,0 +1,455 @@
+"""What a trained autoencoder's code is worth with few labels: probes of frozen codes, and fine-tuned classifiers.
+
+    labels = finetuning.draw(dataset.train_labels, 100)                      # −1 for the others
+    probe = finetuning.linear_probe(training.apply(Autoencoder.encode, model, x), labels)
+    classifier = finetuning.on_probe(model, probe)
+    finetuning.fit([classifier], x, finetuning.supervised([labels], classes=10), finetuning.FineTuning())
+
+`Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
+each draw of labels, towards class probabilities: labels, or what was propagated from them. `distil` does both, which is
+the strongest with few labels of many examples.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.extend.core import Literal
+from jaxtyping import Array, Float, Int, Key
+
+from flaxae import errors, propagation, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.corruptions import Corruption
+from flaxae.population import stack
+
+Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
+Codes = Float[np.ndarray, "examples latent"]
+Probabilities = Float[np.ndarray, "examples classes"]
+
+CS = 10.0 ** np.arange(-3, 2)  # inverse strengths of the probe's ridge, to cross-validate
+MOST_TO_CROSS_VALIDATE = 5000  # labels; of more the ridge hardly matters
+UNSEEN = 10.0  # nats by which a probe's bias puts classes without labels behind the others
+BLOCK_STEPS = 50  # between looks at what was reached
+
+
+def draw(labels: Labels, n: int, *, seed: int = 0) -> Labels:
+    """The labels with all but n of them −1: as many of each class as of any other, up to one, as far as there are.
+
+    Raises:
+        DataError: there are not n labels, or n is less than one a class.
+    """
+    rng = np.random.default_rng(seed)
+    known = np.flatnonzero(labels >= 0)
+    classes = np.unique(labels[known])
+    if not len(classes) <= n <= len(known):
+        raise errors.DataError(
+            f"{n} labels were asked for; of {len(known)} labels in {len(classes)} classes, ask for {len(classes)} to "
+            f"{len(known)}."
+        )
+    order = rng.permutation(known)
+    rank = np.empty(len(order), int)  # the how many-th of its class
+    for label in classes:
+        own = labels[order] == label
+        rank[own] = np.arange(own.sum())
+    chosen = order[np.argsort(rank, kind="stable")[:n]]
+    drawn = np.full_like(labels, -1)
+    drawn[chosen] = labels[chosen]
+    return drawn
+
+
+class Probe(NamedTuple):
+    """A linear classifier of codes: logits = z @ kernel + bias."""
+
+    kernel: Float[np.ndarray, "latent classes"]
+    bias: Float[np.ndarray, " classes"]
+
+    def predict(self, z: Codes) -> Labels:
+        return np.argmax(z @ self.kernel + self.bias, axis=1)
+
+
+def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: int = 0) -> Probe:
+    """scikit-learn's logistic regression on the labelled of the codes; all of them give its centre and scale.
+
+    Its ridge is chosen by stratified cross-validation within the labels, in as many folds as the rarest class has
+    labels, up to 3; with one label of a class, or more than `MOST_TO_CROSS_VALIDATE`, C is 1.
+
+    Raises:
+        DataError: fewer than two classes have labels.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    known = labels >= 0
+    given = labels[known]
+    seen, counts = np.unique(given, return_counts=True)
+    if len(seen) < 2:
+        raise errors.DataError(f"The labels given are of {len(seen)} class; a classifier needs two at least.")
+    centre = z.mean(axis=0)
+    scale = float(np.sqrt(np.square(z - centre).mean())) or 1.0
+    x = (z[known] - centre) / scale
+    regression = LogisticRegression(max_iter=200, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
+        if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
+            folds = StratifiedKFold(min(3, counts.min()), shuffle=True, random_state=seed)
+            search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
+            regression = search.fit(x, given).best_estimator_
+        else:
+            regression.fit(x, given)
+    weights, constants = regression.coef_, regression.intercept_
+    if len(seen) == 2:  # scikit-learn keeps one row, the log odds of the second class
+        weights, constants = np.stack([-weights[0], weights[0]]) / 2, np.append(-constants, constants) / 2
+    kernel = np.zeros((z.shape[1], classes or int(seen[-1]) + 1), np.float32)
+    bias = np.full(kernel.shape[1], constants.min() - UNSEEN, np.float32)
+    kernel[:, seen] = weights.T / scale
+    bias[seen] = constants - centre @ kernel[:, seen]
+    return Probe(kernel, bias)
+
+
+def knn_accuracy(
+    z: Codes, labels: Labels, new: Float[np.ndarray, "new latent"], new_labels: Int[np.ndarray, " new"], *, k: int = 5
+) -> float:
+    """Accuracy of the vote of the k nearest labelled codes, by Euclidean distance."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    known = labels >= 0
+    return float(KNeighborsClassifier(k).fit(z[known], labels[known]).score(new, new_labels))
+
+
+class Clusters(NamedTuple):
+    """How well clusters agree with classes: accuracy under the best one-to-one naming, and mutual information."""
+
+    accuracy: float
+    nmi: float  # normalised by the mean of both entropies
+
+
+def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
+    """k-means on the codes, as many clusters as classes, the best of 10 starts, against labels that it doesn't see.
+
+    Accuracy is under the Hungarian assignment (Xie et al. 2016, eq. 10).
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
+    found = KMeans(int(labels.max()) + 1, n_init=10, random_state=seed).fit_predict(z)
+    counts = contingency_matrix(labels, found)
+    matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
+    return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
+
+
+class Classifier(nnx.Module):
+    """An autoencoder's encoder and head, copied, and a linear layer from its code to a logit a class."""
+
+    def __init__(self, autoencoder: Autoencoder, latent: int, classes: int, *, rngs: nnx.Rngs):
+        autoencoder = nnx.clone(autoencoder)
+        self.encoder = autoencoder.encoder
+        self.head = autoencoder.head
+        self.out = nnx.Linear(latent, classes, rngs=rngs)
+
+    def encode(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch latent"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        return self.head(self.encoder(jnp.asarray(x), keys[0]), keys[1]).z
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch classes"]:
+        return self.out(self.encode(x, key))
+
+    def probabilities(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch classes"]:
+        return jax.nn.softmax(self(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """`number` corrupted versions of an example beside itself, to average over; the same draws at each call."""
+
+    corruption: Corruption
+    noise: float
+    number: int = 4
+
+
+def encode(model: Autoencoder | Classifier, x: training.Examples, views: Views | None = None) -> Codes:
+    """The codes of x, or their means over views of it."""
+    return training.apply(_Averaged(type(model).encode, views), model, x)
+
+
+def predict(
+    classifier: Classifier, x: training.Examples, views: Views | None = None
+) -> Float[np.ndarray, " examples classes"]:
+    """The classes' probabilities of x, or their means over views of it."""
+    return training.apply(_Averaged(Classifier.probabilities, views), classifier, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Averaged:
+    """`function(model, ·)`, averaged over views."""
+
+    function: Callable[[nnx.Module, Array], Float[Array, " batch out"]]
+    views: Views | None
+
+    def __call__(self, model: nnx.Module, x: Float[Array, " batch *shape"]) -> Float[Array, " batch out"]:
+        if self.views is None:
+            return self.function(model, x)
+        corruption, noise, number = self.views.corruption, jnp.float32(self.views.noise), self.views.number
+        keys = jax.random.split(jax.random.key(0), number)
+        seen = lax.map(lambda key: self.function(model, corruption(key, x, noise)), keys)
+        return (self.function(model, x) + seen.sum(axis=0)) / (number + 1)
+
+
+def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
+    """A classifier that starts as the probe, so that fine-tuning distorts the encoder less (Kumar et al. 2022)."""
+    classifier = Classifier(autoencoder, *probe.kernel.shape, rngs=nnx.Rngs(0))
+    classifier.out.kernel[...] = jnp.asarray(probe.kernel)
+    classifier.out.bias[...] = jnp.asarray(probe.bias)
+    return classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How classifiers are trained: AdamW under warm-up and cosine decay, an average of the weights kept.
+
+    Args:
+        steps: of `batch_size` examples, drawn with replacement.
+        learning_rate: the peak, of the last layer.
+        layer_decay: factor of the rate from each layer to the one before it (Clark et al. 2020).
+        unfreeze: fraction of the steps over which the layers join in, from the last to the first (Howard & Ruder 2018).
+        weight_decay: decoupled, on matrices and kernels.
+        corruption, noise: of the inputs, and its level.
+        ema: decay of the average of the weights.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    layer_decay: float = 1.0
+    unfreeze: float = 0.0
+    weight_decay: float = 1e-2
+    corruption: Corruption | None = None
+    noise: float = 0.0
+    ema: float = 0.99
+
+    def __post_init__(self) -> None:
+        training.check_settings(1, self.batch_size, self.learning_rate, 0.0, self.weight_decay, self.ema, None)
+        if self.steps < 1:
+            raise errors.ConfigError(f"steps is {self.steps}; it has to be at least 1.")
+        for name in ("layer_decay", "unfreeze"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0 and at most 1.")
+
+    def views(self, number: int = 4) -> Views | None:
+        """Views under the plan's corruption, half as strong as in training; None where there is none."""
+        return Views(self.corruption, self.noise / 2, number) if self.corruption and number else None
+
+
+class Targets(NamedTuple):
+    """What classifiers are trained towards: the classes' probabilities, and how often each example is drawn."""
+
+    probabilities: Float[np.ndarray, "members examples classes"]
+    weights: Float[np.ndarray, "members examples"]
+
+
+def supervised(draws: Sequence[Labels], classes: int) -> Targets:
+    """The known labels alone, a member for each draw."""
+    return Targets(*(np.stack(part) for part in zip(*(_known(labels, classes) for labels in draws), strict=True)))
+
+
+def _known(labels: Labels, classes: int) -> tuple[Probabilities, Float[np.ndarray, " examples"]]:
+    known = labels >= 0
+    return np.eye(classes, dtype=np.float32)[labels] * known[:, None], known.astype(np.float32)
+
+
+def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *, share: float = 0.1) -> Targets:
+    """What was propagated from the labels, a member for each draw.
+
+    The target of an example is its likeliest class; it is drawn as often as that is certain, 1 − entropy / log classes,
+    and each class as often as any other (Iscen et al. 2019). `share` of all that is drawn are the labels themselves.
+    """
+    parts = []
+    for found, labels in zip(probabilities, draws, strict=True):
+        classes = found.shape[1]
+        likeliest = np.where(labels >= 0, labels, found.argmax(axis=1))
+        entropy = -np.sum(found * np.log(np.maximum(found, 1e-12)), axis=1)
+        certain = np.where(labels >= 0, 0, np.maximum(1 - entropy / np.log(classes), 0))
+        weights = certain / np.maximum(np.bincount(likeliest, certain, classes), 1e-12)[likeliest]
+        known = (labels >= 0) / np.count_nonzero(labels >= 0)
+        weights = known if certain.sum() == 0 else (1 - share) * weights / weights.sum() + share * known
+        parts.append((np.eye(classes, dtype=np.float32)[likeliest], weights.astype(np.float32)))
+    return Targets(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
+class Distilled(NamedTuple):
+    """What `distil` gives: a classifier a draw, and the probabilities of all examples that it was trained towards."""
+
+    classifiers: list[Classifier]
+    probabilities: list[Probabilities]
+
+
+def distil(
+    start: Autoencoder | Sequence[Classifier],
+    x: training.Examples,
+    draws: Sequence[Labels],
+    plan: FineTuning,
+    *,
+    classes: int,
+    views: int = 4,
+    k: int = 10,
+    seed: int = 0,
+) -> Distilled:
+    """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
+
+    The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
+    `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
+    from those given, one a draw: a second round, on the graph of what the first has learnt.
+    """
+    encoders = [start] if isinstance(start, Autoencoder) else start
+    codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
+    graphs = [propagation.neighbours(z, min(k, len(z) - 1)) for z in codes]
+    if isinstance(start, Autoencoder):
+        classifiers = [on_probe(start, linear_probe(codes[0], labels, classes=classes)) for labels in draws]
+        graphs = graphs * len(draws)
+    else:
+        classifiers = [nnx.clone(classifier) for classifier in start]
+    found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
+    fit(classifiers, x, distilled(found, draws), plan, seed=seed)
+    return Distilled(classifiers, found)
+
+
+class _State(NamedTuple):
+    run: training.State
+    average: training.Weights
+
+
+class _Pace(NamedTuple):
+    """What of a plan can change without compiling anew."""
+
+    rate: Float[Array, " layers"]  # of each layer, the last first, as a fraction of the learning rate
+    joins: Float[Array, " layers"]  # the step at which it does
+    noise: Float[Array, ""]
+    ema: Float[Array, ""]
+
+
+def fit(
+    classifiers: Sequence[Classifier], x: training.Examples, targets: Targets, plan: FineTuning, *, seed: int = 0
+) -> None:
+    """Train classifiers of one architecture side by side, in place, each towards its own targets of the same examples.
+
+    They end with the average of their weights over about the last 1 / (1 − ema) steps.
+
+    Raises:
+        DataError: a classifier has nothing to be trained on.
+        DivergedError: a loss stopped being finite; the classifiers stay as they were.
+    """
+    cumulative = np.cumsum(targets.weights, axis=1, dtype=np.float64)
+    if not (cumulative[:, -1] > 0).all():
+        raise errors.DataError("A classifier has no example with a label to be trained on. Give it one at least.")
+    cumulative = jnp.asarray(cumulative / cumulative[:, -1:], jnp.float32)
+    x, probabilities = jax.device_put((x, targets.probabilities))
+    depth = depths(classifiers[0], x[:1])
+    place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
+    pace = _Pace(plan.layer_decay**place, plan.unfreeze * plan.steps * place / max(1, place[-1]), plan.noise, plan.ema)
+    pace = jax.tree.map(jnp.float32, pace)
+    optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
+    runs = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
+    state = stack([_State(run, jax.tree.map(jnp.copy, training.weights(run))) for run in runs])
+    keys = jax.random.split(jax.random.key(seed), len(classifiers))
+    program = (nnx.split(classifiers[0])[0], plan.corruption, optimizer, plan.batch_size, depth)
+    for start in range(0, plan.steps, BLOCK_STEPS):
+        stop = min(start + BLOCK_STEPS, plan.steps)
+        state = _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
+        if not np.isfinite(state.run.loss_sum).all():
+            raise errors.DivergedError(
+                f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
+            )
+    for member, classifier in enumerate(classifiers):
+        nnx.update(classifier, *jax.tree.map(lambda leaf, member=member: leaf[member], state.average))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("graphdef", "corruption", "optimizer", "batch_size", "depth"),
+    donate_argnames="state",
+)
+def _train_block(
+    graphdef: nnx.GraphDef,
+    corruption: Corruption | None,
+    optimizer: training.Optimizer,
+    batch_size: int,
+    depth: tuple[tuple[str, int], ...],
+    pace: _Pace,
+    state: _State,
+    x: Float[Array, " examples *shape"],
+    probabilities: Float[Array, "members examples classes"],
+    cumulative: Float[Array, "members examples"],
+    keys: Key[Array, " members"],
+    start: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+) -> _State:
+    """Steps `start` to `stop` of all members."""
+
+    def body(step: Int[Array, ""], state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
+        index_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 3)
+        index = jnp.searchsorted(cumulative, jax.random.uniform(index_key, (batch_size,)), side="right")
+        index = jnp.minimum(index, x.shape[0] - 1)
+        seen, wanted = jnp.take(x, index, axis=0), jnp.take(probabilities, index, axis=0)
+        if corruption is not None:
+            seen = corruption(noise_key, seen, pace.noise)
+
+        def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
+            return optax.softmax_cross_entropy(model(x, key), wanted)
+
+        run = training.train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
+        run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))
+        decay = jnp.minimum(pace.ema, (1 + step) / (10 + step))
+        return _State(run, optax.incremental_update(training.weights(run), state.average, 1 - decay))
+
+    def member(state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
+        return lax.fori_loop(start, stop, lambda step, state: body(step, state, probabilities, cumulative, key), state)
+
+    return jax.vmap(member)(state, probabilities, cumulative, keys)
+
+
+def _slowed(pace: _Pace, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]) -> nnx.State:
+    """The parameters after a step of which each layer takes its share, and those not yet joined none."""
+    share = pace.rate * (step >= pace.joins)
+
+    def slow(path: tuple[Any, ...], old: Array, new: Array) -> Array:
+        return old + share[depth[_layer(path)]] * (new - old)
+
+    return jax.tree_util.tree_map_with_path(slow, before, after)
+
+
+def depths(classifier: nnx.Module, x: Float[Array, " batch *shape"]) -> tuple[tuple[str, int], ...]:
+    """How many layers are between each layer and the output: in the order in which the traced program needs them."""
+    graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
+    program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params, rest)(x))(params).jaxpr
+    met = {}  # when each variable of the program is first used
+    for time, equation in enumerate(program.eqns):
+        for variable in equation.invars:
+            if not isinstance(variable, Literal):
+                met.setdefault(variable, time)
+    first: dict[str, int] = {}
+    for (path, _), variable in zip(jax.tree_util.tree_leaves_with_path(params), program.invars, strict=True):
+        layer = _layer(path)
+        first[layer] = min(met.get(variable, 0), first.get(layer, len(program.eqns)))
+    order = sorted(first, key=first.__getitem__, reverse=True)
+    return tuple((layer, depth) for depth, layer in enumerate(order))
+
+
+def _layer(path: tuple[Any, ...]) -> str:
+    """The layer that a parameter is of: its path down to an entry of a list, or to the second name."""
+    *keys, _ = (str(key.key) for key in path if hasattr(key, "key"))
+    numbered = next((i for i, key in enumerate(keys) if key.isdecimal()), 1)
+    return ".".join(keys[: numbered + 1])

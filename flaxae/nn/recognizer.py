@@ -1,0 +1,84 @@
+"""An encoder that is quick to train for codes: convolutions under batch norm, and a small decoder to train it by."""
+
+import dataclasses
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxae import errors
+from flaxae.nn import conv, layers
+from flaxae.nn.convnet import as_image
+from flaxae.nn.mlp import MLP, MLPDecoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """Strided convolutions, each batch-normalised (Ioffe & Szegedy 2015), before a fully connected decoder.
+
+    [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> latent -> hidden -> [height, width, c].
+    Most of its time goes into the encoder, for the code is what it is trained for, not the picture.
+
+    Args:
+        channels: of each stage; every one halves height and width.
+        kernels: side of each stage's kernel.
+        hidden: fully connected layers of the decoder.
+    """
+
+    channels: tuple[int, ...] = (24, 48, 64)
+    kernels: tuple[int, ...] = (5, 3, 3)
+    hidden: tuple[int, ...] = (512,)
+
+    def __post_init__(self) -> None:
+        layers.check_sizes("Recognizer.channels", self.channels)
+        layers.check_sizes("Recognizer.kernels", self.kernels)
+        layers.check_sizes("Recognizer.hidden", self.hidden)
+        if len(self.channels) != len(self.kernels):
+            raise errors.ConfigError(
+                f"Recognizer has {len(self.channels)} channels and {len(self.kernels)} kernels; each stage has both."
+            )
+
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "RecognizerEncoder":
+        """The part from a `shape`, (height, width, channels) or (time, channels), to features."""
+        return RecognizerEncoder(self, shape, rngs=rngs)
+
+    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> MLPDecoder:
+        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
+        return MLPDecoder(MLP(tuple(reversed(self.hidden))), latent, shape, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Convolution, batch norm, relu; in the platform's layout."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: conv.Pair, *, rngs: nnx.Rngs):
+        self.conv = conv.Conv(inputs, outputs, kernel, stride=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, use_running_average=True, axis=conv.channel_axis(), rngs=rngs)
+
+    def __call__(self, x: conv.Image) -> conv.Image:
+        return nnx.relu(self.norm(self.conv(x)))
+
+
+class RecognizerEncoder(nnx.Module):
+    """[batch, height, width, channels] -> [batch, features]. In training it is normalised by the batch."""
+
+    def __init__(self, spec: Recognizer, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.shape = as_image(shape)
+        pairs = itertools.pairwise((self.shape[2], *spec.channels))
+        windows = [(kernel, 1 if self.shape[1] == 1 else kernel) for kernel in spec.kernels]
+        self.stages = nnx.List([Stage(*pair, window, rngs=rngs) for pair, window in zip(pairs, windows, strict=True)])
+        size = self.shape[:2]
+        for window in windows:
+            size = conv.conv_size(size, window, 2)
+        self.features = math.prod(size) * spec.channels[-1]
+
+    def __call__(
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch features"]:
+        x = conv.from_nhwc(jnp.asarray(x).reshape(x.shape[0], *self.shape))
+        for stage in self.stages:
+            x = stage(x)
+        x = conv.to_nhwc(x)
+        return x.reshape(x.shape[0], -1)

@@ -1,0 +1,119 @@
+"""Label propagation: a few labels spread over the neighbour graph of many codes (Zhou et al. 2004)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from flaxae import errors
+
+Codes = Float[np.ndarray, "examples latent"]
+
+
+class Neighbours(NamedTuple):
+    """Of each example, the nearest others and the cosines of their centred codes, the nearest first."""
+
+    index: Int[np.ndarray, "examples k"]
+    cosine: Float[np.ndarray, "examples k"]
+
+
+def unit(z: Codes, *, centre: Float[np.ndarray, " latent"]) -> Codes:
+    """Codes seen from `centre`, of length 1."""
+    z = z - centre
+    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def neighbours(z: Codes, k: int = 10) -> Neighbours:
+    """The k nearest others of each code, by the cosine from the mean code. Time grows with the square of the codes.
+
+    Raises:
+        ConfigError: there are no k others.
+    """
+    if not 1 <= k < len(z):
+        raise errors.ConfigError(f"k is {k}; of {len(z)} codes it has to be at least 1 and below {len(z)}.")
+    z = unit(z, centre=z.mean(axis=0))
+    return _nearest(z, None, k)
+
+
+def _nearest(train: Codes, new: Float[np.ndarray, "new latent"] | None, k: int) -> Neighbours:
+    from sklearn.neighbors import NearestNeighbors
+
+    # Of unit vectors, squared distance = 2 − 2 cosine.
+    distance, index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train).kneighbors(new)
+    return Neighbours(index, 1 - np.square(distance) / 2)
+
+
+def propagate(
+    graph: Neighbours,
+    labels: Int[np.ndarray, " examples"],
+    *,
+    classes: int | None = None,
+    alpha: float = 0.99,
+    rounds: int = 60,
+    power: float = 3.0,
+) -> Float[np.ndarray, "examples classes"]:
+    """Class probabilities of all examples, from the labels of some.
+
+    F ← α S F + (1 − α) Y, from F = Y, the labels one-hot and every class of the same total. S is the graph, of weights
+    cosine^power, made symmetric and normalised by the degrees of both ends. In the end the classes are weighed towards
+    their shares among the labels (`balance`).
+
+    Args:
+        graph: of `neighbours`.
+        labels: −1 for those unknown.
+        classes: how many there are; by default those of the labels.
+        alpha: how much comes from the neighbours, below 1.
+        rounds: how far labels spread.
+        power: of the cosines.
+
+    Raises:
+        DataError: no example has a label, or a class has none.
+    """
+    from scipy import sparse
+
+    n, k = graph.index.shape
+    known = np.flatnonzero(labels >= 0)
+    counts = np.bincount(labels[known], minlength=classes or 0)
+    if counts.min(initial=1 if len(known) else 0) == 0:
+        raise errors.DataError(f"The classes have {counts.tolist()} labels; each needs one at least.")
+    weights = np.clip(graph.cosine, 0, None).ravel() ** power
+    half = sparse.csr_array((weights, (np.repeat(np.arange(n), k), graph.index.ravel())), shape=(n, n))
+    symmetric = half + half.T
+    scale = 1 / np.sqrt(np.maximum(symmetric.sum(axis=1), np.finfo(float).tiny))
+    spread = sparse.diags_array(scale) @ symmetric @ sparse.diags_array(scale)
+    given = np.zeros((n, len(counts)))
+    given[known, labels[known]] = 1 / counts[labels[known]]
+    scores = given
+    for _ in range(rounds):
+        scores = alpha * (spread @ scores) + (1 - alpha) * given
+    return balance(scores, counts / counts.sum())
+
+
+def balance(
+    scores: Float[np.ndarray, "examples classes"], shares: Float[np.ndarray, " classes"]
+) -> Float[np.ndarray, "examples classes"]:
+    """Probabilities of non-negative scores: rows of sum 1, their classes weighed to have these shares, rows of sum 1.
+
+    Class mass normalisation (Zhu et al. 2003), done once, since the shares are only known from few labels. An example
+    whose scores are all 0 gets the shares.
+    """
+    total = scores.sum(axis=1, keepdims=True)
+    probabilities = np.where(total > 0, scores / np.where(total > 0, total, 1), shares)
+    weighed = probabilities * (shares / np.maximum(probabilities.mean(axis=0), np.finfo(float).tiny))
+    return weighed / weighed.sum(axis=1, keepdims=True)
+
+
+def vote(
+    new: Float[np.ndarray, "new latent"],
+    codes: Codes,
+    probabilities: Float[np.ndarray, "examples classes"],
+    *,
+    k: int = 10,
+    power: float = 3.0,
+) -> Float[np.ndarray, "new classes"]:
+    """Class probabilities of new codes: the mean of their k nearest among `codes`, weighed by cosine^power."""
+    centre = codes.mean(axis=0)
+    index, cosine = _nearest(unit(codes, centre=centre), unit(new, centre=centre), min(k, len(codes)))
+    weights = np.clip(cosine, 0, None) ** power + np.finfo(float).tiny
+    votes = np.einsum("nk,nkc->nc", weights, probabilities[index])
+    return votes / votes.sum(axis=1, keepdims=True)
