@@ -20,13 +20,14 @@ import importlib.util
 import pathlib
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from flaxae import anomaly, autoencoder, data
 
+ABLATION = ("combined", "reconstruction", "neighbours")
 Scores = dict[str, Float[np.ndarray, " examples"]]
 
 
@@ -36,12 +37,14 @@ def main() -> None:
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=5, help="of the tables' splits")
+    parser.add_argument("--all-scores", action="store_true", help="every score of the same autoencoder")
     parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="of the images")
     options = parser.parse_args()
     parts[options.part](options)
 
 
 def images(options: argparse.Namespace) -> None:
+    names = list(anomaly.SCORES) if options.all_scores else ABLATION
     for source in options.data:
         dataset = data.load(source)
         test, labels = dataset.scaling(dataset.test), dataset.test_labels
@@ -49,13 +52,13 @@ def images(options: argparse.Namespace) -> None:
         for c in options.classes:
             train = dataset.scaling(dataset.train[dataset.train_labels == c])
             began = time.perf_counter()
-            for name, score in image_scores(train, test).items():
+            for name, score in image_scores(train, test, names).items():
                 found.setdefault(name, []).append(100 * auroc(labels != c, score))
             print(f"{dataset.name}, class {c}: {time.perf_counter() - began:.0f} s", flush=True)
         show(f"{dataset.name}: AUROC %, each class against the others", found)
 
 
-def image_scores(train: np.ndarray, test: np.ndarray) -> Scores:
+def image_scores(train: np.ndarray, test: np.ndarray, names: Sequence[str]) -> Scores:
     detector = anomaly.fit(train, kind="image")
     rows, queries = train.reshape(len(train), -1), test.reshape(len(test), -1)
     parts = anomaly.hold_out(train, anomaly.HELD_OUT, 0)
@@ -65,7 +68,7 @@ def image_scores(train: np.ndarray, test: np.ndarray) -> Scores:
         "the views' neighbours, no autoencoder": without_autoencoder(detector, train, test),
         "the default, untrained autoencoder": untrained(detector, *parts).score(test),
     }
-    for name in anomaly.SCORES:
+    for name in names:
         other = anomaly.Detector.of(detector.config, detector.models, detector.views, *parts, score=name)
         scores[f"flaxae, {name}" + " (the default)" * (name == detector.score_name)] = other.score(test)
     return scores
@@ -94,6 +97,7 @@ def untrained(detector: anomaly.Detector, train: np.ndarray, held_out: np.ndarra
 
 
 def tables(options: argparse.Namespace) -> None:
+    names_of_scores = list(anomaly.SCORES) if options.all_scores else ABLATION
     for protocol in (clean, contaminated):
         found: dict[str, list[list[float]]] = {}
         precision: dict[str, list[list[float]]] = {}
@@ -102,7 +106,7 @@ def tables(options: argparse.Namespace) -> None:
             names.append(name)
             for seed in range(options.seeds):
                 train, test, truth, fraction = protocol(x, strange, seed)
-                for scorer, score in table_scores(train, test, fraction, seed).items():
+                for scorer, score in table_scores(train, test, fraction, seed, names_of_scores).items():
                     for results, metric in ((found, auroc), (precision, precision_at_n)):
                         sets = results.setdefault(scorer, [])
                         sets.extend([] for _ in range(len(names) - len(sets)))
@@ -127,7 +131,7 @@ def contaminated(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndar
     return *z_scored(x[train], x[test]), strange[test], float(strange.mean())
 
 
-def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int) -> Scores:
+def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int, names: Sequence[str]) -> Scores:
     from sklearn.ensemble import IsolationForest
 
     detector = anomaly.fit(train, kind="tabular", contamination=fraction, held_out=0.0, seed=seed)
@@ -138,7 +142,7 @@ def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int
         "isolation forest": -IsolationForest(random_state=seed).fit(train).score_samples(test),
         "the default, untrained autoencoder": untrained(detector, *parts).score(test),
     }
-    for name in anomaly.SCORES:
+    for name in names:
         other = anomaly.Detector.of(
             detector.config, detector.models, detector.views, *parts, score=name, neighbours=detector.neighbours
         )

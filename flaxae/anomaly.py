@@ -33,6 +33,7 @@ from flaxae.objectives import Trimmed
 from flaxae.training import Examples
 
 MAX_REFERENCES = 4096  # normal examples that others are compared with
+MAX_REFERENCES_FOR_FRACTION = 1024  # where neighbours are a fraction of them, which are as far off in a smaller sample
 NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.05  # of the references, where some are anomalies, which are each other's neighbours
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 1500, 100, 128, 2e-3  # of training, by default
@@ -106,6 +107,7 @@ class Passed(NamedTuple):
     x: Float[Array, " batch *seen"]
     reconstruction: Float[Array, "batch views values"]
     residual: Float[Array, "batch views values"]
+    features: Float[Array, "batch features"]
     z: Float[Array, "batch latent"]
     pathway: Float[Array, "batch activations"]  # of the encoder on x, less those on its reconstruction
 
@@ -149,17 +151,44 @@ def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
 
 
 def _neighbours(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    distance = jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)
-    return distance(references, _pairs(passed), k, own)
+    return _mean_distances(references, _pairs(passed), k, own)
+
+
+def _mean_distances(
+    references: Float[Array, "references views values"],
+    x: Float[Array, "batch views values"],
+    k: int,
+    own: Int[Array, " batch"],
+) -> Float[Array, "batch views"]:
+    return jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)(references, x, k, own)
 
 
 def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     return _log_mean_square(passed.residual)
 
 
-def _combined(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    both = (_neighbours(references, model, passed, k, own), _reconstruction(None, model, passed, k, own))
-    return jnp.concatenate(both, axis=-1)
+class _Spaces(NamedTuple):
+    """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
+
+    pairs: Float[Array, "references views pairs"]
+    deviation: Float[Array, "views values"]
+    residual: Float[Array, "references views values"]
+    features: Float[Array, "references features"]
+
+    @classmethod
+    def fit(cls, passed: Passed) -> "_Spaces":
+        variance = jnp.var(passed.residual, axis=0)
+        deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
+        return cls(_pairs(passed), deviation, passed.residual / deviation, passed.features)
+
+
+def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    distances = (
+        _mean_distances(spaces.pairs, _pairs(passed), k, own),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation, k, own),
+        _mean_distance(spaces.features, passed.features, k, own)[:, None],
+    )
+    return jnp.concatenate(distances, axis=-1)
 
 
 def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
@@ -210,7 +239,7 @@ class _Scaled(NamedTuple):
 
 
 SCORES: dict[str, Score] = {
-    "combined": Score(_pairs, _combined),
+    "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),
     "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
@@ -232,7 +261,8 @@ SCORES: dict[str, Score] = {
 }
 """By name:
 
-- `combined`, the default for all clean data: `neighbours` and `reconstruction` together;
+- `combined`, the default for all clean data: mean distances to the nearest references in three spaces, summed: those
+  of `neighbours`, the residual alone, and the encoder's features;
 - `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
 - `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
 - `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
@@ -283,7 +313,7 @@ class Detector:
 
         Args:
             config: that the models were built from.
-            train: what they were trained on, scaled; a sample of `MAX_REFERENCES` is kept to compare with.
+            train: what they were trained on, scaled; a sample is kept to compare with.
             held_out: normal examples that they were not trained on. With none, the references' own scores stand in,
                 each compared with the others, and the p-values are no promise.
             neighbours: how many references near an example it is compared with, or which fraction of them.
@@ -295,9 +325,10 @@ class Detector:
         check_score(score)
         if len(train) < 2:
             raise errors.DataError(f"There is {len(train)} example to compare with; anomaly scores take 2 at least.")
-        order = np.random.default_rng(seed).permutation(len(train))
-        references = np.asarray(train[np.sort(order[:MAX_REFERENCES])], np.float32)
         check_neighbours(neighbours)
+        most = MAX_REFERENCES_FOR_FRACTION if isinstance(neighbours, float) else MAX_REFERENCES
+        order = np.random.default_rng(seed).permutation(len(train))
+        references = np.asarray(train[np.sort(order[:most])], np.float32)
         if isinstance(neighbours, float):
             neighbours = max(NEIGHBOURS, round(neighbours * len(references)))
         neighbours = min(neighbours, len(references) - 1)
@@ -421,12 +452,15 @@ def default_config(kind: str, shape: tuple[int, ...]) -> Config:
     """The autoencoder of `fit` for examples of that shape, as its views see them.
 
     Chosen on one-class tasks among training images and scikit-learn's tables, for the kinds and not for any one set.
+    Of a table's, the activation is bounded: what is far from all that was seen is then not reconstructed by a network
+    that happens to be linear there.
     """
     values = math.prod(shape)
     if kind == "image":
         return Config(body=MLP((256,)), latent=16, likelihood=Gaussian())
     latent = max(1, values // 2) if kind == "tabular" else max(2, min(64, values // 4))
-    return Config(body=MLP((128,)), latent=latent, likelihood=Gaussian(), corruption="gaussian", noise=0.3)
+    body = MLP((128,), "tanh")
+    return Config(body=body, latent=latent, likelihood=Gaussian(), corruption="gaussian", noise=0.3)
 
 
 def fit(
@@ -537,19 +571,19 @@ def training_settings(
 
 
 def _pass(views: Views, model: Autoencoder, seen: Float[Array, " batch *seen"]) -> Passed:
-    def pathway(x: Array) -> tuple[Array, Array]:
+    def pathway(x: Array) -> tuple[Array, Array, Array]:
         features = model.encoder(x)
-        z = model.head(features).z
-        return z, jnp.concatenate([x.reshape(len(x), -1), features.reshape(len(x), -1), z], axis=-1)
+        return x.reshape(len(x), -1), features.reshape(len(x), -1), model.head(features).z
 
-    z, activations = pathway(seen)
+    _, features, z = activations = pathway(seen)
     reconstruction = model.decode(z)
     return Passed(
         x=seen,
         reconstruction=views.split(reconstruction),
         residual=views.split(seen - reconstruction),
+        features=features,
         z=z,
-        pathway=activations - pathway(reconstruction)[1],
+        pathway=jnp.concatenate(activations, axis=-1) - jnp.concatenate(pathway(reconstruction), axis=-1),
     )
 
 
