@@ -179,7 +179,11 @@ def compare(
     given = features(dataset, model)
     kept = frozen(given, dataset)
     counts = numbers_of_labels(config.labels, dataset)
-    errors = {count: errors_at(config, count, dataset, given, preset, model) for count in counts}
+    errors = {}
+    for count in counts:
+        errors[count] = errors_at(config, count, dataset, given, preset, model)
+        means = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in errors[count].items())
+        print(f"{count:,} labels, test error (%): {means}", flush=True)
     distilled, classifier = learn(config, dataset, model)
     save(run, "classifier", classifier)
     errors[config.labels][DISTILLED] = distilled
