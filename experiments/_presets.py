@@ -62,7 +62,9 @@ def train(
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=EPOCHS, steps=STEPS)
     if config.model == "stacked" and not resume:
-        stacked.pretrain(network, x, epochs=PRETRAINING_EPOCHS, validation=0.0, **settings)
+        stacked.pretrain(
+            network, dataset.scaling(dataset.train_sample), epochs=PRETRAINING_EPOCHS, validation=0.0, **settings
+        )
     history = training.fit(
         network,
         x,
@@ -93,7 +95,7 @@ def pca_error(dataset: "Dataset", components: int) -> float | None:
 
     from flaxae import baselines
 
-    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     if train[0].size > MOST_VALUES_FOR_PCA or components > min(len(train), train[0].size):
         return None
     return float(np.mean(np.square(baselines.pca_reconstruct(test, train=train, components=components) - test)))

@@ -198,7 +198,7 @@ def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, s
     low, high = model.clip or (-np.inf, np.inf)
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
     if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
-        train = dataset.scaling(dataset.train)
+        train = dataset.scaling(dataset.train_sample)
         train_noisy = np.asarray(model.corrupt(train, jax.random.fold_in(jax.random.key(seed), 1)))
         held_out = max(1, len(train) // 10)
         outputs["pca"], _ = baselines.pca_denoise(

@@ -74,7 +74,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     from flaxae import plots, report, training
     from flaxae.autoencoder import Autoencoder
 
-    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]
     write(run, *codes, dataset)
     dimensions = codes[0].shape[1]

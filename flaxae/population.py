@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from flaxae import autoencoder, errors, progress, training
+from flaxae import autoencoder, errors, feed, progress, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.objectives import Objective
 from flaxae.training import Examples, History, Optimizer, State
@@ -97,7 +97,7 @@ def fit_population(
     build = functools.cache(functools.partial(_build, model, np.shape(x)[1:]))
     models = [_with_hyper(build(settings["seed"], settings.get("latent")), settings) for settings in grid]
     largest = models[int(np.argmax([settings.get("latent", 0) for settings in grid]))]
-    x, held_out = training.split(largest, x, validation, seed)
+    x, held_out = training.split(largest, x, validation, seed, None)
     if score is not None and held_out is None:
         raise errors.ConfigError("score is a mean over held-out examples: give a validation above 0.")
     batch_size = min(batch_size, len(x))
@@ -156,7 +156,7 @@ def _fit_group(
     best = training.weights(states)
     began = time.perf_counter()
     for epoch in range(epochs):
-        order = training.shuffle(order_key, epoch, len(x))
+        order = feed.shuffle(order_key, epoch, len(x))
         states = train_block(program, states, x, order, step_key, epoch * steps, (epoch + 1) * steps)
         ok = np.asarray(states.ok)
         history["loss"][epoch] = np.where(ok, states.loss_sum / steps, np.nan)

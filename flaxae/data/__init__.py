@@ -3,5 +3,6 @@
 from flaxae.data.dataset import Dataset, load
 from flaxae.data.files import read, write
 from flaxae.data.scaling import Scaling
+from flaxae.data.stream import Stream
 
-__all__ = ["Dataset", "Scaling", "load", "read", "write"]
+__all__ = ["Dataset", "Scaling", "Stream", "load", "read", "write"]

@@ -11,7 +11,10 @@ from jaxtyping import Int, Shaped
 from flaxae.data import arrays, files, images, mnist, tables, tfds
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.scaling import Scaling
+from flaxae.data.stream import Stream
 from flaxae.errors import DataError
+
+SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,12 +22,13 @@ class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
     Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32;
-    signals [n, time, channels] of float32. `scaling` was fitted on `train` alone.
+    signals [n, time, channels] of float32. `scaling` was fitted on `train` alone. What is too large for memory has a
+    `Stream` for `train`, which `scaling(train)` is too, and as much for `test` as fits.
     """
 
     name: str
     kind: Literal["image", "tabular", "signal"]
-    train: Shaped[np.ndarray, " train *shape"]
+    train: Shaped[np.ndarray, " train *shape"] | Stream
     test: Shaped[np.ndarray, " test *shape"]
     train_labels: Int[np.ndarray, " train"] | None
     test_labels: Int[np.ndarray, " test"] | None
@@ -33,19 +37,28 @@ class Dataset:
     scaling: Scaling
 
     @property
+    def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
+        """The training examples in memory: all, or of a stream some from all over it."""
+        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else self.train
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
         return self.train.shape[1:]
 
 
-def load(source: str | os.PathLike | np.ndarray | tuple, *, label: str | None = None, seed: int = 0) -> Dataset:
+def load(
+    source: str | os.PathLike | np.ndarray | tuple | Stream, *, label: str | None = None, seed: int = 0
+) -> Dataset:
     """A data set from the package, TFDS, files or memory.
 
     Args:
         source: one of
             - "mnist", which is embedded in the package;
             - "tfds:NAME" or "tfds:NAME/CONFIG", a TensorFlow Datasets set of images or of numeric features;
-            - a `.npy` or `.npz` file (see `arrays.load_npz` for its keys), or a `.csv` or `.parquet` table;
+            - a `.npy` file, which is streamed, never read whole, if it is large;
+            - a stream, see `Stream`;
+            - a `.npz` file (see `arrays.load_npz` for its keys), or a `.csv` or `.parquet` table;
             - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
               class, with or without `train` and `test` folders around them;
             - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
@@ -58,7 +71,10 @@ def load(source: str | os.PathLike | np.ndarray | tuple, *, label: str | None = 
     """
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
-    if parts.test is None:
+    if isinstance(parts.train, Stream):
+        train, test = parts.train.split(0.2, seed)
+        parts = parts._replace(train=train, test=as_examples(test, given))
+    elif parts.test is None:
         train = as_examples(parts.train, given, parts.columns)
         parts = _hold_out(parts._replace(train=train), given, seed)
     else:
@@ -81,6 +97,9 @@ def _parts(source: str | os.PathLike | np.ndarray | tuple, label: str | None) ->
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
         return _from_memory(source), "array"
+    if isinstance(source, Stream):
+        _refuse_label(label, "a stream")
+        return Parts(train=source), "stream"
     if not isinstance(source, str | os.PathLike):
         raise DataError(f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array or a tuple.")
     if source == "mnist":
@@ -102,6 +121,10 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
     if path.is_dir():
         return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
     if suffix == ".npy":
+        size = path.stat().st_size
+        if size > arrays.MAP_BYTES:
+            print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+            return Parts(train=Stream(arrays.map_npy(path)))
         return Parts(train=arrays.read_npy(path))
     if suffix == ".npz":
         return arrays.load_npz(path)

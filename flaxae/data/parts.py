@@ -6,13 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from flaxae.data.stream import Stream
 from flaxae.errors import DataError
 
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: np.ndarray
+    train: np.ndarray | Stream
     test: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None

@@ -1,12 +1,13 @@
 """From stored values to what networks see, and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
 
@@ -22,28 +23,33 @@ class Scaling:
     dtype: str
 
     @classmethod
-    def fit(cls, train: Shaped[np.ndarray, " examples *shape"]) -> "Scaling":
-        """The scaling of a training part, which alone may decide it.
+    def fit(cls, train: Shaped[np.ndarray, " examples *shape"] | Stream) -> "Scaling":
+        """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
 
         Tables, [n, columns], are standardised by column (a constant column is only centred). Images are brought
         to [0, 1]: 8-bit by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
         """
         if train.ndim == 2:
-            offset, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+            offset, scale = _moments(train)
         elif train.dtype in (np.uint8, np.uint16):
             offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
         else:
-            low, high = np.float64([train.min()]), np.float64([train.max()])
+            ranges = [(part.min(), part.max()) for part in _parts(train)]
+            low, high = np.float64([min(low for low, _ in ranges)]), np.float64([max(high for _, high in ranges)])
             offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
         scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
         return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name)
 
-    def __call__(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Float[np.ndarray | Array, " *shape"]:
-        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays.
+    def __call__(
+        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream
+    ) -> Float[np.ndarray | Array, " *shape"] | Stream:
+        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
         """
+        if isinstance(x, Stream):
+            return x.scaled(self)
         offset, scale = self._constants(x)
         return (x.astype(np.float32) - offset) / scale
 
@@ -88,6 +94,22 @@ class Scaling:
             raise DataError(f"The data has shape {x.shape}; expected {len(self.offset)} columns on the last axis.")
         shape = (1,) * (x.ndim - 1) + (-1,) if x.ndim else ()
         return np.reshape(np.float32(self.offset), shape), np.reshape(np.float32(self.scale), shape)
+
+
+def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
+    return train.passes() if isinstance(train, Stream) else [train]
+
+
+def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, merged part by part (Chan et al. 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for part in _parts(train):
+        part_mean, part_squares = part.mean(axis=0, dtype=np.float64), len(part) * part.var(axis=0, dtype=np.float64)
+        total = count + len(part)
+        squares = squares + part_squares + (part_mean - mean) ** 2 * (count * len(part) / total)
+        mean = mean + (part_mean - mean) * (len(part) / total)
+        count = total
+    return mean, np.sqrt(squares / count)
 
 
 _LARGEST = float(np.finfo(np.float32).max)
