@@ -33,9 +33,10 @@ def batch(
     batch_size: int,
     step: int | Int[Array, ""],
 ) -> Float[Array, " batch *shape"]:
-    """The batch of a step: of examples [n, *shape] by their order; without one, of batches [steps, batch, *shape]."""
+    """The batch of a step: of x [n, *shape] in that order; or, without one, of x [lanes, steps, batch / lanes, *shape]."""
     if order is None:
-        examples = lax.dynamic_index_in_dim(x, step % x.shape[0], keepdims=False)
+        examples = lax.dynamic_index_in_dim(x, step % x.shape[1], axis=1, keepdims=False)
+        examples = examples.reshape(batch_size, *x.shape[3:])
     else:
         index = lax.dynamic_slice_in_dim(order, (step % (x.shape[0] // batch_size)) * batch_size, batch_size)
         examples = jnp.take(x, index, axis=0, mode="clip")
@@ -75,7 +76,7 @@ class Windows:
     batch a window, lie at the ends, at either by chance.
 
     Args:
-        check: called with the lowest and the highest value of each window before it is trained on.
+        check: called with the lowest and the highest value of each chunk before it is trained on.
 
     Raises:
         ConfigError: the devices of the mesh can't share the lanes evenly.
@@ -93,7 +94,7 @@ class Windows:
         if mesh is None:
             self.sharding = SingleDeviceSharding(jax.devices()[0])
         else:
-            self.sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+            self.sharding = NamedSharding(mesh, PartitionSpec("data"))
             if self.lanes % mesh.shape["data"]:
                 raise errors.ConfigError(
                     f"{mesh.shape['data']} devices can't share a stream's batches of {batch_size} examples: choose a "
@@ -108,15 +109,14 @@ class Windows:
         stored = future.result() if number == window else self._read(window)
         self.waited += time.perf_counter() - began
         self._next = window + 1, self._reader.submit(self._read, window + 1)
-        x, low, high = _scaled(self.stream.scaling, stored)
-        self.check(float(low), float(high))
-        return x, None
+        scaling = self.stream.scaling
+        return (stored if scaling is None else _scaled(scaling, stored)), None
 
     def close(self) -> None:
         """Let go of the window that is being read."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, window: int) -> Shaped[Array, "steps batch *shape"]:
+    def _read(self, window: int) -> Shaped[Array, "lanes steps examples *shape"]:
         """A window as it is stored, on the devices, of which each process reads what its own devices train on."""
         epoch, place = divmod(window, self.windows)
         per_lane = self.batch_size // self.lanes
@@ -125,31 +125,36 @@ class Windows:
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(left_over + 1))
         chunks = rng.permutation(self.windows * self.lanes)[place * self.lanes : (place + 1) * self.lanes]
-        shape = self.stream.shape[1:]
+        shape = (self.lanes, self.steps, per_lane, *self.stream.shape[1:])
 
         @functools.cache
-        def columns(lo: int, hi: int) -> Shaped[np.ndarray, "steps columns *shape"]:
-            """Examples `lo` to `hi` of each batch."""
-            x = np.empty((self.steps, hi - lo, *shape), self.stream.example.dtype)
-            for lane in range(lo // per_lane, hi // per_lane):
+        def read(first: int, last: int) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
+            x = _aligned((last - first, length, *shape[3:]), self.stream.example.dtype)
+            for lane in range(first, last):
                 start = offset + int(chunks[lane]) * length
+                chunk = self.stream.stored(start, start + length)
                 order = np.random.default_rng([self.seed, epoch, place, lane]).permutation(length)
-                at = lane * per_lane - lo
-                x[:, at : at + per_lane] = self.stream.stored(start, start + length)[order].reshape(
-                    self.steps, per_lane, *shape
-                )
-            return x
+                np.take(chunk, order, axis=0, out=x[lane - first], mode="clip")
+                bounds = np.stack([chunk.min(axis=0), chunk.max(axis=0)])
+                bounds = bounds if self.stream.scaling is None else self.stream.scaling(bounds)
+                self.check(float(bounds[0].min()), float(bounds[1].max()))
+            return x.reshape(-1, *shape[1:])
 
-        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "steps columns *shape"]:
-            lo, hi, _ = index[1].indices(self.batch_size)
-            return columns(lo, hi)
+        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
+            first, last, _ = index[0].indices(self.lanes)
+            return read(first, last)
 
-        return jax.make_array_from_callback((self.steps, self.batch_size, *shape), self.sharding, shard)
+        return jax.make_array_from_callback(shape, self.sharding, shard)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+    """An empty array that JAX uses on CPU as it is, where it would copy one that begins at any other address."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @functools.partial(jax.jit, static_argnames="scaling")
-def _scaled(
-    scaling: Callable | None, stored: Shaped[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, ""], Float[Array, ""]]:
-    x = stored if scaling is None else scaling(stored)
-    return x, x.min(), x.max()
+def _scaled(scaling: Callable, stored: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    return scaling(stored)

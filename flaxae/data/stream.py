@@ -25,7 +25,7 @@ class Stream:
         source: a memory-mapped array (`np.load(path, mmap_mode="r")`), or anything with a length that gives a list of
             examples for a list of numbers by `__getitems__` (an array_record, TFDS or Grain data source) or an array
             by `source[lo:hi]`.
-        scaling: applied on the way, a function of arrays on the host or on the device.
+        scaling: applied on the way, a function of arrays on the host or on the device: elementwise, and rising.
         spans: the parts of the source that belong to it, as (start, stop) in rising order; None is all of it.
 
     Raises:
@@ -74,7 +74,8 @@ class Stream:
         """Examples `lo` to `hi` before the scaling: images as uint8, uint16 or float32, the rest as float32."""
         if lo >= hi:
             return self.example[:0]
-        x = np.concatenate([self._read(*span) for span in self._located(lo, hi)])
+        spans = [self._read(*span) for span in self._located(lo, hi)]
+        x = np.concatenate(spans) if len(spans) > 1 else spans[0]
         if x.dtype.kind not in "buif" or x.ndim not in (2, 3, 4):
             raise DataError(
                 f"The stream's examples are {x.dtype} of shape {x.shape[1:]}; expected numbers, [columns], "
