@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
@@ -66,6 +67,11 @@ def whole(tree: PyTree) -> PyTree:
     return lax.with_sharding_constraint(tree, PartitionSpec())
 
 
+def axis(name: str) -> str | None:
+    """The axis of that name of the mesh that is computed on; None where there is no mesh."""
+    return None if jax.sharding.get_abstract_mesh().empty else name
+
+
 def place(tree: PyTree, mesh: Mesh | None, *axes: str | None) -> PyTree:
     """Arrays, the same in each process, laid along the axes of a mesh, by default whole on every device."""
     if mesh is None:
@@ -80,5 +86,12 @@ def place(tree: PyTree, mesh: Mesh | None, *axes: str | None) -> PyTree:
 
 
 def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of a mesh, whole on this process' first device."""
-    return tree if mesh is None else jax.device_put(jax.tree.map(np.asarray, tree), jax.local_devices()[0])
+    """Arrays that lie on a mesh in whatever way, whole on this process' first device. Called by all processes."""
+    return tree if mesh is None else jax.device_put(numbers(tree))
+
+
+def numbers(tree: PyTree) -> PyTree:
+    """Arrays that lie on a mesh in whatever way, whole on the host. Called by all processes."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, tree)

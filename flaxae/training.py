@@ -261,7 +261,16 @@ def split(
 def feed_of(
     model: Autoencoder, x: Float[Array, " examples *shape"] | Stream, batch_size: int, seed: int, mesh: Mesh | None
 ) -> feed.Resident | feed.Windows:
-    """The batches of what `split` gave."""
+    """The batches of what `split` gave.
+
+    Raises:
+        ConfigError: the devices of the mesh can't share a batch evenly.
+    """
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise errors.ConfigError(
+            f"Batches of {batch_size} examples can't be shared evenly by {mesh.shape['data']} devices: "
+            "choose another batch_size."
+        )
     if isinstance(x, Stream):
         return feed.Windows(x, batch_size, seed, mesh, functools.partial(check_range, model))
     return feed.Resident(x, batch_size, keys(seed)[0])
