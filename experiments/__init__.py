@@ -45,12 +45,18 @@ class Config:
     """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv or .parquet."""
     output: pathlib.Path | None = None
     """Where to write what the model makes of --input, in the same format."""
+    mesh: str | None = None
+    """Devices to share each batch, such as `data=4`; by default one, or all of several processes (Slurm, mpirun)."""
+    logger: str | None = None
+    """Where metrics go besides metrics.jsonl: `tensorboard`, into the run's folder (needs the extra of that name)."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
+        if self.logger is not None:
+            check_name("logger", self.logger, ("tensorboard",))
         given = [f"--{flag}" for flag in ("from", "input", "output") if getattr(self, flag.replace("from", "from_"))]
         if given and len(given) < 3:
             raise ConfigError(
@@ -71,8 +77,26 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: Config) -> dict[str, Any]:
     """The flags that decide what is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output", "cache")
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
+
+
+@contextlib.contextmanager
+def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[str, Any]]:
+    """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
+    from flaxae import distributed, loggers
+
+    mesh = None if config.mesh is None else distributed.mesh(config.mesh)
+    with contextlib.ExitStack() as stack:
+        writers = [run.log_epoch] if log else []
+        if config.logger == "tensorboard":
+            writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
+
+        def on_epoch(metrics: dict[str, float]) -> None:
+            for write in writers:
+                write(metrics)
+
+        yield {"mesh": mesh, "on_epoch": on_epoch}
 
 
 def command() -> str:

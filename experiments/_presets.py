@@ -65,17 +65,18 @@ def train(
         stacked.pretrain(
             network, dataset.scaling(dataset.train_sample), epochs=PRETRAINING_EPOCHS, validation=0.0, **settings
         )
-    history = training.fit(
-        network,
-        x,
-        epochs=config.epochs or epochs,
-        validation=config.validation,
-        patience=config.patience,
-        folder=folder,
-        resume=resume,
-        on_epoch=run.log_epoch if log else None,
-        **settings,
-    )
+    with experiments.resources(config, run, log=log) as resources:
+        history = training.fit(
+            network,
+            x,
+            epochs=config.epochs or epochs,
+            validation=config.validation,
+            patience=config.patience,
+            folder=folder,
+            resume=resume,
+            **settings,
+            **resources,
+        )
     return network, history
 
 

@@ -91,29 +91,31 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, data, runs, trained, training
+    from flaxae import autoencoder, data, processes, runs, trained, training
 
     dataset = data.load(config.data, label=config.label, seed=config.seed)
     preset = network(config, dataset.kind)
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         model = autoencoder.build(preset, dataset.shape, seed=config.seed)
-        history = training.fit(
-            model,
-            dataset.scaling(dataset.train),
-            epochs=config.epochs
-            or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            ema=config.ema,
-            validation=config.validation,
-            patience=config.patience,
-            seed=config.seed,
-            folder=run.checkpoints,
-            resume=config.resume and run.checkpoints.exists(),
-            on_epoch=run.log_epoch,
-        )
+        with experiments.resources(config, run) as resources:
+            history = training.fit(
+                model,
+                dataset.scaling(dataset.train),
+                epochs=config.epochs
+                or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                ema=config.ema,
+                validation=config.validation,
+                patience=config.patience,
+                seed=config.seed,
+                folder=run.checkpoints,
+                resume=config.resume and run.checkpoints.exists(),
+                **resources,
+            )
+        processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
 
 

@@ -58,13 +58,15 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import data, runs, trained
+    from flaxae import data, processes, runs, trained
 
     dataset = data.load(config.data, label=config.label, seed=config.seed)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
-        evaluate(run, *_presets.train(config, run, dataset, model), dataset)
+        network, history = _presets.train(config, run, dataset, model)
+        processes.leave_to_first()
+        evaluate(run, network, history, dataset)
 
 
 def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:

@@ -33,7 +33,7 @@ def batch(
     batch_size: int,
     step: int | Int[Array, ""],
 ) -> Float[Array, " batch *shape"]:
-    """The batch of a step: of x [n, *shape] in that order, or without one of x [lanes, steps, batch / lanes, *shape]."""
+    """The batch of a step: of x [n, *shape] in an order, or without one of x [lanes, steps, batch / lanes, *shape]."""
     if order is None:
         examples = lax.dynamic_index_in_dim(x, step % x.shape[1], axis=1, keepdims=False)
         examples = examples.reshape(batch_size, *x.shape[3:])

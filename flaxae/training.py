@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from flaxae import checkpoints, distributed, errors, feed, progress
+from flaxae import checkpoints, distributed, errors, feed, processes, progress
 from flaxae.autoencoder import Autoencoder
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
@@ -314,8 +314,8 @@ def fit(
         folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
         resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
         show: a progress bar, or a line an epoch where there is no terminal.
-        on_epoch: called with each epoch's metrics: those of the history, `samples_per_s_per_device`, `waited` (seconds
-            for data, of this epoch), `devices` and `processes`.
+        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), `devices` and `processes`.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
@@ -383,7 +383,7 @@ def fit(
         distributed.on(mesh),
         contextlib.closing(source),
         _interrupt() as interrupted,
-        progress.bar(epochs, step / steps_per_epoch, show=show) as report,
+        progress.bar(epochs, step / steps_per_epoch, show=show and jax.process_index() == 0) as report,
     ):
         while step < optimizer.steps and not _stalled(history["val_loss"], patience):
             epoch = step // steps_per_epoch
@@ -396,7 +396,11 @@ def fit(
             if not state.ok:
                 nnx.update(model, *distributed.local(weights(state), mesh))
                 raise errors.DivergedError(_diverged(epoch, learning_rate))
-            seconds_per_step = (time.perf_counter() - block_began) / (stop - step)
+            seconds_per_step, stopping, save_now = processes.agree(
+                (time.perf_counter() - block_began) / (stop - step),
+                interrupted(),
+                time.perf_counter() - saved > SAVE_SECONDS,
+            )
             block = max(1, round(BLOCK_SECONDS / seconds_per_step))
             step, step_in_epoch = stop, stop - epoch * steps_per_epoch
             loss = float(state.loss_sum) / step_in_epoch
@@ -413,15 +417,15 @@ def fit(
                     if np.nanargmin(history["val_loss"]) == epoch:
                         best = weights(state)
                 history["seconds"][epoch] = trained_before + time.perf_counter() - began
-                if on_epoch is not None:
+                if on_epoch is not None and jax.process_index() == 0:
                     metrics = {name: float(values[epoch]) for name, values in history.items()}
                     on_epoch({"epoch": epoch + 1, **metrics, **speed()})
             report(step / steps_per_epoch, loss, batch_size / seconds_per_step)
-            if interrupted():
+            if stopping:
                 save()
                 nnx.update(model, *distributed.local(weights(state), mesh))
                 raise KeyboardInterrupt
-            if time.perf_counter() - saved > SAVE_SECONDS and step < optimizer.steps:
+            if save_now and step < optimizer.steps:
                 save()
                 saved = time.perf_counter()
     save()
