@@ -19,7 +19,8 @@ from importlib import metadata
 
 from flaxae.errors import ConfigError, FlaxaeError
 
-START_SECONDS = 20  # for all to have come; JAX takes some five more
+LOST = 75  # the exit status of one that lost another: EX_TEMPFAIL, start again
+START_SECONDS = 15  # for all to have come; JAX takes some five more
 HEARTBEAT_SECONDS = 10  # without a sign of life a process counts as lost
 GRACE_SECONDS = 2  # for the others to say the same error: they talk through the first
 FINISH_SECONDS = 24 * 3600  # for the first to evaluate while the others wait
@@ -34,7 +35,8 @@ _MISSING = (
     "the address is the first one's, and that no firewall is between them."
 )
 _shares = itertools.count()
-_keep: list[object] = []  # what C code refers to
+_kept: list[object] = []  # what C code refers to
+_ending = "", 1  # message and status, where C++ code aborts
 _unsaid = ["the last message"]  # popped by the thread that says it
 _index, _count = 0, 1
 
@@ -76,9 +78,9 @@ def agree(*numbers: float) -> list[float]:
 def together() -> Iterator[None]:
     """Be one of the processes that Slurm, Open MPI, a TPU pod or the environment tell of; mostly the only one.
 
-    By hand: each with JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0 on.
-    An error in one of several ends that process at once, with its message and status 2 (1 for a bug), and the others
-    when they notice. The first alone writes to stdout.
+    By hand: each with JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, and a JAX_PROCESS_ID from 0
+    on. An error in one of several ends that process at once with its message and status 2 (1 for a bug), and the
+    others, with theirs and status LOST, when they notice. The first alone writes to stdout.
 
     Raises:
         ConfigError: the processes have other versions, or other numbers of devices, than each other.
@@ -90,13 +92,12 @@ def together() -> Iterator[None]:
     try:
         _start(arguments)
         yield
-    except FlaxaeError as error:
-        if _index == 0:
-            time.sleep(GRACE_SECONDS)
-        _end(str(error), 2)
     except Exception as error:
         if "Gloo" in str(error) or type(error).__name__ == "JaxRuntimeError":
-            _end(_LOST, 2)
+            _end(_LOST, LOST)
+        if isinstance(error, FlaxaeError):
+            time.sleep(GRACE_SECONDS if _index == 0 else 0)
+            _end(str(error), 2)
         _end(f"{''.join(traceback.format_exception(error))}", 1)
 
 
@@ -117,64 +118,56 @@ def _of_environment() -> dict[str, object] | None:
 
 
 def _start(arguments: dict[str, object]) -> None:
-    global _index, _count
+    global _index, _count, _ending
     import jax
 
-    end_instead_of_abort = _on_abort(
-        _MISSING.format(
-            count=arguments.get("num_processes", "the"),
-            coordinator=arguments.get("coordinator_address", "the first one's address"),
-            seconds=START_SECONDS,
-        )
-    )
+    count, coordinator = arguments.get("num_processes", "the"), arguments.get("coordinator_address", "the first one's")
+    _ending = _MISSING.format(count=count, coordinator=coordinator, seconds=START_SECONDS), 2
+    _on_abort()
     jax.distributed.initialize(
         **arguments,
         initialization_timeout=START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=FINISH_SECONDS,
     )
-    end_instead_of_abort(_LOST)
+    _ending = _LOST, LOST
     from jax._src.distributed import global_state
 
     _index, _count = global_state.process_id, global_state.num_processes
     if _index > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    described = share(_description())
-    if len(set(described)) > 1:
-        each = "; ".join(f"process {i}: {text}" for i, text in enumerate(described))
-        raise ConfigError(f"The processes have to be alike in versions and number of devices, and are not: {each}.")
+    described = [set(text.split(", ")) for text in share(", ".join(_description()))]
+    alike = set.intersection(*described)
+    if described != [alike] * _count:
+        each = "; ".join(f"process {i} has {', '.join(sorted(has - alike))}" for i, has in enumerate(described))
+        raise ConfigError(f"The processes have to be alike in versions and number of devices, but {each}.")
 
 
-def _description() -> str:
+def _description() -> list[str]:
+    """What has to be alike."""
     import jax
 
     packages = ("flaxae", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = []
+    devices = jax.local_devices()
+    found = [f"{len(devices)} × {devices[0].device_kind}", f"Python {platform.python_version()}"]
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{name} {metadata.version(name)}")
-    devices = jax.local_devices()
-    return f"{len(devices)} × {devices[0].device_kind}, Python {platform.python_version()}, {', '.join(versions)}"
+            found.append(f"{name} {metadata.version(name)}")
+    return found
 
 
-def _on_abort(message: str):
-    """End with one message where JAX's C++ code logs and aborts. Returns a function that changes the message."""
+def _on_abort() -> None:
+    """End as `_ending` says where JAX's C++ code logs and aborts."""
     sys.stderr.flush()
-    stderr = os.dup(2)
-    sys.stderr = open(stderr, "w", buffering=1, closefd=False)  # noqa: SIM115 (until the process ends)
+    sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (until the process ends)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++'s
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(number: int) -> None:
-        _end(message, 2)
+        _end(*_ending)
 
-    def change(text: str) -> None:
-        nonlocal message
-        message = text
-
-    _keep.append(end)
+    _kept.append(end)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), end)  # Python's own handlers would come too late
-    return change
 
 
 def _end(message: str, status: int) -> None:
