@@ -92,7 +92,7 @@ def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[
         if config.logger == "tensorboard":
             writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
 
-        def on_epoch(metrics: dict[str, float]) -> None:
+        def on_epoch(metrics: dict[str, float | str]) -> None:
             for write in writers:
                 write(metrics)
 

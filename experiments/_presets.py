@@ -123,6 +123,7 @@ def finish(
         figures=[(caption, run.figure(name)) for caption, name in figures],
         config=run.config,
         usage=usage,
+        epochs=run.history(),
     )
     run.write_results(results)
     for table in tables:

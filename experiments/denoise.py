@@ -184,6 +184,7 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
         ],
         config=run.config,
         usage=usage,
+        epochs=run.history(),
     )
     run.write_results(results)
     experiments.print_table(table)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import socket
 from collections.abc import Iterator
 
 import jax
@@ -11,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from flaxae import errors
+from flaxae import errors, processes
 
 AXES = ("population", "data")
 
@@ -44,6 +45,16 @@ def default_mesh() -> Mesh | None:
 
 def _mesh(devices: list[jax.Device], shape: list[int]) -> Mesh:
     return Mesh(np.reshape(np.array(devices), shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def describe(mesh: Mesh | None) -> dict[str, int | str]:
+    """What computes on a mesh: `devices` (a number), `device` (which), `processes`, `hosts`. Called by all processes."""
+    return {
+        "devices": 1 if mesh is None else mesh.size,
+        "device": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "hosts": ", ".join(sorted(set(processes.share(socket.gethostname())))),
+    }
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from flaxae.errors import ConfigError
 
 
 @contextlib.contextmanager
-def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A function that writes an epoch's metrics for TensorBoard, until the `with` block ends.
+def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, float | str]], None]]:
+    """A function that writes the numbers of an epoch for TensorBoard, until the `with` block ends.
 
     Only the first of several processes writes.
 
@@ -28,9 +28,10 @@ def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, fl
         ) from error
     with SummaryWriter(os.fspath(folder)) as writer:
 
-        def write(metrics: Mapping[str, float]) -> None:
-            for name in metrics.keys() - {"epoch"}:
-                writer.add_scalar(name, metrics[name], metrics["epoch"])
+        def write(metrics: Mapping[str, float | str]) -> None:
+            for name, value in metrics.items():
+                if name != "epoch" and not isinstance(value, str):
+                    writer.add_scalar(name, value, metrics["epoch"])
             writer.flush()
 
         yield write

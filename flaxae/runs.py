@@ -71,12 +71,13 @@ class Run(SavedRun):
     """A run to write to, which no other process can while it is held. A full disk or the like is a RunError."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Add an epoch to the history: its number as `epoch`, and its metrics. Unfinishes a finished run.
+        """Add an epoch to the history: its number as `epoch`, and numbers or texts. Unfinishes a finished run.
 
         A resumed run goes through some epochs again: the first of them replaces itself and those after it.
         """
         numbers = {name: _number(value) for name, value in metrics.items()}
-        line = json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()})
+        infinite = {name for name, value in numbers.items() if not isinstance(value, str) and not math.isfinite(value)}
+        line = json.dumps({name: None if name in infinite else value for name, value in numbers.items()})
         path = self.folder / "metrics.jsonl"
         *lines, half_line = self._lines()
         if half_line or (lines and _parse(lines[-1], path)["epoch"] >= numbers["epoch"]):

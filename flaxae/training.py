@@ -296,7 +296,7 @@ def fit(
     folder: str | os.PathLike | None = None,
     resume: bool = False,
     show: bool = True,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[dict[str, float | str]], None] | None = None,
 ) -> History:
     """Train `model` in place on x, scaled as its likelihood expects.
 
@@ -315,7 +315,7 @@ def fit(
         resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
         show: a progress bar, or a line an epoch where there is no terminal.
         on_epoch: called, in the first process, with each epoch's metrics: those of the history,
-            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), `devices` and `processes`.
+            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
@@ -361,17 +361,16 @@ def fit(
     began = saved = time.perf_counter()
     window, examples, block = None, (), 1
     clock = (began, step, 0.0)
+    ran_on = distributed.describe(mesh)
 
-    def speed() -> dict[str, float]:
+    def speed() -> dict[str, float | str]:
         """Since it was last asked."""
         nonlocal clock
         (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
-        devices = 1 if mesh is None else mesh.size
         return {
-            "samples_per_s_per_device": (step - step_then) * batch_size / (clock[0] - then) / devices,
+            "samples_per_s_per_device": (step - step_then) * batch_size / (clock[0] - then) / ran_on["devices"],
             "waited": source.waited - waited_then,
-            "devices": devices,
-            "processes": jax.process_count(),
+            **ran_on,
         }
 
     def save() -> None:

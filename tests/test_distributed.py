@@ -127,7 +127,7 @@ def test_tensorboard_gets_every_number(tmp_path):
     from flaxae import loggers
 
     with loggers.tensorboard(tmp_path) as write:
-        write({"epoch": 1, "loss": 0.5, "val_loss": float("nan")})
+        write({"epoch": 1, "loss": 0.5, "val_loss": float("nan"), "hosts": "a"})
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
     assert b"loss" in content

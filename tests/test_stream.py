@@ -153,7 +153,8 @@ def test_a_large_file_is_a_stream_from_loading_to_the_experiments(tmp_path, rng,
     np.testing.assert_allclose(dataset.scaling.offset, dataset.train[:].mean(axis=0), rtol=1e-5)
     assert run.main(["--exp", "denoise", "--data", "big.npy", "--epochs", "1", "--batch-size", "32", "--no-cache"]) == 0
     line = json.loads((tmp_path / "runs/denoise/1/metrics.jsonl").read_text())
-    assert {"samples_per_s_per_device", "waited", "devices", "processes"} <= set(line)
+    assert {"samples_per_s_per_device", "waited", "devices", "device", "processes", "hosts"} <= set(line)
+    assert "waited for data" in (tmp_path / "runs/denoise/1/report.html").read_text()
     np.save("fortran.npy", np.asfortranarray(rng.normal(size=(200, 6))))
     with pytest.raises(errors.DataError, match="C order"):
         data.load("fortran.npy")

@@ -72,7 +72,7 @@ def load(
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     if isinstance(parts.train, Stream):
-        train, test = parts.train.split(0.2, seed)
+        train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
         parts = parts._replace(train=train, test=as_examples(test, given))
     elif parts.test is None:
         train = as_examples(parts.train, given, parts.columns)
