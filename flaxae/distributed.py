@@ -48,7 +48,7 @@ def _mesh(devices: list[jax.Device], shape: list[int]) -> Mesh:
 
 
 def describe(mesh: Mesh | None) -> dict[str, int | str]:
-    """What computes on a mesh: `devices` (a number), `device` (which), `processes`, `hosts`. Called by all processes."""
+    """What computes on a mesh: `devices` (how many), `device`, `processes`, `hosts`. Called by all processes."""
     return {
         "devices": 1 if mesh is None else mesh.size,
         "device": jax.devices()[0].device_kind,
