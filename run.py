@@ -5,6 +5,7 @@ import ast
 import importlib
 import pathlib
 import sys
+import warnings
 
 from flaxae.errors import ConfigError, FlaxaeError, unknown
 
@@ -63,4 +64,5 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.exit(main(sys.argv[1:]))

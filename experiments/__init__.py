@@ -17,6 +17,10 @@ import tyro
 from flaxae.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from flaxae.data import Dataset
     from flaxae.report import Table
     from flaxae.runs import Run
 
@@ -26,9 +30,13 @@ class Config:
     """The flags that every experiment shares."""
 
     data: str = "mnist"
-    """What to train on: `mnist` (embedded), `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, IDX files, images."""
+    """What to train on: `mnist`, `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, .wav, IDX files, images."""
     label: str | None = None
     """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
+    window: int | None = None
+    """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments."""
+    stride: int | None = None
+    """A window begins every so many moments; by default every half window."""
     model: str | None
     """The preset to train."""
     epochs: int | None = None
@@ -42,11 +50,12 @@ class Config:
     from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Use the trained model of this run folder, on --input, instead of training one."""
     input: pathlib.Path | None = None
-    """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv or .parquet."""
+    """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv, .parquet or .wav."""
     output: pathlib.Path | None = None
     """Where to write what the model makes of --input, in the same format."""
     mesh: str | None = None
-    """Devices to share each batch, such as `data=4`; by default one, or all of several processes (Slurm, mpirun)."""
+    """Devices to share each batch, such as `data=4`; by default one, or all of several processes (Slurm, mpirun).
+    With --sweep, `population=2,data=4` trains models side by side as well."""
     logger: str | None = None
     """Where metrics go besides metrics.jsonl: `tensorboard`, into the run's folder (needs the extra of that name)."""
     cache: bool = True
@@ -62,6 +71,27 @@ class Config:
             raise ConfigError(
                 f"{' and '.join(given)} can't be used alone: --from RUN --input NEW --output RESULT go together."
             )
+
+
+def load(config: Config) -> "Dataset":
+    """The data that the flags ask for."""
+    from flaxae import data
+
+    return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+
+
+def new_file(dataset: "Dataset", name: str = "new") -> str:
+    """A name for new data of that kind."""
+    if dataset.kind == "tabular" or dataset.columns:
+        return f"{name}.csv"
+    return f"{name}.wav" if dataset.framing and dataset.framing.rate else f"{name}.npy"
+
+
+def lines(x: "np.ndarray") -> "np.ndarray":
+    """Rows of a table, [n, columns], or signals, [n, time, channels], one channel after the other, as [n, features]."""
+    import numpy as np
+
+    return np.moveaxis(x, 1, -1).reshape(len(x), -1)
 
 
 def check_name(flag: str, given: str, known: tuple[str, ...]) -> None:
@@ -81,12 +111,18 @@ def settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 
+def mesh(config: Config) -> "Mesh | None":
+    """The devices that the flags ask for."""
+    from flaxae import distributed
+
+    return None if config.mesh is None else distributed.mesh(config.mesh)
+
+
 @contextlib.contextmanager
 def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[str, Any]]:
     """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
-    from flaxae import distributed, loggers
+    from flaxae import loggers
 
-    mesh = None if config.mesh is None else distributed.mesh(config.mesh)
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []
         if config.logger == "tensorboard":
@@ -96,7 +132,7 @@ def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[
             for write in writers:
                 write(metrics)
 
-        yield {"mesh": mesh, "on_epoch": on_epoch}
+        yield {"mesh": mesh(config), "on_epoch": on_epoch}
 
 
 def command() -> str:

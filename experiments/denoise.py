@@ -77,23 +77,18 @@ def run(config: Config) -> None:
 
 def apply(config: Config) -> None:
     """Denoise --input with the model of --from, into --output."""
-    from flaxae import data, denoising, trained
+    from flaxae import denoising, trained
 
     model = trained.load(config.from_)
-    noisy = data.read(config.input, columns=model.columns)
-    if isinstance(noisy, dict):
-        clean = {name: denoising.denoise(model, image) for name, image in noisy.items()}
-    else:
-        clean = denoising.denoise(model, noisy)
-    data.write(config.output, clean, columns=model.columns)
+    model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
     print(f"Denoised {config.input} into {config.output}.")
 
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, data, processes, runs, trained, training
+    from flaxae import autoencoder, processes, runs, trained, training
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     preset = network(config, dataset.kind)
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
@@ -162,6 +157,8 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     chosen = examples(dataset)
     shown = {"Clean": clean[chosen], "Noisy": noisy[chosen], "Denoised": denoised["flaxae"][chosen]}
     grid = report.image_grid if dataset.kind == "image" else report.line_grid
+    if dataset.kind == "signal":
+        shown = {name: experiments.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("denoised"))
     report.curves(history, run.figure("curves"))
     usage = use(run, dataset, noisy[chosen])
@@ -243,5 +240,5 @@ def use(run: "Run", dataset: "Dataset", noisy: "np.ndarray") -> str:
         given, made = run.folder / "noisy.png", "clean.png"
         data.write(given, dataset.scaling.undo(np.concatenate(list(noisy), axis=1)))
     else:
-        given, made = ("new.csv", "clean.csv") if dataset.kind == "tabular" else ("noisy.npy", "clean.npy")
+        given, made = experiments.new_file(dataset, "noisy"), experiments.new_file(dataset, "clean")
     return f"python run.py --exp denoise --from {run.folder} --input {given} --output {made}"

@@ -55,9 +55,9 @@ class Config(_presets.Config):
 
 def run(config: Config) -> None:
     """Train, evaluate and report in a run's folder."""
-    from flaxae import data, processes, runs, trained
+    from flaxae import processes, runs, trained
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     binarise = config.binarise and dataset.kind == "image" and model.head == "gaussian"
     model = dataclasses.replace(model, binarise=binarise)
@@ -87,6 +87,7 @@ def evaluate(
         run.folder / ("samples.csv" if dataset.kind == "tabular" else "samples.npy"),
         dataset.scaling.undo(samples),
         columns=dataset.columns,
+        encoding=dataset.encoding,
     )
     draw({str(row + 1): samples[row * COLUMNS : (row + 1) * COLUMNS] for row in range(ROWS)}, run, "samples")
     draw(interpolations(model, dataset, decode), run, "interpolations")
@@ -196,4 +197,4 @@ def curves(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
     """Rows of signals or table rows as the run's figure of that name."""
     from flaxae import report
 
-    report.line_grid({row: values.reshape(len(values), -1) for row, values in rows.items()}, run.figure(name))
+    report.line_grid({row: experiments.lines(values) for row, values in rows.items()}, run.figure(name))

@@ -7,7 +7,8 @@ code is in use, and whether the model memorises. The size of the code is the har
 
     python run.py --exp reconstruct --sweep latent=2,8,32,128
 
-answers it. A trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
+answers it, and --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, all models trained as one program. A
+trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import math
 from typing import TYPE_CHECKING
 
 import experiments
-from experiments import _presets
+from experiments import _presets, _sweep
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,21 +36,18 @@ class Config(_presets.Config):
     """Flags of the reconstruction experiment."""
 
     sweep: str | None = None
-    """Sizes of the code to train and compare, such as latent=2,8,32,128."""
+    """A setting to vary: sizes of the code, latent=2,8,32,128, or lr, noise, beta, …: lr=1e-4,1e-3,1e-2."""
+    seeds: int = 1
+    """How many models are trained for each value of a sweep other than of the latent, from different weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
+        if self.seeds > 1 and (self.sweep is None or self.sweep.startswith("latent")):
+            raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
         if self.sweep is not None:
-            sizes(self.sweep)
-
-
-def sizes(sweep: str) -> list[int]:
-    """The numbers of "latent=2,8,32"."""
-    name, _, values = sweep.partition("=")
-    numbers = values.split(",")
-    if name != "latent" or not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        raise ConfigError(f"--sweep is {sweep!r}; expected sizes of the code, such as latent=2,8,32,128.")
-    return sorted({int(number) for number in numbers})
+            _sweep.axis(self.sweep)
 
 
 def run(config: Config) -> None:
@@ -62,18 +60,18 @@ def run(config: Config) -> None:
 
 def apply(config: Config) -> None:
     """Reconstruct --input with the model of --from, into --output."""
-    from flaxae import data, trained
+    from flaxae import trained
 
     model = trained.load(config.from_)
-    data.write(config.output, model.reconstruct(data.read(config.input, columns=model.columns)), columns=model.columns)
+    model.convert(config.input, config.output, model.reconstruct)
     print(f"Reconstructed {config.input} into {config.output}.")
 
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder: one model, or one a size."""
-    from flaxae import data, processes, runs, trained
+    from flaxae import processes, runs, trained
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
@@ -81,16 +79,18 @@ def train(config: Config) -> None:
             network, history = _presets.train(config, run, dataset, model)
             processes.leave_to_first()
             evaluate(run, network, history, dataset)
+        elif config.sweep.startswith("latent="):
+            compare_sizes(config, run, dataset)
         else:
-            compare(config, run, dataset)
+            _sweep.compare(config, run, dataset, model)
 
 
-def compare(config: Config, run: "Run", dataset: "Dataset") -> None:
+def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     """Train a model of each size and draw the elbow."""
     from flaxae import plots, processes, report
 
     errors, pca = {}, {}
-    for latent in sizes(config.sweep):
+    for latent in _sweep.axis(config.sweep)[1]:
         print(f"latent {latent}")
         preset = _presets.preset(config, dataset, latent=latent)
         model, _ = _presets.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
@@ -152,7 +152,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     grid = report.image_grid if dataset.kind == "image" else report.line_grid
     shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
     if dataset.kind == "signal":
-        shown = {name: values.reshape(len(values), -1) for name, values in shown.items()}
+        shown = {name: experiments.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("reconstructions"))
     plots.bars(spread, run.figure("activity"), x_label="unit of the code", y_label="standard deviation")
     report.curves(history, run.figure("curves"))

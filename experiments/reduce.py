@@ -49,18 +49,20 @@ def apply(config: Config) -> None:
     from flaxae import data, trained
 
     model = trained.load(config.from_)
-    given = data.read(config.input, columns=model.columns)
+    given = model.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes .npy, .npz, .csv or .parquet.")
+        raise ConfigError(
+            f"{config.input} is a folder of images; --exp reduce takes .npy, .npz, .csv, .parquet or .wav."
+        )
     data.write(config.output, model.encode(given))
     print(f"Wrote the codes of {config.input} into {config.output}.")
 
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import data, processes, runs, trained
+    from flaxae import processes, runs, trained
 
-    dataset = data.load(config.data, label=config.label, seed=config.seed)
+    dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
@@ -105,8 +107,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     summary = (
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
-    new = "new.csv" if dataset.kind == "tabular" else "new.npy"
-    usage = f"python run.py --exp reduce --from {run.folder} --input {new} --output codes.csv"
+    usage = f"python run.py --exp reduce --from {run.folder} --input {experiments.new_file(dataset)} --output codes.csv"
     _presets.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from flaxae import corruptions, errors, objectives
 from flaxae.corruptions import Corruption
-from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
+from flaxae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from flaxae.nn import heads
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Latent
@@ -124,7 +124,7 @@ class Autoencoder(nnx.Module):
 
 
 BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer}
-LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian}
+LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian, "DiscretizedLogistic": DiscretizedLogistic}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
     "deterministic": lambda config, features, rngs: heads.Deterministic(features, config.latent, rngs=rngs),
     "relu": lambda config, features, rngs: heads.Sparse(features, config.latent, "relu", rngs=rngs),

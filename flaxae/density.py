@@ -43,12 +43,12 @@ def negative_log_likelihood(
     parts = []
     for start, key in zip(starts, keys, strict=True):
         index = np.minimum(np.arange(start, start + examples_at_once), len(x) - 1)
-        parts.append(_log_mean_weight(graphdef, samples, chunk, state, x[index], key))
+        parts.append(log_mean_weight(graphdef, samples, chunk, state, x[index], key))
     return -np.concatenate(parts)[: len(x)]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "samples", "chunk"))
-def _log_mean_weight(
+def log_mean_weight(
     graphdef: nnx.GraphDef,
     samples: int,
     chunk: int,

@@ -32,6 +32,13 @@ def negative_log_likelihood(
     return -model.likelihood.log_prob(model(x, key).params, x)
 
 
+def squared_error(
+    model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+) -> Float[Array, " batch"]:
+    """Mean squared error of the reconstruction of x, uncorrupted: what models under any objective compare by."""
+    return jnp.square(model.reconstruct(x) - x).reshape(len(x), -1).mean(axis=-1)
+
+
 def profile_likelihood(
     model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
 ) -> Float[Array, " batch"]:
@@ -181,3 +188,22 @@ class Binarised:
         binary_key, key = jax.random.split(key)
         x = jax.random.bernoulli(binary_key, x).astype(jnp.float32)
         return self.objective(model, x, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trimmed:
+    """`objective` of the examples of each batch but the worst-fitting `fraction`, which count as 0.
+
+    For data with some anomalies among them, which would else be learned too (trimmed least squares, Rousseeuw 1984).
+    The others are weighed up, so that the mean over the batch is theirs.
+    """
+
+    objective: Objective
+    fraction: float
+
+    def __call__(
+        self, model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+    ) -> Float[Array, " batch"]:
+        loss = self.objective(model, x, key)
+        kept = loss <= jnp.quantile(lax.stop_gradient(loss), 1 - self.fraction)
+        return jnp.where(kept, loss, 0.0) / kept.mean()

@@ -16,14 +16,16 @@ def lines(
     *,
     x_label: str,
     y_label: str,
+    deviations: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draws values from 0 on over sizes, a line each, the sizes on a logarithmic axis, as a PNG."""
+    """Draws values from 0 on over sizes, a line each, the sizes on a logarithmic axis if they are above 0, as a PNG."""
     with report.figure_style():
         figure = report.new_figure(8.0, 5.0)
         axes = figure.add_subplot()
         for colour, (name, values) in zip(report.COLOURS, series.items(), strict=False):
-            axes.plot(x, values, "o-", color=colour, label=name)
-        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+            spread = None if deviations is None else deviations[name]
+            axes.errorbar(x, values, spread, fmt="o-", color=colour, label=name, capsize=3)
+        axes.set(xscale="log" if min(x) > 0 else "linear", xlabel=x_label, ylabel=y_label)
         axes.set_ylim(bottom=0)
         axes.set_xticks(list(x), [f"{value:g}" for value in x])
         axes.minorticks_off()

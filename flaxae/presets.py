@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from flaxae.autoencoder import Config
-from flaxae.likelihoods import Bernoulli, Likelihood
+from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
@@ -39,7 +39,7 @@ def denoising(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: floa
         likelihood=likelihood,
         corruption="gaussian",
         noise=noise,
-        clip=likelihood.support if isinstance(likelihood, Bernoulli) else None,
+        clip=None if isinstance(likelihood, Gaussian) else likelihood.support,
     )
 
 

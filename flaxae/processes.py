@@ -63,7 +63,7 @@ def share(text: str) -> list[str]:
     return [global_state.client.blocking_key_value_get(f"flaxae/{number}/{i}", PATIENCE_MS) for i in range(_count)]
 
 
-def agree(*numbers: float) -> list[float]:
+def agree(*numbers: float | bool) -> list[float | bool]:
     """The greatest of each number over the processes. All of them call this."""
     import jax
     import numpy as np

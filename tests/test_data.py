@@ -179,8 +179,8 @@ def test_table_with_label_column(tmp_path, rng, suffix):
         np.testing.assert_array_equal(np.sort(examples[codes == code], axis=0), np.sort(expected, axis=0))
     swapped = data.read(path, columns=["weight", "height"])
     np.testing.assert_array_equal(swapped, frame[["weight", "height"]].to_numpy(np.float32))
-    with pytest.raises(DataError, match=r"'species' \(such as 'cat'\).*label='species'"):
-        data.load(path)
+    with pytest.raises(DataError, match=r"'species' is not numeric \(such as 'cat', in row 0"):
+        data.read(path)
     with pytest.raises(DataError, match=r"Unknown column 'weigth'\. Did you mean 'weight'"):
         data.read(path, columns=["weigth"])
 
@@ -399,14 +399,13 @@ def test_what_cannot_be_written(tmp_path, name, array, message):
         ("a,b\n1,2\n3,4,5\n6,7\n", "line 3: 3 fields; the first line has 2"),
         ("a,b\n1,2,3\n4,5,6\n", "line 2: 3 fields; the first line has 2"),
         ("a,b\n1,2\n3\n", "line 3: 1 fields; the first line has 2"),
-        ("a,b\n1,2\n3,\n", r"column 'b' \(counted from 0\)"),
         ("a,b\n1,2\n3,inf\n", "not finite"),
         ("a,b\n1,2\n3,1e300\n", "not finite in float32"),
         ("a,b\n1,2\n", "has 1 example; expected 2"),
         ("a,b\n", "is empty"),
         ("", "can't be read"),
-        ("a,b,when\n1,2,2020-01-31\n3,4,2020-02-01\n", "not numeric: 'when' \\(such as '2020-01-31'\\)"),
-        ("a;b\n1;2\n3;4\n", "not numeric: 'a;b'"),
+        ("a,b,when\n1,2,2020-01-31\n3,4,2020-02-01\n", "'when' holds dates or times .* leave it out"),
+        ("a;b\n1;2\n3;4\n", "separated by ';'; expected commas"),
     ],
 )
 def test_bad_csv(tmp_path, text, message):
@@ -498,9 +497,9 @@ def test_missing_path(tmp_path, use):
         use(tmp_path / "trian.csv")
     with pytest.raises(DataError, match="no images"):
         use(tmp_path)
-    (tmp_path / "x.wav").touch()
+    (tmp_path / "x.mp3").touch()
     with pytest.raises(DataError, match="the known formats are"):
-        use(tmp_path / "x.wav")
+        use(tmp_path / "x.mp3")
     with pytest.raises(DataError, match="nul"):
         use("nul\0byte")
 

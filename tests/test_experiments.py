@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
@@ -50,7 +51,17 @@ def test_a_sweep_trains_every_size_and_resumes(images, capsys):
     assert (folder / "results.json").read_text() == measured
     with pytest.raises(SystemExit, match="2"):
         command_line("reconstruct --sweep latent=2,x")
-    assert "expected sizes of the code" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "sizes of the code, latent=2,8" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_sweep_of_a_setting_trains_all_its_seeds(images):
+    command = "reconstruct --data digits.npz --model denoising --sweep noise=0.1,0.5 --seeds 2 --epochs 1"
+    assert command_line(f"{command} --batch-size 24") == 0
+    measured = results(images, "reconstruct")
+    assert set(measured) == {f"test/mse/noise_{n}/seed_{k}" for n in (0.1, 0.5) for k in (0, 1)}
+    assert len(set(measured.values())) == 4
+    assert (images / "runs/reconstruct/1/figures/sweep.png").exists()
+    assert command_line("reconstruct --data digits.npz --sweep warmth=1,2 --epochs 1") == 2
 
 
 def test_reduce_writes_and_scores_the_codes(images):
@@ -79,10 +90,13 @@ def test_generate_samples_and_scores_a_variational_model(images):
 
 def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
-    data.write("t.csv", rng.standard_normal((60, 4)).astype(np.float32), columns=["a", "b", "c", "d"])
+    table = pd.DataFrame(rng.standard_normal((60, 3)), columns=["a", "b", "c"]).assign(d=["red", "green"] * 30)
+    table.to_csv("t.csv", index=False)
     command = "generate --data t.csv --model vanilla --epochs 1 --latent 2 --components 2 --batch-size 12"
     assert command_line(command) == 0
-    assert (tmp_path / "runs/generate/1/samples.csv").read_text().startswith("a,b,c,d\n")
+    samples = pd.read_csv("runs/generate/1/samples.csv")
+    assert list(samples.columns) == ["a", "b", "c", "d"]
+    assert set(samples.d) <= {"red", "green", "other"}
 
 
 def test_an_unknown_preset_is_answered_with_those_known(images, capsys):

@@ -3,16 +3,22 @@
 import dataclasses
 import os
 import pathlib
-from typing import Literal
+import sys
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from flaxae.data import arrays, files, images, mnist, tables, tfds
+from flaxae.data import arrays, files, images, mnist, signals, tables, tfds
+from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.scaling import Scaling
+from flaxae.data.signals import Framing
 from flaxae.data.stream import Stream
-from flaxae.errors import DataError
+from flaxae.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
 
@@ -21,9 +27,10 @@ SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
 class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
-    Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32;
-    signals [n, time, channels] of float32. `scaling` was fitted on `train` alone. What is too large for memory has a
-    `Stream` for `train`, which `scaling(train)` is too, and as much for `test` as fits.
+    Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32, categories
+    being columns of 0 and 1; signals [n, window, channels] of float32, in the order of time. `scaling` and `encoding`
+    were fitted on `train` alone. What is too large for memory has a `Stream` for `train`, which
+    `scaling(train)` is too, and as much for `test` as fits.
     """
 
     name: str
@@ -33,8 +40,10 @@ class Dataset:
     train_labels: Int[np.ndarray, " train"] | None
     test_labels: Int[np.ndarray, " test"] | None
     classes: tuple[str, ...] | None  # what the labels' codes mean
-    columns: tuple[str, ...] | None
+    columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     scaling: Scaling
+    encoding: Encoding | None = None  # of a table that holds more than numbers, or not all of them
+    framing: Framing | None = None  # of a signal
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
@@ -48,9 +57,16 @@ class Dataset:
 
 
 def load(
-    source: str | os.PathLike | np.ndarray | tuple | Stream, *, label: str | None = None, seed: int = 0
+    source: "str | os.PathLike | np.ndarray | pd.DataFrame | tuple | Stream",
+    *,
+    label: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """A data set from the package, TFDS, files or memory.
+
+    Of a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
 
     Args:
         source: one of
@@ -58,50 +74,73 @@ def load(
             - "tfds:NAME" or "tfds:NAME/CONFIG", a TensorFlow Datasets set of images or of numeric features;
             - a `.npy` file, which is streamed, never read whole, if it is large;
             - a stream, see `Stream`;
-            - a `.npz` file (see `arrays.load_npz` for its keys), or a `.csv` or `.parquet` table;
+            - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
             - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
               class, with or without `train` and `test` folders around them;
             - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
-              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives.
+              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
+            - a pandas DataFrame.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
-        seed: of the random fifth that becomes the test part where the source has none.
+        window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
+            cut into windows of so many moments. Labels are then numbers, the largest of a window's moments being its.
+        stride: a window begins every so many moments; by default every half window.
+        seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
 
     Raises:
         DataError: the source doesn't exist or can't be used; the message says what to do.
+        ConfigError: a window or stride that can't be.
     """
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
+    encoding = framing = indicators = None
     if isinstance(parts.train, Stream):
+        if window is not None:
+            raise DataError(f"{given} is too large to be cut into windows: cut it first, and save the windows as .npy.")
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
         parts = parts._replace(train=train, test=as_examples(test, given))
-    elif parts.test is None:
-        train = as_examples(parts.train, given, parts.columns)
-        parts = _hold_out(parts._replace(train=train), given, seed)
+    elif window is not None:
+        framing = Framing(window, max(1, window // 2) if stride is None else stride, parts.rate)
+        parts = signals.cut(parts, framing, given)
+    elif stride is not None:
+        raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
+    elif parts.rate is not None:
+        raise DataError(f"{given} is a signal; say how many moments make an example: window=256, or --window 256.")
+    elif not isinstance(parts.train, np.ndarray):
+        parts, encoding = _encoded(parts, given, seed)
+        indicators, encoding = encoding.indicators, None if encoding.is_plain else encoding
     else:
-        train, test = as_examples(parts.train, given, parts.columns), as_examples(parts.test, given, parts.columns)
-        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-            raise DataError(
-                f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
-                f"{test.shape[1:]}; they have to be the same."
-            )
-        parts = parts._replace(train=train, test=test)
+        parts = _checked(parts, given, seed)
+    if parts.train.shape[1:] != parts.test.shape[1:] or parts.train.dtype != parts.test.dtype:
+        raise DataError(
+            f"{given}: training examples are {parts.train.dtype} {parts.train.shape[1:]}, test examples "
+            f"{parts.test.dtype} {parts.test.shape[1:]}; they have to be the same."
+        )
+    fields = _coded(parts, given)._asdict()
+    fields.pop("rate")  # the framing has it
     return Dataset(
         name=name,
-        kind="tabular" if parts.train.ndim == 2 else "image",
-        **_coded(parts, given)._asdict(),
-        scaling=Scaling.fit(parts.train),
+        kind="signal" if framing else "tabular" if parts.train.ndim == 2 else "image",
+        **fields,
+        scaling=Scaling.fit(parts.train, indicators),
+        encoding=encoding,
+        framing=framing,
     )
 
 
-def _parts(source: str | os.PathLike | np.ndarray | tuple, label: str | None) -> tuple[Parts, str]:
+def _parts(source: object, label: str | None) -> tuple[Parts, str]:
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
         return _from_memory(source), "array"
     if isinstance(source, Stream):
         _refuse_label(label, "a stream")
         return Parts(train=source), "stream"
+    if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
+        frame, labels = tables.checked(source, "The table", label=label)
+        return Parts(train=frame, train_labels=labels), "table"
     if not isinstance(source, str | os.PathLike):
-        raise DataError(f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array or a tuple.")
+        raise DataError(
+            f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array, a DataFrame or a tuple."
+        )
     if source == "mnist":
         _refuse_label(label, "mnist")
         return mnist.load(), "mnist"
@@ -115,8 +154,8 @@ def _parts(source: str | os.PathLike | np.ndarray | tuple, label: str | None) ->
 def _from_path(path: pathlib.Path, label: str | None) -> Parts:
     suffix = path.suffix.lower()
     if suffix in files.TABLES:
-        table = tables.read_table(path, label=label)
-        return Parts(train=table.values, train_labels=table.labels, columns=table.columns)
+        frame, labels = tables.read_table(path, label=label)
+        return Parts(train=frame, train_labels=labels)
     _refuse_label(label, path)
     if path.is_dir():
         return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
@@ -128,6 +167,9 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
         return Parts(train=arrays.read_npy(path))
     if suffix == ".npz":
         return arrays.load_npz(path)
+    if suffix == ".wav":
+        signal = signals.read_wav(path)
+        return Parts(train=signal.values, rate=signal.rate)
     if suffix in images.SUFFIXES:
         raise DataError(f"{path} is one image; expected a folder of them to train on.")
     raise files.unknown_format(path)
@@ -154,16 +196,32 @@ def _refuse_label(label: str | None, source: str | os.PathLike) -> None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
 
 
-def _hold_out(parts: Parts, given: str, seed: int) -> Parts:
-    examples = len(parts.train)
+def _checked(parts: Parts, given: str, seed: int) -> Parts:
+    train = as_examples(parts.train, given, parts.columns)
+    if parts.test is None:
+        return _divided(parts._replace(train=train), *_held_out(len(train), given, seed), given)
+    return parts._replace(train=train, test=as_examples(parts.test, given, parts.columns))
+
+
+def _encoded(parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
+    train, test = _held_out(len(parts.train), given, seed)
+    encoding = Encoding.fit(parts.train, train, given)
+    parts = parts._replace(train=encoding(parts.train, given), columns=encoding.features)
+    return _divided(parts, train, test, given), encoding
+
+
+def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the test part."""
     if examples < 2:
         raise DataError(f"{given} has {examples} example; expected 2 at least, for one is held out as the test part.")
     order = np.random.default_rng(seed).permutation(examples)
     held = max(1, examples // 5)
-    test, train = np.sort(order[:held]), np.sort(order[held:])
-    labels = parts.train_labels
-    if labels is not None:
-        _check_labels(labels, examples, given)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _divided(parts: Parts, train: np.ndarray, test: np.ndarray, given: str) -> Parts:
+    if (labels := parts.train_labels) is not None:
+        _check_labels(labels, len(parts.train), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
     return parts._replace(train=parts.train[train], test=parts.train[test])
 

@@ -5,20 +5,26 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
-from flaxae.data import arrays, images, tables
+from flaxae.data import arrays, images, signals, tables
+from flaxae.data.encoding import Encoding
 from flaxae.data.parts import as_examples
+from flaxae.data.signals import Signal
 from flaxae.errors import DataError
 
-_ARRAYS = (".npy", ".npz")
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ARRAYS = (".npy", ".npz", ".wav")
 TABLES = (".csv", ".parquet")
 
 
 def read(
-    path: str | os.PathLike, *, columns: Sequence[str] | None = None
+    path: str | os.PathLike, *, columns: Sequence[str] | None = None, encoding: Encoding | None = None
 ) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
     """New data, in stored units.
 
@@ -28,6 +34,7 @@ def read(
             `.parquet` give examples as `load` has them, [n, columns] or [n, height, width, channels].
         columns: the columns of a table to take, in this order, such as those that a model was trained on;
             None is all of them.
+        encoding: of a table that a model was trained on, instead of `columns`, where it is not all numbers.
 
     Raises:
         DataError: there is no such file, or it can't be used: see the message.
@@ -39,40 +46,68 @@ def read(
     if suffix in images.SUFFIXES:
         return images.read_image(path)
     if suffix in TABLES:
-        return tables.read_table(path, columns=columns).values
+        frame, _ = tables.read_table(path)
+        return (encoding or Encoding.of_numbers(tuple(columns or frame.columns)))(frame, path)
     if suffix == ".npy":
         return as_examples(arrays.read_npy(path), path)
     if suffix == ".npz":
         return as_examples(arrays.load_npz(path).train, path)
+    if suffix == ".wav":
+        raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")
     raise unknown_format(path)
+
+
+def read_signal(path: str | os.PathLike, *, columns: Sequence[str] | None = None) -> Signal:
+    """A recording: `.wav`, `.npy` or `.npz` of [time] or [time, channels], or a `.csv` or `.parquet` of the moments.
+
+    Args:
+        path: of the file.
+        columns: the channels to take from a table, in this order; None is all of its columns.
+
+    Raises:
+        DataError: there is no such file, or it can't be used: see the message.
+    """
+    path = existing(path)
+    suffix = path.suffix.lower()
+    if suffix == ".wav":
+        return signals.read_wav(path)
+    if suffix in TABLES:
+        return Signal(signals.as_signal(tables.read_table(path)[0], path, columns))
+    if suffix in _ARRAYS:
+        return Signal(
+            signals.as_signal(arrays.read_npy(path) if suffix == ".npy" else arrays.load_npz(path).train, path)
+        )
+    raise DataError(f"{path} is no signal; expected {', '.join((*_ARRAYS, *TABLES))}.")
 
 
 def write(
     path: str | os.PathLike,
-    data: Shaped[np.ndarray, " *shape"] | Mapping[str, np.ndarray],
+    data: Shaped[np.ndarray, " *shape"] | Mapping[str, np.ndarray] | Signal,
     *,
     columns: Sequence[str] | None = None,
+    encoding: Encoding | None = None,
 ) -> None:
-    """Write what `read` reads, in the format of the path's ending; the folders on the way are made.
+    """Write what `read` and `read_signal` read, in the format of the path's ending; the folders on the way are made.
 
     Each file appears whole or not at all: it is written under another name beside it, then renamed.
 
     Args:
-        path: an image file, `.npy`, `.npz` (key x), `.csv` or `.parquet`; a folder if `data` is a dict.
-        data: an array, or a dict from file names relative to the folder to images.
+        path: an image file, `.npy`, `.npz` (key x), `.csv`, `.parquet` or `.wav`; a folder if `data` is a dict.
+        data: an array, a dict from file names relative to the folder to images, or a signal.
         columns: names of a table's columns; None is x0, x1, …
+        encoding: undone in a table, instead of `columns`, so that it has the columns that the model was trained on.
 
     Raises:
         DataError: an unknown format, one that can't hold such an array, or a place that can't be written.
     """
     path = pathlib.Path(path)
     if not isinstance(data, Mapping):
-        _write_file(path, data, columns)
+        _write_file(path, data, columns, encoding)
         return
     for name, image in data.items():
         if pathlib.PurePosixPath(name).is_absolute() or ".." in pathlib.PurePosixPath(name).parts:
             raise DataError(f"{name!r} leaves the folder {path}; expected names relative to it.")
-        _write_file(path / name, image, None)
+        _write_file(path / name, image, None, None)
 
 
 def existing(path: str | os.PathLike, *, also: tuple[str, ...] = ()) -> pathlib.Path:
@@ -122,18 +157,35 @@ def replacing(path: pathlib.Path, fill: Callable[[io.BufferedIOBase], None]) -> 
             part.unlink()
 
 
-def _write_file(path: pathlib.Path, array: np.ndarray, columns: Sequence[str] | None) -> None:
+def _write_file(
+    path: pathlib.Path,
+    data: np.ndarray | Signal,
+    columns: Sequence[str] | None,
+    encoding: Encoding | None,
+) -> None:
     suffix = path.suffix.lower()
-    if suffix in TABLES and (array.ndim != 2 or (columns is not None and len(columns) != array.shape[1])):
-        named = "" if columns is None else f" with {len(columns)} named columns"
-        raise DataError(f"{path}: a table is [rows, columns]; given was shape {array.shape}{named}.")
+    array = data.values if isinstance(data, Signal) else data
     if suffix in images.SUFFIXES:
         replacing(path, lambda file: images.write_image(file, path, array))
     elif suffix in TABLES:
-        replacing(path, lambda file: tables.write_table(file, path, array, columns))
+        frame = encoding.undo(array) if encoding else _frame(path, array, columns)
+        replacing(path, lambda file: tables.write_table(file, path, frame))
     elif suffix == ".npy":
         replacing(path, lambda file: np.save(file, array, allow_pickle=False))
     elif suffix == ".npz":
         replacing(path, lambda file: np.savez(file, allow_pickle=False, x=array))
+    elif suffix == ".wav" and isinstance(data, Signal):
+        replacing(path, lambda file: signals.write_wav(file, path, data))
+    elif suffix == ".wav":
+        raise DataError(f"{path}: given was an array of shape {array.shape}; a .wav holds a signal and its rate.")
     else:
         raise unknown_format(path)
+
+
+def _frame(path: pathlib.Path, array: np.ndarray, columns: Sequence[str] | None) -> "pd.DataFrame":
+    import pandas as pd
+
+    if array.ndim != 2 or (columns is not None and len(columns) != array.shape[1]):
+        named = "" if columns is None else f" with {len(columns)} named columns"
+        raise DataError(f"{path}: a table is [rows, columns]; given was shape {array.shape}{named}.")
+    return pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])] if columns is None else list(columns))

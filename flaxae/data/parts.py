@@ -1,7 +1,7 @@
 """What every source gives, and the one gate that its arrays pass."""
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -9,16 +9,20 @@ from jaxtyping import Shaped
 from flaxae.data.stream import Stream
 from flaxae.errors import DataError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: np.ndarray | Stream
+    train: "np.ndarray | pd.DataFrame | Stream"
     test: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
     columns: tuple[str, ...] | None = None
+    rate: int | None = None  # of a recording, in Hz
 
 
 def as_examples(
@@ -42,7 +46,7 @@ def as_examples(
         raise DataError(f"{source} is empty: its shape is {x.shape}.")
     if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
         with np.errstate(over="ignore"):  # what overflows is found below
-            x = x.astype(np.float32)
+            x = x.astype(np.float32, copy=False)
         finite = np.isfinite(x)
         if not finite.all():
             first = tuple(int(i) for i in np.unravel_index(np.argmin(finite), x.shape))

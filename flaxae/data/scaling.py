@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
@@ -23,14 +23,23 @@ class Scaling:
     dtype: str
 
     @classmethod
-    def fit(cls, train: Shaped[np.ndarray, " examples *shape"] | Stream) -> "Scaling":
+    def fit(
+        cls,
+        train: Shaped[np.ndarray, " examples *shape"] | Stream,
+        indicators: Bool[np.ndarray, " columns"] | None = None,
+    ) -> "Scaling":
         """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
 
-        Tables, [n, columns], are standardised by column (a constant column is only centred). Images are brought
-        to [0, 1]: 8-bit by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
+        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
+        is only centred. So are `indicators`, the columns of 0 and 1 that tell categories: divided by its deviation, a
+        rare one would outweigh all else, while as it is, rows of two categories are apart (squared) by 2, as two rows
+        are on average in a standardised number. Images, [n, height, width, channels], are brought to [0, 1]: 8-bit
+        by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
         """
-        if train.ndim == 2:
+        if train.ndim < 4:
             offset, scale = _moments(train)
+            if indicators is not None:
+                scale = np.where(indicators, 1.0, scale)
         elif train.dtype in (np.uint8, np.uint16):
             offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
         else:
@@ -81,7 +90,7 @@ class Scaling:
             raise ConfigError(f"A scaling is {fields!r}; expected the fields offset, scale and dtype.")
         offset, scale, dtype = fields["offset"], fields["scale"], fields["dtype"]
         for name, values in (("offset", offset), ("scale", scale)):
-            if not isinstance(values, list | tuple) or not values or not all(map(_is_finite_number, values)):
+            if not isinstance(values, list | tuple) or not values or not all(map(is_finite_number, values)):
                 raise ConfigError(f"A scaling's {name} is {values!r}; expected a list of finite numbers.")
         if len(offset) != len(scale) or min(scale) <= 0:
             raise ConfigError(f"A scaling has offset {offset!r} and scale {scale!r}; expected as many, scale > 0.")
@@ -101,14 +110,14 @@ def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
 
 
 def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, merged part by part (Chan et al. 1979)."""
+    """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
     count, mean, squares = 0, 0.0, 0.0
     for part in _parts(train):
-        part_mean, part_squares = part.mean(axis=0, dtype=np.float64), len(part) * part.var(axis=0, dtype=np.float64)
-        total = count + len(part)
-        squares = squares + part_squares + (part_mean - mean) ** 2 * (count * len(part) / total)
-        mean = mean + (part_mean - mean) * (len(part) / total)
-        count = total
+        axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
+        part_mean, part_squares = part.mean(axis=axes, dtype=np.float64), more * part.var(axis=axes, dtype=np.float64)
+        squares = squares + part_squares + (part_mean - mean) ** 2 * (count * more / (count + more))
+        mean = mean + (part_mean - mean) * (more / (count + more))
+        count += more
     return mean, np.sqrt(squares / count)
 
 
@@ -116,5 +125,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 _DTYPES = ("uint8", "uint16", "float32")
 
 
-def _is_finite_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Whether it is a number, and one that float32 holds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

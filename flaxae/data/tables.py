@@ -1,65 +1,59 @@
-"""`.csv` and `.parquet` files of numbers, one row an example."""
+"""`.csv` and `.parquet` files: one row an example, or a moment of a signal."""
 
 import csv
 import io
 import pathlib
+import re
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flaxae.data.arrays import check_size, reading
-from flaxae.data.parts import as_examples
+from flaxae.data.encoding import is_number
 from flaxae.errors import DataError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Table(NamedTuple):
-    """Numbers float32 [rows, columns], the columns' names, and the values of the label column if one was asked for."""
-
-    values: np.ndarray
-    columns: tuple[str, ...]
-    labels: np.ndarray | None
-
-
-def read_table(path: pathlib.Path, *, label: str | None = None, columns: Sequence[str] | None = None) -> Table:
-    """The numbers of a table; `columns` picks and orders them, None is all but the label column.
+def read_table(path: pathlib.Path, *, label: str | None = None) -> tuple["pd.DataFrame", np.ndarray | None]:
+    """The columns of a table, and the values of the label column if one was asked for.
 
     A `.csv` whose first line is all numbers has no header, unless they count 0, 1, 2, … as pandas writes them;
     its columns are then called x0, x1, …
 
     Raises:
-        DataError: the file is unreadable, ragged or empty; a column is missing or not numeric; a value is missing
-            or not finite.
+        DataError: the file is unreadable, ragged or empty, or the label column is missing or has missing values.
     """
-    frame = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    frame.columns = [str(column) for column in frame.columns]
-    for name in [*(columns or ()), *([label] if label is not None else [])]:
-        if name not in frame.columns:
-            raise DataError(f"{path}: " + unknown("column", name, frame.columns))
+    return checked(_read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path), path, label=label)
+
+
+def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tuple["pd.DataFrame", np.ndarray | None]:
+    """A table with names for columns, without the label column, which comes apart.
+
+    Raises:
+        DataError: the table is empty, two columns have one name, or the label column is missing or has missing values.
+    """
+    frame = frame.set_axis(frame.columns.map(str), axis=1)
+    if label is not None and label not in frame.columns:
+        raise DataError(f"{source}: " + unknown("column", label, frame.columns))
     if frame.empty:
-        raise DataError(f"{path} is empty: it has {len(frame)} rows and {len(frame.columns)} columns.")
-    labels = None
-    if label is not None:
-        if frame[label].isna().any():
-            raise DataError(f"{path}: the label column {label!r} has missing values. Leave those rows out.")
-        labels = np.array(frame.pop(label).tolist())
-    if columns is not None:
-        frame = frame[list(columns)]
-    _check_numeric(frame, path)
-    names = tuple(frame.columns)
-    return Table(as_examples(frame.to_numpy(np.float64, na_value=np.nan), path, names), names, labels)
+        raise DataError(f"{source} is empty: it has {len(frame)} rows and {len(frame.columns)} columns.")
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"{source} has two columns {twice!r}; expected a name of its own for each.")
+    if label is None:
+        return frame, None
+    if frame[label].isna().any():
+        raise DataError(f"{source}: the label column {label!r} has missing values. Leave those rows out.")
+    if len(frame.columns) == 1:
+        raise DataError(f"{source} holds nothing beside the label column {label!r}.")
+    return frame.drop(columns=label), np.array(frame[label].tolist())
 
 
-def write_table(file: io.BufferedIOBase, path: pathlib.Path, values: np.ndarray, columns: Sequence[str] | None) -> None:
-    """Writes [rows, columns] into an open binary file; `path` says the format, None names the columns x0, x1, …"""
-    import pandas as pd
-
-    names = [f"x{i}" for i in range(values.shape[1])] if columns is None else list(columns)
-    frame = pd.DataFrame(values, columns=names)
+def write_table(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file; `path` says the format."""
     if path.suffix.lower() == ".parquet":
         frame.to_parquet(file, index=False)
     else:
@@ -83,7 +77,7 @@ def _read_csv(path: pathlib.Path) -> "pd.DataFrame":
         check_size(path.stat().st_size, path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next((row for row in csv.reader(file) if row), [])
-        header = not all(map(_is_number, first)) or first == [str(i) for i in range(len(first))]
+        header = not all(map(is_number, first)) or first == [str(i) for i in range(len(first))]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # cut a long row short
@@ -95,7 +89,16 @@ def _read_csv(path: pathlib.Path) -> "pd.DataFrame":
             raise DataError(f"{path} can't be read as a table: {error}") from error
         if frame.isna().to_numpy().any():  # pandas fills a short row
             _refuse_ragged(path)
-    return frame if header else frame.rename(columns="x{}".format)
+    if len(frame.columns) == 1 and (other := re.search(r"[;\t|]", str(frame.columns[0]))):
+        raise DataError(f"{path}: its fields are separated by {other[0]!r}; expected commas.")
+    if not header:
+        return frame.rename(columns="x{}".format)
+    if twice := [name for name, values in frame.items() if (values == name).any()]:
+        raise DataError(
+            f"{path}: its first line seems to be data, for {twice[0]!r} is also a value of that column. Put a line of "
+            "names above it."
+        )
+    return frame
 
 
 def _refuse_ragged(path: pathlib.Path) -> None:
@@ -109,29 +112,3 @@ def _refuse_ragged(path: pathlib.Path) -> None:
                     f"{path}, line {rows.line_num}: {len(row)} fields; the first line has {width}. "
                     "Every line needs as many, separated by commas."
                 )
-
-
-def _check_numeric(frame: "pd.DataFrame", path: pathlib.Path) -> None:
-    import pandas as pd
-
-    bad = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
-    if bad:
-        shown = ", ".join(f"{name!r} ({_first_non_number(frame[name])})" for name in bad[:5])
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise DataError(
-            f"{path}: these columns are not numeric: {shown}{more}. Turn dates and categories into numbers or leave "
-            f"the columns out; if one of them is the class of each row, name it: label={bad[0]!r}."
-        )
-
-
-def _first_non_number(column: "pd.Series") -> str:
-    value = next((value for value in column if not _is_number(value)), None)
-    return f"such as {str(value)!r}"
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

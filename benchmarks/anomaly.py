@@ -1,0 +1,244 @@
+"""Anomaly scores: flaxae's default beside neighbours without an autoencoder, other scores of the same one, and peers.
+
+    python -m benchmarks.anomaly images --data mnist /usr/share/datasets/fashion-mnist     one class against nine
+    python -m benchmarks.anomaly tables --data ODDS                                        a folder of .mat tables
+    python -m benchmarks.anomaly time --data ODDS                                          and a million rows
+
+The defaults of `anomaly.fit` are the same for all; nothing is chosen here. They were chosen on images and tables that
+are not measured here: one-class tasks among *training* images, and scikit-learn's own tables.
+
+- images: trained on one class's training images, tested on all 10,000; AUROC, the mean over the ten classes.
+- tables, clean: trained on a random half of the normals, tested on the rest, over seeds; z-scored by the training part.
+- tables, contaminated: 60 % of all rows, anomalies left in, train; the rest tests; the fraction of anomalies is given.
+- time: of fitting and scoring together, compiling included, in turns with PyOD's AutoEncoder.
+
+PyOD adds its rows where it is installed (`pip install pyod`, in an environment with torch).
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flaxae import anomaly, autoencoder, data
+
+Scores = dict[str, Float[np.ndarray, " examples"]]
+
+
+def main() -> None:
+    parts = {"images": images, "tables": tables, "time": times}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=5, help="of the tables' splits")
+    parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="of the images")
+    options = parser.parse_args()
+    parts[options.part](options)
+
+
+def images(options: argparse.Namespace) -> None:
+    for source in options.data:
+        dataset = data.load(source)
+        test, labels = dataset.scaling(dataset.test), dataset.test_labels
+        found: dict[str, list[float]] = {}
+        for c in options.classes:
+            train = dataset.scaling(dataset.train[dataset.train_labels == c])
+            began = time.perf_counter()
+            for name, score in image_scores(train, test).items():
+                found.setdefault(name, []).append(100 * auroc(labels != c, score))
+            print(f"{dataset.name}, class {c}: {time.perf_counter() - began:.0f} s", flush=True)
+        show(f"{dataset.name}: AUROC %, each class against the others", found)
+
+
+def image_scores(train: np.ndarray, test: np.ndarray) -> Scores:
+    detector = anomaly.fit(train, kind="image")
+    rows, queries = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    parts = anomaly.hold_out(train, anomaly.HELD_OUT, 0)
+    scores = {
+        "5 nearest, raw pixels": neighbour_distance(rows, queries, 5),
+        "5 nearest, unit-norm pixels": neighbour_distance(*map(unit_norm, (rows, queries)), 5),
+        "the views' neighbours, no autoencoder": without_autoencoder(detector, train, test),
+        "the default, untrained autoencoder": untrained(detector, *parts).score(test),
+    }
+    for name in anomaly.SCORES:
+        other = anomaly.Detector.of(detector.config, detector.models, detector.views, *parts, score=name)
+        scores[f"flaxae, {name}" + " (the default)" * (name == detector.score_name)] = other.score(test)
+    return scores
+
+
+def without_autoencoder(detector: anomaly.Detector, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """The views' nearest neighbours among the detector's references, summed as the detector sums its parts."""
+    views, total = detector.views, 0.0
+    for view in range(views.count):
+        references, x = (
+            np.concatenate(
+                [np.asarray(views.split(views(part[i : i + 1024])))[:, view] for i in range(0, len(part), 1024)]
+            )
+            for part in (detector.references, test)
+        )
+        own = np.log(neighbour_distance(references, references, 6) + 1e-6)
+        total = total + (np.log(neighbour_distance(references, x, 5) + 1e-6) - np.median(own)) / spread(own)
+    return total
+
+
+def untrained(detector: anomaly.Detector, train: np.ndarray, held_out: np.ndarray) -> anomaly.Detector:
+    """The same detector with the weights that training started from."""
+    models = [autoencoder.build(detector.config, detector.views(train[:1]).shape[1:])]
+    settings = {"score": detector.score_name, "neighbours": detector.neighbours}
+    return anomaly.Detector.of(detector.config, models, detector.views, train, held_out, **settings)
+
+
+def tables(options: argparse.Namespace) -> None:
+    for protocol in (clean, contaminated):
+        found: dict[str, list[list[float]]] = {}
+        precision: dict[str, list[list[float]]] = {}
+        names = []
+        for name, x, strange in read_odds(options.data):
+            names.append(name)
+            for seed in range(options.seeds):
+                train, test, truth, fraction = protocol(x, strange, seed)
+                for scorer, score in table_scores(train, test, fraction, seed).items():
+                    for results, metric in ((found, auroc), (precision, precision_at_n)):
+                        sets = results.setdefault(scorer, [])
+                        sets.extend([] for _ in range(len(names) - len(sets)))
+                        sets[-1].append(metric(truth, score))
+            print(f"{protocol.__name__}: {name} done", flush=True)
+        for what, results in (("AUROC", found), ("precision@n", precision)):
+            means = {scorer: [float(np.mean(values)) for values in sets] for scorer, sets in results.items()}
+            show(f"tables, {protocol.__name__}: {what} on {', '.join(names)}", means, decimals=3)
+
+
+def clean(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Half of the normals to train on; the rest to test on."""
+    normal = np.random.default_rng(seed).permutation(np.flatnonzero(~strange))
+    train, rest = np.split(normal, [len(normal) // 2])
+    test = np.concatenate([rest, np.flatnonzero(strange)])
+    return *z_scored(x[train], x[test]), strange[test], 0.0
+
+
+def contaminated(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """60 % of all to train on; PyOD's protocol, which gives the detectors the fraction of anomalies."""
+    train, test = np.split(np.random.default_rng(seed).permutation(len(x)), [round(0.6 * len(x))])
+    return *z_scored(x[train], x[test]), strange[test], float(strange.mean())
+
+
+def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int) -> Scores:
+    from sklearn.ensemble import IsolationForest
+
+    detector = anomaly.fit(train, kind="tabular", contamination=fraction, held_out=0.0, seed=seed)
+    parts = train, train[:0]  # nothing is held out: ranks are measured, not p-values
+    scores = {
+        "5 nearest neighbours": neighbour_distance(train, test, 5),
+        "5 % nearest neighbours": neighbour_distance(train, test, max(5, round(0.05 * len(train)))),
+        "isolation forest": -IsolationForest(random_state=seed).fit(train).score_samples(test),
+        "the default, untrained autoencoder": untrained(detector, *parts).score(test),
+    }
+    for name in anomaly.SCORES:
+        other = anomaly.Detector.of(
+            detector.config, detector.models, detector.views, *parts, score=name, neighbours=detector.neighbours
+        )
+        scores[f"flaxae, {name}" + " (the default)" * (name == detector.score_name)] = other.score(test)
+    if fraction and importlib.util.find_spec("pyod"):
+        scores["PyOD AutoEncoder"] = pyod_autoencoder(train, test, fraction, seed)
+    return scores
+
+
+def pyod_autoencoder(train: np.ndarray, test: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    from pyod.models.auto_encoder import AutoEncoder
+
+    return AutoEncoder(contamination=fraction, random_state=seed, verbose=0).fit(train).decision_function(test)
+
+
+def flaxae_default(train: np.ndarray, test: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    return anomaly.fit(train, kind="tabular", contamination=fraction, held_out=0.0, seed=seed).score(test)
+
+
+def times(options: argparse.Namespace) -> None:
+    """Fit and score each table of over 1,000 rows, in a process that has compiled nothing for it yet."""
+    peer = importlib.util.find_spec("pyod") is not None
+    for name, x, strange in read_odds(options.data):
+        train, test, _, fraction = contaminated(x, strange, 0)
+        if len(x) <= 1000:
+            continue
+        ours, theirs = [], []
+        for seed in range(3):  # a column fewer each time, so that all is compiled again
+            part = train[:, seed:], test[:, seed:], fraction, seed
+            ours.append(seconds(flaxae_default, *part))
+            if peer:
+                theirs.append(seconds(pyod_autoencoder, *part))
+        line = f"{name} ({len(x)} × {x.shape[1]}): flaxae {np.median(ours):.1f} s"
+        if peer:
+            ratios = np.array(theirs) / np.array(ours)
+            line += f", PyOD {np.median(theirs):.1f} s"
+            line += f", {np.median(ratios):.1f} × ({ratios.min():.1f} to {ratios.max():.1f})"
+        print(line, flush=True)
+    rows = np.random.default_rng(0).standard_normal((1_000_000, 30), np.float32)
+    detector = anomaly.fit(rows[:10_000], kind="tabular")
+    detector.score(rows[:10_000])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = seconds(detector.score, rows)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"a million rows of 30 columns: scored in {took:.1f} s; peak memory grew by {grown:.0f} MB")
+
+
+def read_odds(folders: list[str]) -> Iterator[tuple[str, Float[np.ndarray, "rows columns"], Bool[np.ndarray, " rows"]]]:
+    from scipy.io import loadmat
+
+    for folder in folders:
+        for path in sorted(pathlib.Path(folder).glob("*.mat")):
+            table = loadmat(path)
+            yield path.stem, table["X"].astype(np.float64), table["y"].ravel() > 0
+
+
+def z_scored(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    deviation = np.where(deviation < 1e-9, 1.0, deviation)
+    return ((train - mean) / deviation).astype(np.float32), ((test - mean) / deviation).astype(np.float32)
+
+
+def neighbour_distance(references: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(references)
+    return np.concatenate([found.kneighbors(x[i : i + 1000])[0].mean(axis=1) for i in range(0, len(x), 1000)])
+
+
+def unit_norm(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+
+def spread(values: np.ndarray) -> float:
+    return float(np.median(np.abs(values - np.median(values)))) + 1e-6
+
+
+def auroc(strange: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(strange, scores))
+
+
+def precision_at_n(strange: np.ndarray, scores: np.ndarray) -> float:
+    """Of the n highest scores, the fraction that are anomalies, n being how many there are."""
+    return float(strange[np.argsort(-scores, kind="stable")[: int(strange.sum())]].mean())
+
+
+def seconds(function: Callable, *arguments: object) -> float:
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def show(title: str, found: dict[str, list[float]], decimals: int = 2) -> None:
+    print(f"\n{title}")
+    for name, values in found.items():
+        each = " ".join(f"{value:.{decimals}f}" for value in values)
+        print(f"{name:40s} {np.mean(values):.{decimals}f}   ({each})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,571 @@
+"""Anomaly scores: how strange an example is to an autoencoder that was trained on normal ones. Higher is stranger.
+
+    detector = anomaly.fit(normal, kind="tabular")        # trains, and holds out a fifth to compare with
+    detector.score(new), detector.p_values(new)           # [n] each
+    detector.contributions(new)                           # which values made it strange
+
+A detector looks at data through `Views`, runs them through its autoencoder in one `Passed`, and scores that by one
+of `SCORES`. The scores of examples held out from the training turn any of them into p-values (`flaxae.conformal`).
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from flaxae import autoencoder, checkpoints, conformal, data, density, errors, population, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.likelihoods import Gaussian
+from flaxae.nn import heads
+from flaxae.nn.mlp import MLP
+from flaxae.objectives import Trimmed
+from flaxae.training import Examples
+
+MAX_REFERENCES = 4096  # normal examples that others are compared with
+NEIGHBOURS = 5  # among clean references
+NEIGHBOURS_CONTAMINATED = 0.05  # of the references, where some are anomalies, which are each other's neighbours
+STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 1500, 100, 128, 2e-3  # of training, by default
+HELD_OUT = 0.2
+SAMPLES = 256  # of z, for a likelihood
+BLOCK = 1024  # examples scored at once: memory doesn't grow with their number
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What a detector's autoencoder sees of an example.
+
+    An image, [height, width, c] in [0, 1], becomes 2c channels: its square root, which evens out the variance of
+    intensities, and that divided by its norm over the image, which leaves the pattern without its strength. Which of
+    the two tells the strange apart differs from one set of images to the next: together they do on all that we tried.
+    Its residuals are smoothed over a 28th of the height: an edge that is half a pixel off is nobody's anomaly.
+    Tables and signals are seen as they are.
+
+    Args:
+        kind: of the data: image, tabular or signal.
+        norm: the root mean square, over the training images, of the square roots' norms.
+    """
+
+    kind: str
+    norm: float = 1.0
+
+    @classmethod
+    def fit(cls, kind: str, x: Float[np.ndarray, " examples *shape"]) -> "Views":
+        """The views of that kind of data; `x` is the training part, scaled."""
+        if kind not in ("image", "tabular", "signal"):
+            raise errors.ConfigError(errors.unknown("kind", kind, ("image", "tabular", "signal")))
+        return cls(kind, float(np.sqrt(np.sum(x) / len(x)))) if kind == "image" else cls(kind)
+
+    @property
+    def count(self) -> int:
+        """How many there are of an example."""
+        return 2 if self.kind == "image" else 1
+
+    def __call__(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[np.ndarray, " batch *seen"]:
+        """The views of each example, side by side on the last axis."""
+        if self.kind != "image":
+            return np.asarray(x, np.float32)
+        root = np.sqrt(np.asarray(x, np.float32))
+        norm = np.sqrt(np.sum(np.square(root), axis=(1, 2, 3), keepdims=True))
+        return np.concatenate([root, root * (self.norm / np.maximum(norm, 1e-6))], axis=-1)
+
+    def split(self, x: Float[Array, " batch *seen"]) -> Float[Array, "batch views values"]:
+        """Each view's values, smoothed where they are pixels."""
+        if self.kind != "image":
+            return x.reshape(len(x), 1, -1)
+        channels = x.shape[-1] // self.count
+        views = x.reshape(*x.shape[:-1], self.count, channels)
+        for axis in (1, 2):
+            views = jnp.tensordot(views, _smoothing(x.shape[axis], x.shape[1] / 28), axes=(axis, 0))
+            views = jnp.moveaxis(views, -1, axis)
+        return jnp.moveaxis(views, 3, 1).reshape(len(x), self.count, -1)
+
+
+@functools.cache
+def _smoothing(pixels: int, deviation: float) -> np.ndarray:
+    """The matrix of a Gaussian filter along an axis, its kernel cut at the border."""
+    distance = np.subtract.outer(np.arange(pixels), np.arange(pixels)) / deviation
+    kernel = np.exp(-0.5 * np.square(distance)) * (np.abs(distance) <= 4)
+    return (kernel / kernel[pixels // 2].sum()).astype(np.float32)
+
+
+class Passed(NamedTuple):
+    """One run of examples through an autoencoder."""
+
+    x: Float[Array, " batch *seen"]
+    reconstruction: Float[Array, "batch views values"]
+    residual: Float[Array, "batch views values"]
+    z: Float[Array, "batch latent"]
+    pathway: Float[Array, "batch activations"]  # of the encoder on x, less those on its reconstruction
+
+
+class Score(NamedTuple):
+    """A score by its two halves: `fit` to the references, then `of` examples, [batch, parts], which are summed.
+
+    The parts are log-scaled, so that sums of them are fair to each; `model` is for the scores that run it again.
+    """
+
+    fit: Callable[[Passed], Any]
+    of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
+
+
+def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
+    return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
+
+
+def nearest(
+    references: Float[Array, "references values"],
+    x: Float[Array, "batch values"],
+    k: int,
+    own: Int[Array, " batch"],
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none."""
+    square = jnp.sum(jnp.square(references), axis=-1) - 2 * jnp.matmul(x, references.T, precision="highest")
+    square = jnp.where(jnp.arange(len(references)) == own[:, None], jnp.inf, square)
+    distance, index = lax.top_k(-square, k)
+    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), index
+
+
+def _mean_distance(
+    references: Float[Array, "references values"], x: Float[Array, "batch values"], k: int, own: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    return jnp.log(jnp.mean(jnp.sqrt(nearest(references, x, k, own)[0]), axis=-1) + 1e-6)
+
+
+def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
+    """What is compared with the references: what the model made of an example, and what it left over."""
+    return jnp.concatenate([passed.reconstruction, passed.residual], axis=-1)
+
+
+def _neighbours(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    distance = jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)
+    return distance(references, _pairs(passed), k, own)
+
+
+def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    return _log_mean_square(passed.residual)
+
+
+def _combined(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    both = (_neighbours(references, model, passed, k, own), _reconstruction(None, model, passed, k, own))
+    return jnp.concatenate(both, axis=-1)
+
+
+def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    return _log_mean_square(passed.residual / deviation)
+
+
+def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    """−log p(x), importance-sampled under one key whatever the batch; −log p(x | z) where there is no q(z | x)."""
+    if not isinstance(model.head, heads.Gaussian):
+        return -model.likelihood.log_prob(model(passed.x).params, passed.x)[:, None]
+    graphdef, state = nnx.split(model)
+    estimate = functools.partial(density.log_mean_weight, graphdef, SAMPLES, 16, state)
+    return -jax.vmap(lambda x: estimate(x[None], jax.random.key(0)))(passed.x)
+
+
+class _Normal(NamedTuple):
+    """A normal distribution by its mean and a square root of its inverse covariance."""
+
+    mean: Float[Array, " values"]
+    whitening: Float[Array, "values kept"]
+
+    @classmethod
+    def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
+        """Directions without variance are left out; with fewer references than values, those they don't span."""
+        mean = x.mean(axis=0)
+        _, deviation, directions = np.linalg.svd(np.asarray(x - mean, np.float64), full_matrices=False)
+        deviation = deviation / math.sqrt(max(1, len(x) - 1))
+        kept = deviation > 1e-4 * max(deviation[0], 1e-12)
+        return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
+
+    def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
+        """The log of the mean squared distance, in standard deviations."""
+        return _log_mean_square((x - self.mean) @ self.whitening)[:, None]
+
+
+class _Scaled(NamedTuple):
+    """Codes, each number in its standard deviations."""
+
+    deviation: Float[Array, " latent"]
+    codes: Float[Array, "references latent"]
+
+    @classmethod
+    def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
+        deviation = jnp.std(codes, axis=0) + 1e-6
+        return cls(deviation, codes / deviation)
+
+
+SCORES: dict[str, Score] = {
+    "combined": Score(_pairs, _combined),
+    "reconstruction": Score(lambda passed: None, _reconstruction),
+    "neighbours": Score(_pairs, _neighbours),
+    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
+    "likelihood": Score(lambda passed: None, _likelihood),
+    "mahalanobis": Score(
+        lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
+    ),
+    "latent_neighbours": Score(
+        lambda passed: _Scaled.fit(passed.z),
+        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation, k, own)[
+            :, None
+        ],
+    ),
+    "sap": Score(lambda passed: None, lambda _, model, passed, k, own: _log_mean_square(passed.pathway)[:, None]),
+    "nap": Score(
+        lambda passed: _Normal.fit(passed.pathway),
+        lambda normal, model, passed, k, own: normal.log_distance(passed.pathway),
+    ),
+}
+"""By name:
+
+- `combined`, the default for all clean data: `neighbours` and `reconstruction` together;
+- `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
+- `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
+- `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
+- `mahalanobis`, `latent_neighbours`: of the code;
+- `sap`, `nap`: novelty along the reconstruction pathway, plain and whitened (Kim et al. 2020, RaPP).
+"""
+
+
+class _Fitted(NamedTuple):
+    """What a score keeps of the references, for one model."""
+
+    arrays: Any
+    centre: Float[Array, " parts"]  # median of each part over the references
+    spread: Float[Array, " parts"]  # its median absolute deviation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detector:
+    """Trained autoencoders with a score, and what held-out normal data score. `fit`, `Detector.of`, `load` make one.
+
+    With several models, the score is the mean of theirs, each in deviations over the references. (Averaged ranks, as
+    they are often combined, tie all that is stranger than the last reference.)
+    """
+
+    config: Config
+    models: tuple[Autoencoder, ...]
+    views: Views
+    score_name: str
+    neighbours: int
+    references: Float[np.ndarray, " references *shape"]  # scaled
+    calibration: Float[np.ndarray, " normals"]  # sorted
+    fitted: tuple[_Fitted, ...]
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        models: Sequence[Autoencoder],
+        views: Views,
+        train: Float[np.ndarray, " train *shape"],
+        held_out: Float[np.ndarray, " held_out *shape"],
+        *,
+        score: str = "combined",
+        neighbours: int | float = NEIGHBOURS,
+        seed: int = 0,
+    ) -> "Detector":
+        """A detector of trained models.
+
+        Args:
+            config: that the models were built from.
+            train: what they were trained on, scaled; a sample of `MAX_REFERENCES` is kept to compare with.
+            held_out: normal examples that they were not trained on. With none, the references' own scores stand in,
+                each compared with the others, and the p-values are no promise.
+            neighbours: how many references near an example it is compared with, or which fraction of them.
+
+        Raises:
+            ConfigError: an unknown score, or neighbours out of range.
+            DataError: there are not two training examples.
+        """
+        if score not in SCORES:
+            raise errors.ConfigError(errors.unknown("score", score, SCORES))
+        if len(train) < 2:
+            raise errors.DataError(f"There is {len(train)} example to compare with; anomaly scores take 2 at least.")
+        order = np.random.default_rng(seed).permutation(len(train))
+        references = np.asarray(train[np.sort(order[:MAX_REFERENCES])], np.float32)
+        if isinstance(neighbours, float):
+            if not 0 < neighbours < 1:
+                raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
+            neighbours = max(NEIGHBOURS, round(neighbours * len(references)))
+        if neighbours < 1:
+            raise errors.ConfigError(f"neighbours is {neighbours}; it has to be at least 1.")
+        neighbours = min(neighbours, len(references) - 1)
+        fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
+        detector = cls(config, tuple(models), views, score, neighbours, references, np.zeros(0, np.float32), fitted)
+        own = np.arange(len(references))
+        normal = detector.score(held_out) if len(held_out) else detector.score(references, own=own)
+        return dataclasses.replace(detector, calibration=np.sort(normal))
+
+    def score(
+        self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
+    ) -> Float[np.ndarray, " examples"]:
+        """How strange each example is; x is scaled as the training part was. Memory doesn't grow with their number.
+
+        Args:
+            own: which reference an example is itself, and so not compared with; −1 or None for none.
+
+        Raises:
+            DataError: x is empty, not finite or of another shape.
+        """
+        x = self._checked(x)
+        scores = []
+        for model, fitted in zip(self.models, self.fitted, strict=True):
+            parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
+            scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
+        return np.mean(scores, axis=0, dtype=np.float32)
+
+    def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
+        """How often a normal example is as strange; see `conformal.p_values`."""
+        return conformal.p_values(self.score(x), self.calibration)
+
+    def reconstruct(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
+        """What the first of the models makes of each example, in the scale of x."""
+        x = self._checked(x)
+        seen = training.apply(Autoencoder.reconstruct, self.models[0], self.views(x))
+        return np.square(np.clip(seen[..., : x.shape[-1]], 0, 1)) if self.views.kind == "image" else seen
+
+    def contributions(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
+        """Which of its values make an example strange: shares that sum to 1.
+
+        Half is of the first model's squared residual, each value's in units of its mean over the references; half of
+        the squared difference to the mean of the nearest references.
+        """
+        x = self._checked(x)
+        model, views = self.models[0], self.views
+        references = jnp.asarray(views(self.references))
+        typical = np.mean(np.square(_in_blocks(_residual, model, views, self.references, None)), axis=0)
+        residual = np.square(_in_blocks(_residual, model, views, x, None)) / (typical + 1e-3 * typical.mean() + 1e-12)
+        apart = np.square(_in_blocks(_difference, model, views, x, None, self.neighbours, references))
+        shares = [part / np.maximum(part.sum(axis=1, keepdims=True), 1e-12) for part in (residual, apart)]
+        mean = np.mean(shares, axis=0).reshape(*x.shape[:-1], views.count, x.shape[-1])
+        return mean.sum(axis=-2)
+
+    def _checked(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
+        x = np.asarray(x, np.float32)
+        if x.shape[1:] != self.references.shape[1:] or len(x) == 0:
+            raise errors.DataError(
+                f"The data have shape {x.shape}; expected [examples, "
+                f"{', '.join(map(str, self.references.shape[1:]))}] with at least one example."
+            )
+        if not np.isfinite(x).all():
+            raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
+        return x
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Into a folder of its own: settings in JSON, arrays in `.npz`, weights by Orbax; nothing pickled."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+        np.savez(folder / "detector.npz", references=self.references, calibration=self.calibration)
+        settings = {
+            "config": self.config.to_dict(),
+            "members": len(self.models),
+            "views": dataclasses.asdict(self.views),
+            "score": self.score_name,
+            "neighbours": self.neighbours,
+        }
+        (folder / "detector.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load(folder: str | os.PathLike) -> Detector:
+    """What `Detector.save` wrote.
+
+    Raises:
+        RunError: the folder holds no detector.
+        CheckpointError, DataError, ConfigError: a part of it is damaged.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        settings = json.loads((folder / "detector.json").read_text())
+        config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
+        members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
+        fit_score = functools.partial(_fit_score, views=views, score=SCORES[score] and score, neighbours=neighbours)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
+    arrays = data.arrays.read_npz(folder / "detector.npz")
+    shape = views(arrays["references"][:1]).shape[1:]
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
+    _, states = checkpoints.restore(folder / "models", [state] * members)
+    models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
+    fitted = tuple(fit_score(model, references=arrays["references"]) for model in models)
+    return Detector(config, models, views, score, neighbours, arrays["references"], arrays["calibration"], fitted)
+
+
+def default_config(kind: str, shape: tuple[int, ...]) -> Config:
+    """The autoencoder of `fit` for examples of that shape, as its views see them.
+
+    Chosen on one-class tasks among training images and scikit-learn's tables, for the kinds and not for any one set.
+    """
+    values = math.prod(shape)
+    if kind == "image":
+        return Config(body=MLP((256,)), latent=16, likelihood=Gaussian())
+    latent = max(1, values // 2) if kind == "tabular" else max(2, min(64, values // 4))
+    return Config(body=MLP((128,)), latent=latent, likelihood=Gaussian(), corruption="gaussian", noise=0.3)
+
+
+def fit(
+    x: Examples,
+    *,
+    kind: str,
+    config: Config | None = None,
+    score: str | None = None,
+    contamination: float = 0.0,
+    held_out: float = HELD_OUT,
+    neighbours: int | float | None = None,
+    members: int = 1,
+    epochs: int | None = None,
+    seed: int = 0,
+    show: bool = False,
+) -> Detector:
+    """Train autoencoders on normal examples, and hold some out to compare their scores with.
+
+    Args:
+        x: normal examples, scaled: images in [0, 1], tables and signals standardised.
+        kind: image, tabular or signal.
+        config: of the autoencoder; by default `default_config`.
+        score: a name in `SCORES`; by default "combined", or "neighbours" under contamination, for what an autoencoder
+            was trained on it reconstructs.
+        contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those
+            that fit worst, and examples are compared with more references.
+        held_out: the fraction of x kept from training, which p-values and thresholds rest on; 0 for none.
+        neighbours: see `Detector.of`.
+        members: how many autoencoders, trained together from different weights.
+        epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
+
+    Raises:
+        DataError: x is empty, not finite, or too small.
+        ConfigError: a setting is out of range.
+    """
+    if not 0 <= contamination < 0.5:
+        raise errors.ConfigError(f"contamination is {contamination}; it has to be at least 0 and below 0.5.")
+    if members < 1:
+        raise errors.ConfigError(f"members is {members}; it has to be at least 1.")
+    normal, calibration = hold_out(np.asarray(x), held_out, seed)
+    views = Views.fit(kind, normal)
+    seen = views(normal)
+    config = config or default_config(kind, seen.shape[1:])
+    settings = training_settings(len(normal), epochs=epochs, contamination=contamination, config=config)
+    if members == 1:
+        models = [autoencoder.build(config, seen.shape[1:], seed=seed)]
+        training.fit(models[0], seen, seed=seed, show=show, **settings)
+    else:
+        seeds = range(seed, seed + members)
+        trained = population.fit_population(config, seen, seeds=seeds, seed=seed, show=show, **settings)
+        models = [member.model for member in trained.members]
+    score = score or ("neighbours" if contamination else "combined")
+    neighbours = neighbours or (NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS)
+    return Detector.of(config, models, views, normal, calibration, score=score, neighbours=neighbours, seed=seed)
+
+
+def hold_out(
+    x: Float[np.ndarray, " examples *shape"], fraction: float, seed: int
+) -> tuple[Float[np.ndarray, " train *shape"], Float[np.ndarray, " held_out *shape"]]:
+    """The examples to train on, and a random `fraction` to compare scores with."""
+    if not 0 <= fraction < 1:
+        raise errors.ConfigError(f"held_out is {fraction}; it has to be a fraction, at least 0 and below 1.")
+    held = round(fraction * len(x))
+    if len(x) - held < 2:
+        raise errors.DataError(f"{len(x)} examples can't be split to train on and to compare with: give more.")
+    order = np.random.default_rng(seed).permutation(len(x))
+    return x[np.sort(order[held:])], x[np.sort(order[:held])]
+
+
+def training_settings(
+    examples: int, *, config: Config, epochs: int | None = None, contamination: float = 0.0
+) -> dict[str, Any]:
+    """The arguments of `training.fit` and `fit_population` that a detector is trained with."""
+    objective = autoencoder.OBJECTIVES[config.objective].make(config)
+    return {
+        "epochs": epochs or min(MOST_EPOCHS, math.ceil(STEPS / max(1, examples // BATCH))),
+        "batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "validation": 0.0,
+        "objective": Trimmed(objective, contamination) if contamination else objective,
+    }
+
+
+def _pass(views: Views, model: Autoencoder, seen: Float[Array, " batch *seen"]) -> Passed:
+    def pathway(x: Array) -> tuple[Array, Array]:
+        features = model.encoder(x)
+        z = model.head(features).z
+        return z, jnp.concatenate([x.reshape(len(x), -1), features.reshape(len(x), -1), z], axis=-1)
+
+    z, activations = pathway(seen)
+    reconstruction = model.decode(z)
+    return Passed(
+        x=seen,
+        reconstruction=views.split(reconstruction),
+        residual=views.split(seen - reconstruction),
+        z=z,
+        pathway=activations - pathway(reconstruction)[1],
+    )
+
+
+def _parts(
+    views: Views, model: Autoencoder, seen: Array, own: Array, score: str, k: int, arrays: Any
+) -> Float[Array, "batch parts"]:
+    return SCORES[score].of(arrays, model, _pass(views, model, seen), k, own)
+
+
+def _residual(views: Views, model: Autoencoder, seen: Array, own: Array) -> Float[Array, "batch values"]:
+    return (seen - model.reconstruct(seen)).reshape(len(seen), -1)
+
+
+def _difference(
+    views: Views, model: Autoencoder, seen: Array, own: Array, k: int, references: Array
+) -> Float[Array, "batch values"]:
+    references, seen = references.reshape(len(references), -1), seen.reshape(len(seen), -1)
+    return seen - references[nearest(references, seen, k, own)[1]].mean(axis=1)
+
+
+def _fit_score(
+    model: Autoencoder, views: Views, score: str, neighbours: int, references: Float[np.ndarray, " references *shape"]
+) -> _Fitted:
+    arrays = SCORES[score].fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
+    own = np.arange(len(references))
+    parts = _in_blocks(_parts, model, views, references, own, score, neighbours, arrays)
+    centre = np.median(parts, axis=0)
+    return _Fitted(arrays, centre, np.median(np.abs(parts - centre), axis=0) + 1e-6)
+
+
+def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:
+    return _pass(views, model, seen)
+
+
+def _in_blocks(
+    function: Callable,
+    model: Autoencoder,
+    views: Views,
+    x: Float[np.ndarray, " examples *shape"],
+    own: Int[np.ndarray, " examples"] | None,
+    *arguments: Any,
+) -> Any:
+    """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
+    graphdef, state = nnx.split(model)
+    own = np.full(len(x), -1) if own is None else own
+    block = min(BLOCK, 1 << (len(x) - 1).bit_length())  # few sizes are ever compiled
+    names = [argument for argument in arguments if isinstance(argument, (str, int))]
+    arrays = arguments[len(names) :]
+    made = []
+    for start in range(0, len(x), block):
+        index = np.minimum(np.arange(start, start + block), len(x) - 1)
+        out = _run(function, graphdef, views, tuple(names), state, views(x[index]), own[index], arrays)
+        made.append(jax.tree.map(np.asarray, out))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *made)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "graphdef", "views", "names"))
+def _run(function, graphdef, views, names, state, seen, own, arrays):
+    return function(views, nnx.merge(graphdef, state), seen, own, *names, *arrays)

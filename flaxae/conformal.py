@@ -1,0 +1,94 @@
+"""From anomaly scores to decisions, with a promise: split-conformal p-values and thresholds.
+
+Scores of normal examples that nothing was fitted on are exchangeable with those of normal examples to come, so a new
+normal one ranks anywhere among them with equal probability, whatever the score is (Vovk et al. 2005; for outliers:
+Bates et al. 2023, "Testing for outliers with conformal p-values", eq. 1).
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from flaxae import errors
+
+
+def p_values(
+    scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
+) -> Float[np.ndarray, " examples"]:
+    """How often a normal example scores so high: (1 + #{calibration ≥ score}) / (1 + normals), in (0, 1].
+
+    For a normal example, P(p ≤ α) ≤ α for every α, over the draw of it and of `calibration`.
+
+    Args:
+        scores: higher is stranger.
+        calibration: the scores of normal examples that played no part in fitting the score.
+    """
+    _check(calibration)
+    ordered = np.sort(calibration)
+    as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return (1 + as_high) / (1 + len(ordered))
+
+
+def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -> float:
+    """The score above which an example is flagged so that at most `false_alarms` of normal ones are, in expectation.
+
+    `score > threshold` says the same as `p_values(score) <= false_alarms`, ties included.
+
+    Raises:
+        ConfigError: `false_alarms` is not in (0, 1), or so small that no example could be flagged: it takes
+            1 / false_alarms − 1 normals at least.
+    """
+    _check(calibration)
+    if not 0 < false_alarms < 1:
+        raise errors.ConfigError(f"false_alarms is {false_alarms}; it has to be above 0 and below 1.")
+    normals = len(calibration)
+    needed = math.ceil(1 / false_alarms - 1e-9) - 1
+    if normals < needed:
+        raise errors.ConfigError(
+            f"A false-alarm rate of {false_alarms:g} takes {needed} held-out normal examples at least; there are "
+            f"{normals}. Hold out more, or allow {1 / (normals + 1):.2g}."
+        )
+    allowed = math.floor(false_alarms * (normals + 1) + 1e-9)  # how many ranks from the top are flagged
+    return float(np.sort(calibration)[normals - allowed])
+
+
+def benjamini_hochberg(p: Float[np.ndarray, " examples"], rate: float) -> Bool[np.ndarray, " examples"]:
+    """Which of a batch to flag so that at most `rate` of the flagged are normal, in expectation.
+
+    Benjamini & Hochberg (1995). It holds for conformal p-values too (Bates et al. 2023, theorem 2).
+    """
+    from scipy.stats import false_discovery_control
+
+    if not 0 < rate < 1:
+        raise errors.ConfigError(f"The false-discovery rate is {rate}; it has to be above 0 and below 1.")
+    return false_discovery_control(p) <= rate
+
+
+def percentile_threshold(calibration: Float[np.ndarray, " normals"], percentile: float) -> float:
+    """The score that `percentile` % of the held-out normals stay at or below. No promise: see `threshold`."""
+    _check(calibration)
+    if not 0 < percentile < 100:
+        raise errors.ConfigError(f"The percentile is {percentile}; it has to be above 0 and below 100.")
+    return float(np.percentile(calibration, percentile, method="higher"))
+
+
+def f1_threshold(scores: Float[np.ndarray, " examples"], anomalous: Num[np.ndarray | Bool, " examples"]) -> float:
+    """The score above which flagging gives labelled examples their best F1. Choose it on other examples than you test.
+
+    Raises:
+        DataError: the labels are of one class only.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    anomalous = np.asarray(anomalous, bool)
+    if anomalous.all() or not anomalous.any():
+        raise errors.DataError("The labels are of one class only; a threshold by F1 needs normal and strange examples.")
+    precision, recall, at_least = precision_recall_curve(anomalous, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return float(np.nextafter(at_least[np.argmax(f1[:-1])], -np.inf))
+
+
+def _check(calibration: np.ndarray) -> None:
+    if len(calibration) == 0:
+        raise errors.DataError("There are no held-out normal examples to compare scores with; hold some out.")

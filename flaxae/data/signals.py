@@ -1,0 +1,207 @@
+"""Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
+
+import dataclasses
+import io
+import pathlib
+import struct
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from flaxae.data.arrays import MAX_BYTES, check_size, reading
+from flaxae.data.encoding import Encoding
+from flaxae.data.parts import Parts, as_examples
+from flaxae.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in moments a second, if known."""
+
+    window: int
+    stride: int
+    rate: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "rate"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"The {name} of a signal is {value}; it has to be at least 1.")
+        if self.window < 2:
+            raise ConfigError("The window is 1 moment; expected 2 at least. Single moments are rows of a table.")
+        if self.stride > self.window:
+            raise ConfigError(
+                f"The stride, {self.stride}, is more than the window, {self.window}: moments in between would be lost."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Framing":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a field is missing, unknown, or has a value that no framing can have.
+        """
+        if set(fields) != {"window", "stride", "rate"}:
+            raise ConfigError(f"A framing is {fields!r}; expected the fields window, stride and rate.")
+        required = [fields["window"], fields["stride"], *([fields["rate"]] if fields["rate"] is not None else [])]
+        if any(type(value) is not int for value in required):
+            raise ConfigError(f"A framing is {fields!r}; expected whole numbers.")
+        return cls(**fields)
+
+
+class Signal(NamedTuple):
+    """A recording, not yet cut: float32 [time, channels], and its rate in Hz where the file says it."""
+
+    values: np.ndarray
+    rate: int | None = None
+
+
+def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int) -> Shaped[np.ndarray, "..."]:
+    """[windows, window, *rest]: one window every `stride` moments, and one flush with the end, so that none is lost.
+
+    Raises:
+        DataError: the signal is shorter than one window, or the windows would be too large for memory.
+    """
+    starts = _starts(len(signal), window, stride)
+    if (size := len(starts) * signal[:window].nbytes) > MAX_BYTES:
+        raise DataError(f"The windows would take {size:,} bytes; the limit is {MAX_BYTES:,}. Choose a larger stride.")
+    cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[starts]  # the window is the last axis
+    return np.ascontiguousarray(np.moveaxis(cut, -1, 1))
+
+
+def overlap_mean(
+    values: Float[np.ndarray, " windows window *rest"], stride: int, length: int
+) -> Float[np.ndarray, " length *rest"]:
+    """What `windows` cut, laid back: for each moment of a signal of that length, the mean of the windows that hold it.
+
+    Raises:
+        DataError: there are not as many windows as `windows` cuts.
+    """
+    window = values.shape[1]
+    starts = _starts(length, window, stride)
+    if len(starts) != len(values):
+        raise DataError(
+            f"There are {len(values)} windows; {len(starts)} of {window} moments, one every {stride}, make {length}."
+        )
+    total, count = np.zeros((length, *values.shape[2:])), np.zeros(length)
+    for moment in range(window):
+        total[starts + moment] += values[:, moment]
+        count[starts + moment] += 1
+    return (total / count.reshape(-1, *[1] * (values.ndim - 2))).astype(values.dtype)
+
+
+def as_signal(
+    x: "np.ndarray | pd.DataFrame", source: object, columns: tuple[str, ...] | None = None
+) -> Float[np.ndarray, " time channels"]:
+    """A checked signal, float32; one without an axis of channels has one. A table's columns are the channels.
+
+    Args:
+        x: [time], [time, channels], or a table.
+        source: for the messages.
+        columns: those of a table to take, in this order; None is all of them.
+
+    Raises:
+        DataError: another shape, or values that are missing, not finite or not numbers.
+    """
+    if not isinstance(x, np.ndarray):
+        return Encoding.of_numbers(columns or tuple(x.columns))(x, source)
+    if x.ndim not in (1, 2):
+        raise DataError(f"{source} has shape {x.shape}; expected a signal, [time] or [time, channels].")
+    return as_examples(x[:, None] if x.ndim == 1 else x, str(source))
+
+
+def cut(parts: Parts, framing: Framing, source: object) -> Parts:
+    """The windows of a source's signals. Where it has no test part, the last fifth of the time is: no window has both.
+
+    A window's label is the largest of its moments' labels.
+
+    Raises:
+        DataError: a signal is shorter than two windows, or not one (see `as_signal`), or the labels are not numbers.
+    """
+    train = as_signal(parts.train, source)
+    labels, test_labels = _moments(parts.train_labels, train, source), None
+    if parts.test is not None:
+        test = as_signal(parts.test, source)
+        test_labels = _moments(parts.test_labels, test, source)
+    else:
+        if len(train) < 2 * framing.window:
+            raise DataError(
+                f"{source} has {len(train)} moments (its shape is {train.shape}); expected {2 * framing.window} at "
+                f"least: one window of {framing.window} to train on, and one to test. Choose a smaller window."
+            )
+        end = len(train) - max(framing.window, len(train) // 5)
+        train, test = train[:end], train[end:]
+        if labels is not None:
+            labels, test_labels = labels[:end], labels[end:]
+
+    def frame(x: np.ndarray) -> np.ndarray:
+        return windows(x, framing.window, framing.stride)
+
+    largest = [None if values is None else frame(values).max(axis=1) for values in (labels, test_labels)]
+    columns = parts.columns if isinstance(parts.train, np.ndarray) else tuple(parts.train.columns)
+    return parts._replace(
+        train=frame(train), test=frame(test), train_labels=largest[0], test_labels=largest[1], columns=columns
+    )
+
+
+def read_wav(path: pathlib.Path) -> Signal:
+    """The samples of a `.wav` file, full scale being [-1, 1].
+
+    Raises:
+        DataError: the file is unreadable, damaged or too large.
+    """
+    from scipy.io import wavfile
+
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("error", wavfile.WavFileWarning)  # cut short
+        warnings.filterwarnings("ignore", ".*not understood, skipping", wavfile.WavFileWarning)
+        check_size(path.stat().st_size, path)
+        try:
+            rate, samples = wavfile.read(path)
+        except (wavfile.WavFileWarning, struct.error) as error:
+            raise DataError(f"{path} can't be read: {error} It may be damaged.") from error
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if samples.dtype.kind == "f":
+        return Signal(samples.astype(np.float32), rate)
+    middle, full = (128, 128) if samples.dtype == np.uint8 else (0, -int(np.iinfo(samples.dtype).min))
+    return Signal(((samples.astype(np.float64) - middle) / full).astype(np.float32), rate)
+
+
+def write_wav(file: io.BufferedIOBase, path: pathlib.Path, signal: Signal) -> None:
+    """Writes samples, float32, into an open binary file.
+
+    Raises:
+        DataError: the rate is not known.
+    """
+    from scipy.io import wavfile
+
+    if signal.rate is None:
+        raise DataError(f"{path}: the signal has no rate, which a .wav needs. Write .npy or .csv.")
+    wavfile.write(file, signal.rate, signal.values.astype(np.float32))
+
+
+def _starts(length: int, window: int, stride: int) -> np.ndarray:
+    if length < window:
+        raise DataError(f"The signal has {length} moments; expected {window} at least, a window.")
+    return np.union1d(np.arange(0, length - window + 1, stride), [length - window])
+
+
+def _moments(labels: np.ndarray | None, signal: np.ndarray, source: object) -> np.ndarray | None:
+    if labels is None:
+        return None
+    if labels.dtype.kind not in "buif" or labels.size != len(signal):
+        raise DataError(
+            f"{source}: the labels are {labels.dtype} of shape {labels.shape}; expected a number for each of "
+            f"{len(signal)} moments, such as 0 for normal and 1 for strange."
+        )
+    return labels.reshape(-1)
