@@ -3,13 +3,14 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from flaxae import processes
 from flaxae.errors import ConfigError
 
 
 @contextlib.contextmanager
-def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, float | str]], None]]:
+def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that writes the numbers of an epoch for TensorBoard, until the `with` block ends.
 
     Only the first of several processes writes.
@@ -28,7 +29,7 @@ def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, fl
         ) from error
     with SummaryWriter(os.fspath(folder)) as writer:
 
-        def write(metrics: Mapping[str, float | str]) -> None:
+        def write(metrics: Mapping[str, Any]) -> None:
             for name, value in metrics.items():
                 if name != "epoch" and not isinstance(value, str):
                     writer.add_scalar(name, value, metrics["epoch"])
