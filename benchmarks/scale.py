@@ -145,7 +145,7 @@ def stream_peak(path: str) -> tuple[float, float, float]:
 
 
 def memory(folder: pathlib.Path, gigabytes: float) -> None:
-    for size in (gigabytes / 4, gigabytes / 2, gigabytes):
+    for size in (gigabytes / 2, gigabytes):
         needed = size * 1e9
         if shutil.disk_usage(folder).free < 1.2 * needed:
             print(f"{size:.1f} GB: not enough disk in {folder}.")

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from flaxae import distributed, errors
 from flaxae.data.stream import Stream
 
-WINDOW_BYTES = 64 * 2**20  # of float32; two windows are held at once
+WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
 MOST_LANES = 128  # chunks that a window is made of
 
 Window = tuple[Float[Array, "..."], Int[Array, " examples"] | None]  # the arguments x and order of `batch`

@@ -146,14 +146,13 @@ class Stream:
     def _read(self, start: int, stop: int) -> np.ndarray:
         if hasattr(self.source, "__getitems__"):
             return np.stack(self.source.__getitems__(list(range(start, stop))))
-        x = np.array(self.source[start:stop])
-        _forget(self.source)
-        return x
-
-
-def _forget(array: Any) -> None:
-    """Give back the memory of what was read of a memory map; the system still has it at hand if it has room."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    if isinstance(array, mmap.mmap) and hasattr(array, "madvise"):
-        array.madvise(mmap.MADV_DONTNEED)
+        source = self.source
+        if isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous:
+            # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
+            x = np.empty((stop - start, *source.shape[1:]), source.dtype)
+            with open(source.filename, "rb", buffering=0) as file:
+                file.seek(source.offset + start * source.strides[0])
+                if file.readinto(x) < x.nbytes:
+                    raise DataError(f"{source.filename} became shorter while it was read.")
+            return x
+        return np.array(source[start:stop])
