@@ -48,7 +48,10 @@ def run(name: str, arguments: list[str]) -> None:
         from flaxae.compilation import enable_cache
 
         enable_cache()
-    experiment.run(config)
+    from flaxae import processes
+
+    with processes.together():
+        experiment.run(config)
 
 
 def overview() -> str:

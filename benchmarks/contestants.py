@@ -41,7 +41,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     import jax.numpy as jnp
     from flax import nnx
 
-    from flaxae import autoencoder, population, training
+    from flaxae import autoencoder, feed, population, training
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.convnet import ConvNet
     from flaxae.nn.mlp import MLP
@@ -73,7 +73,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
 
     def train() -> None:
         nonlocal state, epoch
-        block = (x, training.shuffle(order_key, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
+        block = (x, feed.shuffle(order_key, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
         if members is None:
             state = training.train_block(*program, state, *block)
         else:

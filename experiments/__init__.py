@@ -18,6 +18,7 @@ from flaxae.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
 
     from flaxae.data import Dataset
     from flaxae.report import Table
@@ -52,12 +53,19 @@ class Config:
     """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv, .parquet or .wav."""
     output: pathlib.Path | None = None
     """Where to write what the model makes of --input, in the same format."""
+    mesh: str | None = None
+    """Devices to share each batch, such as `data=4`; by default one, or all of several processes (Slurm, mpirun).
+    With --sweep, `population=2,data=4` trains models side by side as well."""
+    logger: str | None = None
+    """Where metrics go besides metrics.jsonl: `tensorboard`, into the run's folder (needs the extra of that name)."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
+        if self.logger is not None:
+            check_name("logger", self.logger, ("tensorboard",))
         given = [f"--{flag}" for flag in ("from", "input", "output") if getattr(self, flag.replace("from", "from_"))]
         if given and len(given) < 3:
             raise ConfigError(
@@ -99,8 +107,32 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: Config) -> dict[str, Any]:
     """The flags that decide what is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output", "cache")
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
+
+
+def mesh(config: Config) -> "Mesh | None":
+    """The devices that the flags ask for."""
+    from flaxae import distributed
+
+    return None if config.mesh is None else distributed.mesh(config.mesh)
+
+
+@contextlib.contextmanager
+def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[str, Any]]:
+    """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
+    from flaxae import loggers
+
+    with contextlib.ExitStack() as stack:
+        writers = [run.log_epoch] if log else []
+        if config.logger == "tensorboard":
+            writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
+
+        def on_epoch(metrics: dict[str, float | str]) -> None:
+            for write in writers:
+                write(metrics)
+
+        yield {"mesh": mesh(config), "on_epoch": on_epoch}
 
 
 def command() -> str:

@@ -62,18 +62,21 @@ def train(
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=EPOCHS, steps=STEPS)
     if config.model == "stacked" and not resume:
-        stacked.pretrain(network, x, epochs=PRETRAINING_EPOCHS, validation=0.0, **settings)
-    history = training.fit(
-        network,
-        x,
-        epochs=config.epochs or epochs,
-        validation=config.validation,
-        patience=config.patience,
-        folder=folder,
-        resume=resume,
-        on_epoch=run.log_epoch if log else None,
-        **settings,
-    )
+        stacked.pretrain(
+            network, dataset.scaling(dataset.train_sample), epochs=PRETRAINING_EPOCHS, validation=0.0, **settings
+        )
+    with experiments.resources(config, run, log=log) as resources:
+        history = training.fit(
+            network,
+            x,
+            epochs=config.epochs or epochs,
+            validation=config.validation,
+            patience=config.patience,
+            folder=folder,
+            resume=resume,
+            **settings,
+            **resources,
+        )
     return network, history
 
 
@@ -93,7 +96,7 @@ def pca_error(dataset: "Dataset", components: int) -> float | None:
 
     from flaxae import baselines
 
-    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     if train[0].size > MOST_VALUES_FOR_PCA or components > min(len(train), train[0].size):
         return None
     return float(np.mean(np.square(baselines.pca_reconstruct(test, train=train, components=components) - test)))
@@ -120,6 +123,7 @@ def finish(
         figures=[(caption, run.figure(name)) for caption, name in figures],
         config=run.config,
         usage=usage,
+        epochs=run.history(),
     )
     run.write_results(results)
     for table in tables:

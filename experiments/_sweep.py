@@ -32,7 +32,7 @@ def compare(config: "_presets.Config", run: "Run", dataset: "Dataset", model: "a
     """Train a model for every value and seed; the best is the one of the least validation error."""
     import numpy as np
 
-    from flaxae import objectives, plots, population, report
+    from flaxae import objectives, plots, population, processes, report
 
     name, values = axis(config.sweep)
     x = dataset.scaling(dataset.train)
@@ -47,8 +47,10 @@ def compare(config: "_presets.Config", run: "Run", dataset: "Dataset", model: "a
         validation=config.validation,
         score=objectives.squared_error,  # the loss itself changes with noise, β and the like
         seed=config.seed,
+        mesh=experiments.mesh(config),
         **settings,
     )
+    processes.leave_to_first()
     test = dataset.scaling(dataset.test)
     errors = np.array([_presets.mean_squared_error(member.model, test) for member in trained.members])
     scores = np.array([member.score for member in trained.members])

@@ -86,29 +86,31 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, runs, trained, training
+    from flaxae import autoencoder, processes, runs, trained, training
 
     dataset = experiments.load(config)
     preset = network(config, dataset.kind)
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         model = autoencoder.build(preset, dataset.shape, seed=config.seed)
-        history = training.fit(
-            model,
-            dataset.scaling(dataset.train),
-            epochs=config.epochs
-            or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            ema=config.ema,
-            validation=config.validation,
-            patience=config.patience,
-            seed=config.seed,
-            folder=run.checkpoints,
-            resume=config.resume and run.checkpoints.exists(),
-            on_epoch=run.log_epoch,
-        )
+        with experiments.resources(config, run) as resources:
+            history = training.fit(
+                model,
+                dataset.scaling(dataset.train),
+                epochs=config.epochs
+                or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                ema=config.ema,
+                validation=config.validation,
+                patience=config.patience,
+                seed=config.seed,
+                folder=run.checkpoints,
+                resume=config.resume and run.checkpoints.exists(),
+                **resources,
+            )
+        processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
 
 
@@ -179,6 +181,7 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
         ],
         config=run.config,
         usage=usage,
+        epochs=run.history(),
     )
     run.write_results(results)
     experiments.print_table(table)
@@ -195,7 +198,7 @@ def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, s
     low, high = model.clip or (-np.inf, np.inf)
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
     if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
-        train = dataset.scaling(dataset.train)
+        train = dataset.scaling(dataset.train_sample)
         train_noisy = np.asarray(model.corrupt(train, jax.random.fold_in(jax.random.key(seed), 1)))
         held_out = max(1, len(train) // 10)
         outputs["pca"], _ = baselines.pca_denoise(

@@ -55,7 +55,7 @@ class Config(_presets.Config):
 
 def run(config: Config) -> None:
     """Train, evaluate and report in a run's folder."""
-    from flaxae import runs, trained
+    from flaxae import processes, runs, trained
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
@@ -64,6 +64,7 @@ def run(config: Config) -> None:
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("generate", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         network, history = _presets.train(config, run, dataset, model)
+        processes.leave_to_first()
         evaluate(config, run, network, history, dataset, binarise=binarise)
 
 

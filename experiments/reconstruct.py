@@ -69,14 +69,16 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder: one model, or one a size."""
-    from flaxae import runs, trained
+    from flaxae import processes, runs, trained
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         if config.sweep is None:
-            evaluate(run, *_presets.train(config, run, dataset, model), dataset)
+            network, history = _presets.train(config, run, dataset, model)
+            processes.leave_to_first()
+            evaluate(run, network, history, dataset)
         elif config.sweep.startswith("latent="):
             compare_sizes(config, run, dataset)
         else:
@@ -85,7 +87,7 @@ def train(config: Config) -> None:
 
 def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     """Train a model of each size and draw the elbow."""
-    from flaxae import plots, report
+    from flaxae import plots, processes, report
 
     errors, pca = {}, {}
     for latent in _sweep.axis(config.sweep)[1]:
@@ -94,6 +96,7 @@ def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
         model, _ = _presets.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
         errors[latent] = _presets.mean_squared_error(model, dataset.scaling(dataset.test))
         pca[latent] = _presets.pca_error(dataset, latent)
+    processes.leave_to_first()
     both = all(pca.values())
     table = report.Table(
         f"{len(dataset.test):,} test examples, {dataset.name}",

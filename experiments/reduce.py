@@ -60,13 +60,15 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import runs, trained
+    from flaxae import processes, runs, trained
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
-        evaluate(run, *_presets.train(config, run, dataset, model), dataset)
+        network, history = _presets.train(config, run, dataset, model)
+        processes.leave_to_first()
+        evaluate(run, network, history, dataset)
 
 
 def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:
@@ -76,7 +78,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     from flaxae import plots, report, training
     from flaxae.autoencoder import Autoencoder
 
-    train, test = dataset.scaling(dataset.train), dataset.scaling(dataset.test)
+    train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]
     write(run, *codes, dataset)
     dimensions = codes[0].shape[1]

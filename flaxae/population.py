@@ -5,6 +5,7 @@ so a batch is gathered, and its noise drawn, once for all. A member equals, to r
 makes of the same initial weights and settings.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from flaxae import autoencoder, errors, progress, training
+from flaxae import autoencoder, distributed, errors, feed, progress, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
 from flaxae.training import Examples, History, Optimizer, State
 
@@ -46,7 +49,7 @@ class Population(NamedTuple):
 
 def fit_population(
     model: Config | Callable[[int], Autoencoder],
-    x: Examples,
+    x: Examples | Stream,
     *,
     seeds: Sequence[int] = (0,),
     learning_rate: float | Sequence[float] = 3e-3,
@@ -62,6 +65,7 @@ def fit_population(
     score: Objective | None = None,
     seed: int = 0,
     at_once: int = 16,
+    mesh: Mesh | None = None,
     show: bool = True,
     **hyper: float | Sequence[float],
 ) -> Population:
@@ -81,6 +85,8 @@ def fit_population(
             loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the loss.
         seed: of the held-out part, the shuffles and the noise, which the members share.
         at_once: how many train in one program. Memory grows with it, not with the number of members.
+        mesh: devices to train on, see `distributed.mesh`: members along "population", parts of their batches along
+            "data". By default as in `training.fit`.
         hyper: values of the model's hyper-parameters, such as `noise=(0.1, 0.3)`.
 
     Raises:
@@ -97,29 +103,42 @@ def fit_population(
     build = functools.cache(functools.partial(_build, model, np.shape(x)[1:]))
     models = [_with_hyper(build(settings["seed"], settings.get("latent")), settings) for settings in grid]
     largest = models[int(np.argmax([settings.get("latent", 0) for settings in grid]))]
-    x, held_out = training.split(largest, x, validation, seed)
+    mesh = mesh or distributed.default_mesh()
+    x, held_out = training.split(largest, x, validation, seed, mesh)
     if score is not None and held_out is None:
         raise errors.ConfigError("score is a mean over held-out examples: give a validation above 0.")
     batch_size = min(batch_size, len(x))
-    optimizer = Optimizer(epochs * (len(x) // batch_size), warmup, schedule, weight_decay, ema)
+    source = training.feed_of(largest, x, batch_size, seed, mesh)
+    optimizer = Optimizer(epochs * source.windows * source.steps, warmup, schedule, weight_decay, ema)
     program = Program(nnx.split(largest)[0], objective or largest.objective, optimizer, batch_size)
 
     members = []
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
-    with progress.bar(epochs * len(groups), 0.0, show=show) as report:
+    side_by_side = 1 if mesh is None else mesh.shape["population"]
+    with (
+        contextlib.closing(source),
+        progress.bar(epochs * len(groups), 0.0, show=show) as report,
+    ):
         for done, group in enumerate(groups):
+            padded = np.resize(group, math.ceil(len(group) / side_by_side) * side_by_side)  # some twice, to be even
             states = stack(
-                [training.init(_widened(models[i], largest), optimizer, grid[i]["learning_rate"]) for i in group]
+                [training.init(_widened(models[i], largest), optimizer, grid[i]["learning_rate"]) for i in padded]
             )
-            states, weights, history = _fit_group(program, states, x, held_out, epochs, seed, report, done * epochs)
-            if score is None:
-                scores = np.nanmin(history["loss" if held_out is None else "val_loss"], axis=0, initial=math.inf)
-            else:
-                scores = _evaluate(program._replace(objective=score), weights, held_out, jax.random.key(seed))
+            states = distributed.place(states, mesh, "population")
+            with distributed.on(mesh):
+                states, weights, history = _fit_group(
+                    program, states, source, held_out, epochs, seed, report, done * epochs
+                )
+                if score is None:
+                    scores = np.nanmin(history["loss" if held_out is None else "val_loss"], axis=0, initial=math.inf)
+                else:
+                    key = jax.random.key(seed)
+                    scores = distributed.numbers(_evaluate(program._replace(objective=score), weights, held_out, key))
+            weights, ok = distributed.local((weights, states.ok), mesh)
             for k, i in enumerate(group):
                 _take(models[i], weights, k)
                 own = History({name: values[:, k].tolist() for name, values in history.items()})
-                members.append(Member(grid[i], models[i], own, float(scores[k]), not states.ok[k]))
+                members.append(Member(grid[i], models[i], own, float(scores[k]), not ok[k]))
     best = min(members, key=lambda member: member.score)
     if best.score == math.inf:
         raise errors.DivergedError(
@@ -141,7 +160,7 @@ class Program(NamedTuple):
 def _fit_group(
     program: Program,
     states: State,
-    x: Float[Array, " examples *shape"],
+    source: feed.Resident | feed.Windows,
     held_out: Float[Array, " held_out *shape"] | None,
     epochs: int,
     seed: int,
@@ -149,22 +168,23 @@ def _fit_group(
     epochs_before: int,
 ) -> tuple[State, training.Weights, dict[str, Float[np.ndarray, " epochs members"]]]:
     """The members' last states, the weights of each one's best epoch, and the metrics."""
-    order_key, step_key, held_out_key = training.keys(seed)
-    steps, members = len(x) // program.batch_size, len(states.ok)
+    _, step_key, held_out_key = training.keys(seed)
+    steps, members = source.windows * source.steps, len(states.ok)
     metrics = ("loss", "seconds") if held_out is None else ("loss", "val_loss", "seconds")
     history = {name: np.full((epochs, members), np.nan) for name in metrics}
     best = training.weights(states)
     began = time.perf_counter()
     for epoch in range(epochs):
-        order = training.shuffle(order_key, epoch, len(x))
-        states = train_block(program, states, x, order, step_key, epoch * steps, (epoch + 1) * steps)
-        ok = np.asarray(states.ok)
-        history["loss"][epoch] = np.where(ok, states.loss_sum / steps, np.nan)
-        states = states._replace(loss_sum=jnp.zeros_like(states.loss_sum))
+        for window in range(epoch * source.windows, (epoch + 1) * source.windows):
+            first = window * source.steps
+            states = train_block(program, states, *source(window), step_key, first, first + source.steps)
+        ok, loss_sum = distributed.numbers((states.ok, states.loss_sum))
+        history["loss"][epoch] = np.where(ok, loss_sum / steps, np.nan)
+        states = states._replace(loss_sum=0 * states.loss_sum)
         if held_out is None:
             best = training.weights(states)
         else:
-            losses = _evaluate(program, training.weights(states), held_out, held_out_key)
+            losses = distributed.numbers(_evaluate(program, training.weights(states), held_out, held_out_key))
             history["val_loss"][epoch] = np.where(ok, losses, np.nan)
             before = np.nanmin(history["val_loss"][:epoch], axis=0, initial=np.inf)
             best = _select(history["val_loss"][epoch] < before, training.weights(states), best)
@@ -179,8 +199,8 @@ def _fit_group(
 def train_block(
     program: Program,
     states: State,
-    x: Float[Array, " examples *shape"],
-    order: Int[Array, " examples"],
+    x: Float[Array, "..."],
+    order: Int[Array, " examples"] | None,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
@@ -188,7 +208,7 @@ def train_block(
     def train(state: State) -> State:
         return training.train_block(*program, state, x, order, key, start, stop)
 
-    return jax.vmap(train)(states)
+    return _members(train)(states)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -198,7 +218,12 @@ def _evaluate(
     def evaluate(weights: training.Weights) -> Float[Array, ""]:
         return training.evaluate(program.graphdef, program.objective, program.batch_size, *weights, x, key)
 
-    return jax.vmap(evaluate)(weights)
+    return _members(evaluate)(weights)
+
+
+def _members(function: Callable) -> Callable:
+    """`function` of each member; on a mesh the members lie along its axis."""
+    return jax.vmap(function, spmd_axis_name=distributed.axis("population"))
 
 
 @jax.jit

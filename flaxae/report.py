@@ -199,6 +199,7 @@ def write(
     figures: Sequence[tuple[str, str | os.PathLike]],
     config: Mapping[str, object],
     usage: str,
+    epochs: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Writes the page of a run: one HTML file with its figures inside, no scripts, nothing loaded from outside.
 
@@ -210,6 +211,7 @@ def write(
         figures: caption and PNG file of each.
         config: the settings; mappings inside are shown with dotted names.
         usage: Python or shell lines that use the trained model.
+        epochs: the lines of metrics.jsonl, for what trained and how fast.
 
     Versions and devices are added. All text is escaped.
     Raises DataError if a figure can't be read or isn't a PNG, or if a table's rows and columns differ in number.
@@ -220,6 +222,7 @@ def write(
         ("Figures", "".join(_figure_html(caption, png) for caption, png in figures)),
         ("Use the model", f"<pre>{html.escape(usage.strip())}</pre>"),
         ("Configuration", _pairs_html(_flat(config))),
+        ("Training", _pairs_html(_speed(epochs))),
         ("Environment", _pairs_html(_environment())),
     )
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
@@ -346,6 +349,20 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = str(value)
     return flat
+
+
+def _speed(epochs: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Of the epochs' lines that tell of it: on what they ran, how fast, and how long they waited for data."""
+    told = [epoch for epoch in epochs if "samples_per_s_per_device" in epoch]
+    if not told:
+        return {}
+    last, rates = told[-1], [epoch["samples_per_s_per_device"] for epoch in told]
+    return {
+        "trained on": f"{last['devices']} × {last['device']} in {last['processes']} process(es)",
+        "hosts": last["hosts"],
+        "samples/s, each device": f"{np.median(rates):,.0f} (median of the epochs, with validation)",
+        "waited for data": f"{sum(epoch['waited'] for epoch in told):.1f} s of {last['seconds']:.1f} s",
+    }
 
 
 def _environment() -> dict[str, str]:

@@ -6,8 +6,8 @@
         results.json     flat names to numbers, such as test/psnr_db; there once the run is finished
         checkpoints/     figures/*.png     report.html
 
-A run belongs to one process at a time. Its lock is the operating system's, so it ends with the process,
-however that ends. Files appear whole or not at all.
+A run belongs to one process at a time, or to several that train together, of which the first writes. Its lock is the
+operating system's, so it ends with the process, however that ends. Files appear whole or not at all.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxae.errors import ConfigError, RunError, unknown
+from flaxae import processes
+from flaxae.errors import ConfigError, FlaxaeError, RunError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Run(SavedRun):
     """A run to write to, which no other process can while it is held. A full disk or the like is a RunError."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Add an epoch to the history: its number as `epoch`, and its metrics. Unfinishes a finished run.
+        """Add an epoch to the history: its number as `epoch`, and numbers or texts. Unfinishes a finished run.
 
         A resumed run goes through some epochs again: the first of them replaces itself and those after it.
         """
         numbers = {name: _number(value) for name, value in metrics.items()}
-        line = json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()})
+        infinite = {name for name, value in numbers.items() if not isinstance(value, str) and not math.isfinite(value)}
+        line = json.dumps({name: None if name in infinite else value for name, value in numbers.items()})
         path = self.folder / "metrics.jsonl"
         *lines, half_line = self._lines()
         if half_line or (lines and _parse(lines[-1], path)["epoch"] >= numbers["epoch"]):
@@ -105,6 +107,16 @@ class Run(SavedRun):
         return figures / f"{name}.png"
 
 
+class Follower(Run):
+    """The run of a process that trains with the first, which writes for it."""
+
+    def log_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Leave it to the first."""
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Leave it to the first."""
+
+
 @contextlib.contextmanager
 def start(
     experiment: str,
@@ -117,6 +129,8 @@ def start(
 ) -> Iterator[Run]:
     """Hold the run `root/experiment/name`, new or resumed, until the `with` block ends.
 
+    Several processes that train together all call this; the first holds the run for them.
+
     Args:
         experiment: its name; letters, digits, and `.`, `_`, `-` inside.
         name: likewise; None is the next free number, or to resume the newest unfinished run.
@@ -126,10 +140,33 @@ def start(
 
     Raises:
         RunError: the run is in use, exists already, or is missing; or its folder can't be written.
-        ConfigError: a name has other characters; or a resumed run was started with other settings.
+        ConfigError: a name has other characters; or a resumed run was started with other settings; or processes that
+            train together were.
     """
-    folder = Path(root) / _checked("experiment", experiment)
     text = _json(config)
+    if len(set(processes.share(f"{experiment} {name} {resume} {text}"))) > 1:
+        raise ConfigError("The processes were not all started with the same settings. Give each the same flags.")
+    if processes.index() > 0:
+        held = json.loads(processes.share("")[0])
+        if held["error"]:
+            raise RunError(held["error"])
+        yield Follower(Path(held["folder"]), json.loads(text))
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            run = stack.enter_context(_hold(experiment, name, text, resume, may_change, root))
+        except FlaxaeError as error:
+            processes.share(json.dumps({"error": str(error)}))
+            raise
+        processes.share(json.dumps({"error": "", "folder": str(run.folder)}))
+        yield run
+
+
+@contextlib.contextmanager
+def _hold(
+    experiment: str, name: str | None, text: str, resume: bool, may_change: Collection[str], root: str | os.PathLike
+) -> Iterator[Run]:
+    folder = Path(root) / _checked("experiment", experiment)
     if name is not None:
         folder /= _checked("run", name)
     elif resume:

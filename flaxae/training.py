@@ -1,9 +1,10 @@
 """Training: one compiled block of steps, and the loop around it.
 
 The unit that is compiled is a block: `lax.fori_loop` over a pure step, on state that is donated, over data that live
-on the device. How many steps a block has is an argument of it, so that a block lasts about a third of a second whatever
-the model and the machine, and nothing is compiled twice. All randomness is folded in from (seed, epoch) and (seed,
-step); so the weights after step n are the same bits whether the run was interrupted or not.
+on the device: all of them, or a window of a stream's (`flaxae.feed`). On a mesh of devices it is the same block, on
+data laid along the mesh. How many steps a block has is an argument of it, so that a block lasts about a third of a
+second whatever the model and the machine, and nothing is compiled twice. All randomness is folded in from (seed, epoch)
+and (seed, step); so the weights after step n are the same bits whether the run was interrupted or not.
 """
 
 import contextlib
@@ -23,10 +24,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from flaxae import checkpoints, errors, progress
+from flaxae import checkpoints, distributed, errors, feed, processes, progress
 from flaxae.autoencoder import Autoencoder
+from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
 from flaxae.precision import MixedPrecision
 
@@ -170,28 +173,26 @@ def train_block(
     optimizer: Optimizer,
     batch_size: int,
     state: State,
-    x: Float[Array | np.ndarray, " examples *shape"],
-    order: Int[Array, " examples"],
+    x: Float[Array | np.ndarray, "..."],
+    order: Int[Array, " examples"] | None,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
 ) -> State:
-    """Steps `start` to `stop` of a run, all of one epoch, whose shuffle is `order`.
+    """Steps `start` to `stop` of a run, all of one window of data, which are `x` and `order` as `feed` gives them.
 
     Where they end in anything not finite, the state stays as it was before them. Looking after each step instead costs
     a small network a fifth of its speed.
     """
-    steps_per_epoch = x.shape[0] // batch_size
 
     def body(step: Int[Array, ""], state: State) -> State:
-        index = lax.dynamic_slice_in_dim(order, (step % steps_per_epoch) * batch_size, batch_size)
-        batch = jnp.take(x, index, axis=0, mode="clip")
+        batch = feed.batch(x, order, batch_size, step)
         return train_step(graphdef, objective, optimizer, state, batch, jax.random.fold_in(key, step), step)
 
     new = lax.fori_loop(start, stop, body, state)
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, new.rest, new.moments, new.loss_sum))]
     ok = state.ok & jnp.stack(finite).all()
-    return jax.tree.map(functools.partial(jnp.where, ok), new, state._replace(ok=ok))
+    return distributed.whole(jax.tree.map(functools.partial(jnp.where, ok), new, state._replace(ok=ok)))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective", "batch_size"))
@@ -211,17 +212,11 @@ def evaluate(
         model = nnx.merge(graphdef, params, rest)
         model.eval()
         index = i * batch_size + jnp.arange(batch_size)
-        batch = jnp.take(x, index, axis=0, mode="clip")
+        batch = distributed.along_data(jnp.take(x, index, axis=0, mode="clip"))
         loss = objective(model, batch, jax.random.fold_in(key, i))
         return total + jnp.sum(jnp.where(index < examples, loss, 0))
 
     return lax.fori_loop(0, math.ceil(examples / batch_size), body, jnp.float32(0)) / examples
-
-
-@functools.partial(jax.jit, static_argnames="examples")
-def shuffle(key: Key[Array, ""], epoch: int | Int[Array, ""], examples: int) -> Int[Array, " examples"]:
-    """The order of an epoch."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 def keys(seed: int) -> Key[Array, "3"]:
@@ -230,29 +225,60 @@ def keys(seed: int) -> Key[Array, "3"]:
 
 
 def split(
-    model: Autoencoder, x: Examples, validation: float | Array | np.ndarray, seed: int
-) -> tuple[Float[Array, " kept *shape"], Float[Array, " held_out *shape"] | None]:
-    """The examples to train on, and those held out (None for none), checked and on the device; see `fit`."""
-    x = check_examples(model, x)
+    model: Autoencoder, x: Examples | Stream, validation: float | Array | np.ndarray, seed: int, mesh: Mesh | None
+) -> tuple[Float[Array, " kept *shape"] | Stream, Float[Array, " held_out *shape"] | None]:
+    """The examples to train on, and those held out (None for none), checked and on the device; see `fit`.
+
+    A stream stays one; of it, too much to hold is not held out, see `Stream.split`.
+    """
+    if isinstance(x, np.memmap):
+        x = Stream(x)
+    place = functools.partial(distributed.place, mesh=mesh)
+    if isinstance(x, Stream):
+        check_examples(model, x[:1])
+    else:
+        x = check_examples(model, x)
     if not isinstance(validation, (int, float)):
-        return jax.device_put(x), jax.device_put(check_examples(model, validation))
+        held_out = place(check_examples(model, validation))
+        return x if isinstance(x, Stream) else place(x), held_out
     if not 0 <= validation < 1:
         raise errors.ConfigError(f"validation is {validation}; it has to be a fraction, at least 0 and below 1.")
     held_out = math.ceil(validation * len(x))
     if held_out == 0:
-        return jax.device_put(x), None
+        return x if isinstance(x, Stream) else place(x), None
     if held_out == len(x):
         raise errors.DataError(
             f"{len(x)} example can't be split into a part to train on and one to validate on: "
             "give more, or validation=0."
         )
+    if isinstance(x, Stream):
+        x, kept_apart = x.split(validation, seed)
+        return x, place(check_examples(model, kept_apart))
     shuffled = np.random.default_rng(seed).permutation(len(x))
-    return jax.device_put(x[np.sort(shuffled[held_out:])]), jax.device_put(x[np.sort(shuffled[:held_out])])
+    return place(x[np.sort(shuffled[held_out:])]), place(x[np.sort(shuffled[:held_out])])
+
+
+def feed_of(
+    model: Autoencoder, x: Float[Array, " examples *shape"] | Stream, batch_size: int, seed: int, mesh: Mesh | None
+) -> feed.Resident | feed.Windows:
+    """The batches of what `split` gave.
+
+    Raises:
+        ConfigError: the devices of the mesh can't share a batch evenly.
+    """
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise errors.ConfigError(
+            f"Batches of {batch_size} examples can't be shared evenly by {mesh.shape['data']} devices: "
+            "choose another batch_size."
+        )
+    if isinstance(x, Stream):
+        return feed.Windows(x, batch_size, seed, mesh, functools.partial(check_range, model))
+    return feed.Resident(x, batch_size, keys(seed)[0])
 
 
 def fit(
     model: Autoencoder,
-    x: Examples,
+    x: Examples | Stream,
     *,
     epochs: int = 10,
     batch_size: int = 256,
@@ -265,26 +291,31 @@ def fit(
     patience: int | None = None,
     objective: Objective | None = None,
     precision: str = "float32",
+    mesh: Mesh | None = None,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
     show: bool = True,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[dict[str, float | str]], None] | None = None,
 ) -> History:
     """Train `model` in place on x, scaled as its likelihood expects.
 
     It ends with the weights of the epoch of the lowest validation loss (the last epoch's without validation).
 
     Args:
+        x: in memory; or a memory map or a `data.Stream`, which is read a window at a time and never whole.
         learning_rate, warmup, schedule, weight_decay, ema: see `Optimizer`.
         validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none.
         patience: stop after so many epochs without a better validation loss.
         objective: per example, `(model, x, key) -> [batch]`; by default the model's own.
         precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
+        mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
+            or all devices of all processes where there are several, which then call this together.
         folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
         resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
         show: a progress bar, or a line an epoch where there is no terminal.
-        on_epoch: called with each epoch's metrics.
+        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
@@ -296,11 +327,13 @@ def fit(
     check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
     if precision not in ("float32", "bf16"):
         raise errors.ConfigError(errors.unknown("precision", precision, ("float32", "bf16")))
-    x, held_out = split(model, x, validation, seed)
+    mesh = mesh or distributed.default_mesh()
+    x, held_out = split(model, x, validation, seed, mesh)
     batch_size = min(batch_size, len(x))
-    steps_per_epoch = len(x) // batch_size
+    source = feed_of(model, x, batch_size, seed, mesh)
+    steps_per_epoch = source.windows * source.steps
     optimizer = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema)
-    order_key, step_key, held_out_key = keys(seed)
+    _, step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
     objective = objective or model.objective
     if precision == "bf16":
@@ -317,38 +350,62 @@ def fit(
         "ema": ema or 0.0,
         "constant_schedule": float(schedule == "constant"),
         "bf16": float(precision == "bf16"),
+        **({"windows": float(source.windows)} if isinstance(x, Stream) else {}),
     }
-    step, run = 0, Snapshot.start(init(model, optimizer, learning_rate), epochs, settings)
+    start = distributed.place(init(model, optimizer, learning_rate), mesh)
+    step, run = 0, Snapshot.start(start, epochs, settings)
     if resume:
         step, run = _restore(folder, run)
     state, best, history = run.state, run.best, run.history
     trained_before = float(np.nanmax(history["seconds"], initial=0.0))
     began = saved = time.perf_counter()
-    order, order_epoch, block = None, None, 1
+    window, examples, block = None, (), 1
+    clock = (began, step, 0.0)
+    ran_on = distributed.describe(mesh)
+
+    def speed() -> dict[str, float | str]:
+        """Since it was last asked."""
+        nonlocal clock
+        (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
+        return {
+            "samples_per_s_per_device": (step - step_then) * batch_size / (clock[0] - then) / ran_on["devices"],
+            "waited": source.waited - waited_then,
+            **ran_on,
+        }
 
     def save() -> None:
         if folder is not None:
             checkpoints.save(os.path.join(folder, "latest"), step, Snapshot(state, best, history, run.settings))
             checkpoints.save(os.path.join(folder, "best"), step, best, keep=1)
 
-    with _interrupt() as interrupted, progress.bar(epochs, step / steps_per_epoch, show=show) as report:
+    with (
+        distributed.on(mesh),
+        contextlib.closing(source),
+        _interrupt() as interrupted,
+        progress.bar(epochs, step / steps_per_epoch, show=show and jax.process_index() == 0) as report,
+    ):
         while step < optimizer.steps and not _stalled(history["val_loss"], patience):
-            epoch, step_in_epoch = divmod(step, steps_per_epoch)
-            if order_epoch != epoch:
-                order, order_epoch = shuffle(order_key, epoch, len(x)), epoch
-            stop = min(step + block, (epoch + 1) * steps_per_epoch)
+            epoch = step // steps_per_epoch
+            if window != step // source.steps:
+                window = step // source.steps
+                examples = source(window)
+            stop = min(step + block, (window + 1) * source.steps)
             block_began = time.perf_counter()
-            state = train_block(graphdef, objective, optimizer, batch_size, state, x, order, step_key, step, stop)
+            state = train_block(graphdef, objective, optimizer, batch_size, state, *examples, step_key, step, stop)
             if not state.ok:
-                nnx.update(model, *weights(state))
+                nnx.update(model, *distributed.local(weights(state), mesh))
                 raise errors.DivergedError(_diverged(epoch, learning_rate))
-            seconds_per_step = (time.perf_counter() - block_began) / (stop - step)
+            seconds_per_step, stopping, save_now = processes.agree(
+                (time.perf_counter() - block_began) / (stop - step),
+                interrupted(),
+                time.perf_counter() - saved > SAVE_SECONDS,
+            )
             block = max(1, round(BLOCK_SECONDS / seconds_per_step))
             step, step_in_epoch = stop, stop - epoch * steps_per_epoch
             loss = float(state.loss_sum) / step_in_epoch
 
             if step_in_epoch == steps_per_epoch:
-                state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+                state = state._replace(loss_sum=distributed.place(jnp.float32(0), mesh))
                 history["loss"][epoch] = loss
                 if held_out is None:
                     best = weights(state)
@@ -359,18 +416,19 @@ def fit(
                     if np.nanargmin(history["val_loss"]) == epoch:
                         best = weights(state)
                 history["seconds"][epoch] = trained_before + time.perf_counter() - began
-                if on_epoch is not None:
-                    on_epoch({"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in history.items()}})
+                if on_epoch is not None and jax.process_index() == 0:
+                    metrics = {name: float(values[epoch]) for name, values in history.items()}
+                    on_epoch({"epoch": epoch + 1, **metrics, **speed()})
             report(step / steps_per_epoch, loss, batch_size / seconds_per_step)
-            if interrupted():
+            if stopping:
                 save()
-                nnx.update(model, *weights(state))
+                nnx.update(model, *distributed.local(weights(state), mesh))
                 raise KeyboardInterrupt
-            if time.perf_counter() - saved > SAVE_SECONDS and step < optimizer.steps:
+            if save_now and step < optimizer.steps:
                 save()
                 saved = time.perf_counter()
     save()
-    nnx.update(model, *best)
+    nnx.update(model, *distributed.local(best, mesh))
     done = math.ceil(step / steps_per_epoch)
     return History({name: values[:done].tolist() for name, values in history.items() if not np.isnan(values).all()})
 
@@ -439,14 +497,7 @@ def check_examples(model: Autoencoder, x: Any) -> Float[Array | np.ndarray, " ex
     x = x.astype(np.float32)
     xp = jnp if isinstance(x, jax.Array) else np
     low, high = float(xp.min(x)), float(xp.max(x))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
-    least, most = model.likelihood.support
-    if low < least or high > most:
-        raise errors.DataError(
-            f"The data range from {low:g} to {high:g}, but the {type(model.likelihood).__name__} likelihood takes "
-            f"values in [{least:g}, {most:g}]. Scale them to that range, or choose the Gaussian likelihood."
-        )
+    check_range(model, low, high)
     given = x.shape[1:]
     try:
         made = nnx.eval_shape(
@@ -458,6 +509,18 @@ def check_examples(model: Autoencoder, x: Any) -> Float[Array | np.ndarray, " ex
         takes = "another shape" if made is None else f"examples of shape {made}"
         raise errors.DataError(f"The data have examples of shape {given}, but the model is made for {takes}.")
     return x
+
+
+def check_range(model: Autoencoder, low: float, high: float) -> None:
+    """Raise DataError unless data from `low` to `high` are finite and in the likelihood's range."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
+    least, most = model.likelihood.support
+    if low < least or high > most:
+        raise errors.DataError(
+            f"The data range from {low:g} to {high:g}, but the {type(model.likelihood).__name__} likelihood takes "
+            f"values in [{least:g}, {most:g}]. Scale them to that range, or choose the Gaussian likelihood."
+        )
 
 
 def weights(state: State) -> Weights:

@@ -562,6 +562,17 @@ def test_tfds_table(flowers, tmp_path, monkeypatch):
     assert (again.classes, again.columns) == (dataset.classes, dataset.columns)
 
 
+def test_a_large_tfds_set_is_a_stream(flowers, tmp_path, monkeypatch):
+    tfds.prepare("tiny_flowers", manual_dir=tmp_path)
+    monkeypatch.setattr("flaxae.data.arrays.MAP_BYTES", 10)
+    dataset = data.load("tfds:tiny_flowers")
+    assert isinstance(dataset.train, data.Stream)
+    petal = dataset.columns.index("petal_0")
+    np.testing.assert_array_equal(np.sort(dataset.train[:][:, petal]), np.arange(12))
+    np.testing.assert_array_equal(np.sort(dataset.test[:, petal]), np.arange(100, 104))
+    np.testing.assert_allclose(dataset.scaling(dataset.train)[:].mean(axis=0), 0, atol=1e-6)
+
+
 def test_tfds_that_lost_rows_is_refused(flowers, tmp_path):
     folder = tfds.prepare("tiny_flowers", manual_dir=tmp_path)
     record = folder / "dataset_info.json"

@@ -5,6 +5,7 @@ from flaxae.data.encoding import Encoding
 from flaxae.data.files import read, read_signal, write
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing, Signal, overlap_mean, starts, windows
+from flaxae.data.stream import Stream
 
 __all__ = [
     "Dataset",
@@ -12,6 +13,7 @@ __all__ = [
     "Framing",
     "Scaling",
     "Signal",
+    "Stream",
     "load",
     "overlap_mean",
     "read",

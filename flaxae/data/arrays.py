@@ -18,6 +18,7 @@ from flaxae.data.parts import Parts
 from flaxae.errors import DataError
 
 MAX_BYTES = 16 * 2**30  # what one source may take in memory
+MAP_BYTES = 2 * 2**30  # from which on a .npy file is mapped instead of read
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
@@ -42,10 +43,22 @@ def check_size(claimed: int, path: str | os.PathLike, *, at_most: int = MAX_BYTE
     Raises:
         DataError: `claimed` is above `at_most` or MAX_BYTES.
     """
+    check_claim(claimed, path, at_most=at_most)
+    if claimed > MAX_BYTES:
+        raise DataError(
+            f"{path} holds {claimed:,} bytes of data; the limit is {MAX_BYTES:,}. Load a part of it, or save it as "
+            ".npy, which may be larger than memory."
+        )
+
+
+def check_claim(claimed: int, path: str | os.PathLike, *, at_most: int) -> None:
+    """Refuses what claims more bytes than it can hold.
+
+    Raises:
+        DataError: `claimed` is above `at_most`.
+    """
     if claimed > at_most:
         raise DataError(f"{path} claims {claimed:,} bytes of data but holds {at_most:,} at most: it is cut short.")
-    if claimed > MAX_BYTES:
-        raise DataError(f"{path} holds {claimed:,} bytes of data; the limit is {MAX_BYTES:,}. Load a part of it.")
 
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
@@ -56,6 +69,19 @@ def read_npy(path: pathlib.Path) -> np.ndarray:
     """
     with reading(path), path.open("rb") as file:
         return _npy(file, path.stat().st_size, str(path))
+
+
+def map_npy(path: pathlib.Path) -> np.ndarray:
+    """The array of a `.npy` file as a memory map, of any size: nothing of it is read yet.
+
+    Raises:
+        DataError: the file is unreadable, damaged, holds Python objects, or is in Fortran order.
+    """
+    with reading(path), path.open("rb") as file:
+        _, fortran_order, _ = _npy_header(file, path.stat().st_size, str(path))
+        if fortran_order:
+            raise DataError(f"{path} is in Fortran order, whose examples can't be read one by one. Save it in C order.")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -126,16 +152,24 @@ def load_idx(folder: pathlib.Path) -> Parts:
 
 def _npy(file: io.BufferedIOBase, size: int, name: str) -> np.ndarray:
     with reading(name):
+        shape, _, dtype = _npy_header(file, size, name)
+        check_size(math.prod(shape) * dtype.itemsize, name)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _npy_header(file: io.BufferedIOBase, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype, checked against the size of the file."""
+    with reading(name):
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise DataError(f"{name} is in version {version} of the .npy format; expected (1, 0) or (2, 0).")
-        shape, _, dtype = readers[version](file)
+        shape, fortran_order, dtype = readers[version](file)
         if dtype.hasobject:
             raise DataError(f"{name} holds pickled Python objects, which are never loaded. Save numbers.")
-        check_size(math.prod(shape) * dtype.itemsize, name, at_most=size - file.tell())
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
+        check_claim(math.prod(shape) * dtype.itemsize, name, at_most=size - file.tell())
+        return shape, fortran_order, dtype
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:

@@ -14,10 +14,13 @@ from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
+from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,12 +29,13 @@ class Dataset:
 
     Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32, categories
     being columns of 0 and 1; signals [n, window, channels] of float32, in the order of time. `scaling` and `encoding`
-    were fitted on `train` alone.
+    were fitted on `train` alone. What is too large for memory has a `Stream` for `train`, which
+    `scaling(train)` is too, and as much for `test` as fits.
     """
 
     name: str
     kind: Literal["image", "tabular", "signal"]
-    train: Shaped[np.ndarray, " train *shape"]
+    train: Shaped[np.ndarray, " train *shape"] | Stream
     test: Shaped[np.ndarray, " test *shape"]
     train_labels: Int[np.ndarray, " train"] | None
     test_labels: Int[np.ndarray, " test"] | None
@@ -44,13 +48,18 @@ class Dataset:
     # moments); None where the source has a test part of its own
 
     @property
+    def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
+        """The training examples in memory: all, or of a stream some from all over it."""
+        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else self.train
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
         return self.train.shape[1:]
 
 
 def load(
-    source: "str | os.PathLike | np.ndarray | pd.DataFrame | tuple",
+    source: "str | os.PathLike | np.ndarray | pd.DataFrame | tuple | Stream",
     *,
     label: str | None = None,
     window: int | None = None,
@@ -65,7 +74,9 @@ def load(
         source: one of
             - "mnist", which is embedded in the package;
             - "tfds:NAME" or "tfds:NAME/CONFIG", a TensorFlow Datasets set of images or of numeric features;
-            - a `.npy` or `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
+            - a `.npy` file, which is streamed, never read whole, if it is large;
+            - a stream, see `Stream`;
+            - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
             - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
               class, with or without `train` and `test` folders around them;
             - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
@@ -84,7 +95,12 @@ def load(
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
-    if window is not None:
+    if isinstance(parts.train, Stream):
+        if window is not None:
+            raise DataError(f"{given} is too large to be cut into windows: cut it first, and save the windows as .npy.")
+        train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
+        parts = parts._replace(train=train, test=as_examples(test, given))
+    elif window is not None:
         framing = Framing(window, max(1, window // 2) if stride is None else stride, parts.rate)
         parts = signals.cut(parts, framing, given)
     elif stride is not None:
@@ -117,6 +133,9 @@ def _parts(source: object, label: str | None) -> tuple[Parts, str]:
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
         return _from_memory(source), "array"
+    if isinstance(source, Stream):
+        _refuse_label(label, "a stream")
+        return Parts(train=source), "stream"
     if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
         frame, labels = tables.checked(source, "The table", label=label)
         return Parts(train=frame, train_labels=labels), "table"
@@ -143,6 +162,10 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
     if path.is_dir():
         return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
     if suffix == ".npy":
+        size = path.stat().st_size
+        if size > arrays.MAP_BYTES:
+            print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+            return Parts(train=Stream(arrays.map_npy(path)))
         return Parts(train=arrays.read_npy(path))
     if suffix == ".npz":
         return arrays.load_npz(path)

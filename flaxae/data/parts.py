@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from flaxae.data.stream import Stream
 from flaxae.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: "np.ndarray | pd.DataFrame"
+    train: "np.ndarray | pd.DataFrame | Stream"
     test: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None

@@ -1,12 +1,13 @@
 """From stored values to what networks see, and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
 
@@ -23,9 +24,11 @@ class Scaling:
 
     @classmethod
     def fit(
-        cls, train: Shaped[np.ndarray, " examples *shape"], indicators: Bool[np.ndarray, " columns"] | None = None
+        cls,
+        train: Shaped[np.ndarray, " examples *shape"] | Stream,
+        indicators: Bool[np.ndarray, " columns"] | None = None,
     ) -> "Scaling":
-        """The scaling of a training part, which alone may decide it.
+        """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
 
         Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
         is only centred. So are `indicators`, the columns of 0 and 1 that tell categories: divided by its deviation, a
@@ -34,24 +37,28 @@ class Scaling:
         by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
         """
         if train.ndim < 4:
-            axes = tuple(range(train.ndim - 1))
-            offset, scale = train.mean(axis=axes, dtype=np.float64), train.std(axis=axes, dtype=np.float64)
+            offset, scale = _moments(train)
             if indicators is not None:
                 scale = np.where(indicators, 1.0, scale)
         elif train.dtype in (np.uint8, np.uint16):
             offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
         else:
-            low, high = np.float64([train.min()]), np.float64([train.max()])
+            ranges = [(part.min(), part.max()) for part in _parts(train)]
+            low, high = np.float64([min(low for low, _ in ranges)]), np.float64([max(high for _, high in ranges)])
             offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
         scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
         return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name)
 
-    def __call__(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Float[np.ndarray | Array, " *shape"]:
-        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays.
+    def __call__(
+        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream
+    ) -> Float[np.ndarray | Array, " *shape"] | Stream:
+        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
         """
+        if isinstance(x, Stream):
+            return x.scaled(self)
         offset, scale = self._constants(x)
         return (x.astype(np.float32) - offset) / scale
 
@@ -96,6 +103,22 @@ class Scaling:
             raise DataError(f"The data has shape {x.shape}; expected {len(self.offset)} columns on the last axis.")
         shape = (1,) * (x.ndim - 1) + (-1,) if x.ndim else ()
         return np.reshape(np.float32(self.offset), shape), np.reshape(np.float32(self.scale), shape)
+
+
+def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
+    return train.passes() if isinstance(train, Stream) else [train]
+
+
+def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for part in _parts(train):
+        axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
+        part_mean, part_squares = part.mean(axis=axes, dtype=np.float64), more * part.var(axis=axes, dtype=np.float64)
+        squares = squares + part_squares + (part_mean - mean) ** 2 * (count * more / (count + more))
+        mean = mean + (part_mean - mean) * (more / (count + more))
+        count += more
+    return mean, np.sqrt(squares / count)
 
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -5,6 +5,7 @@ The arrays are then kept as `flaxae.npz` beside the prepared files, which is qui
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import logging
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flaxae.data.arrays import check_size, read_npz, reading
+from flaxae.data import arrays
+from flaxae.data.arrays import read_npz, reading
 from flaxae.data.files import replacing
 from flaxae.data.parts import Parts
+from flaxae.data.stream import HELD_OUT_BYTES, Stream
 from flaxae.errors import DataError, unknown
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ _PATIENCE_S = 5
 def load(name: str, *, label: str | None = None) -> Parts:
     """The `train` and, where there is one, `test` split of a TFDS set, kept in $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
-    A set with an `image` feature gives images; of any other the features have to be numbers, and give a table.
+    A set with an `image` feature gives images; of any other the features have to be numbers, and give a table. A large
+    set is a stream, without labels, and its test split as much of it as fits in memory.
 
     Args:
         name: as in the catalogue, NAME or NAME/CONFIG.
@@ -47,14 +51,21 @@ def load(name: str, *, label: str | None = None) -> Parts:
     _prepare(builder, manual_dir=None)
     kept = pathlib.Path(builder.data_path) / "flaxae.npz"
     if label is None and kept.is_file():
-        arrays = read_npz(kept)
-        names = {name: tuple(arrays.pop(name).tolist()) for name in ("classes", "columns") if name in arrays}
-        return Parts(**arrays, **names)
+        known = read_npz(kept)
+        names = {name: tuple(known.pop(name).tolist()) for name in ("classes", "columns") if name in known}
+        return Parts(**known, **names)
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
+    if _bytes(builder, used) > arrays.MAP_BYTES:
+        print(f"tfds:{name} is large: it is read a part at a time while training, never whole.")
+        test = Stream(_Inputs(_source(builder, "test"), used)).sample(HELD_OUT_BYTES) if "test" in splits else None
+        return Parts(Stream(_Inputs(_source(builder, "train"), used)), test, columns=used.columns)
     parts = _read(builder, used)
     if label is None:
-        arrays = {name: np.asarray(part) for name, part in parts._asdict().items() if part is not None}
+        known = {name: np.asarray(part) for name, part in parts._asdict().items() if part is not None}
         with contextlib.suppress(DataError):  # a read-only folder only costs time
-            replacing(kept, lambda file: np.savez(file, allow_pickle=False, **arrays))
+            replacing(kept, lambda file: np.savez(file, allow_pickle=False, **known))
     return parts
 
 
@@ -182,28 +193,51 @@ def _is_numbers(feature: Any) -> bool:
 
 
 def _read(builder: "DatasetBuilder", used: _Used) -> Parts:
-    splits = builder.info.splits
-    if "train" not in splits:
-        raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
-    features = builder.info.features
     parts = {}
-    for split in {"train", "test"} & set(splits):
-        per_example = sum(
-            math.prod(features[key].shape) * np.dtype(features[key].np_dtype).itemsize for key in used.inputs
-        )
-        check_size(splits[split].num_examples * per_example, f"tfds:{builder.name}")
+    for split in {"train", "test"} & set(builder.info.splits):
         examples = _examples(builder, split)
-        if used.columns is None:
-            parts[split] = np.stack([example["image"] for example in examples])
-        else:
-            inputs = [[np.ravel(example[key]) for example in examples] for key in used.inputs]
-            parts[split] = np.concatenate([np.stack(values) for values in inputs], axis=1)
+        parts[split] = np.stack([_input(example, used) for example in examples])
         if used.label is not None:
             parts[f"{split}_labels"] = np.array([example[used.label] for example in examples])
     return Parts(**parts, classes=used.classes, columns=used.columns)
 
 
+def _bytes(builder: "DatasetBuilder", used: _Used) -> int:
+    """What the larger split takes."""
+    features, splits = builder.info.features, builder.info.splits
+    per_example = sum(math.prod(features[key].shape) * np.dtype(features[key].np_dtype).itemsize for key in used.inputs)
+    return per_example * max(splits[split].num_examples for split in {"train", "test"} & set(splits))
+
+
+def _input(example: dict[str, Any], used: _Used) -> np.ndarray:
+    """What is trained on of an example."""
+    if used.columns is None:
+        return example["image"]
+    return np.concatenate([np.ravel(example[key]) for key in used.inputs])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """A source of examples, as a `Stream` takes them."""
+
+    source: Any
+    used: _Used
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, numbers: list[int]) -> list[np.ndarray]:
+        return [_input(example, self.used) for example in self.source.__getitems__(numbers)]
+
+
 def _examples(builder: "DatasetBuilder", split: str) -> list[dict[str, Any]]:
+    source = _source(builder, split)
+    with reading(builder.data_path):
+        return source.__getitems__(range(len(source)))  # ten times as quick as one by one
+
+
+def _source(builder: "DatasetBuilder", split: str) -> Any:
+    """The examples by number."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     name, folder = f"tfds:{builder.name}", builder.data_path
@@ -222,4 +256,4 @@ def _examples(builder: "DatasetBuilder", split: str) -> list[dict[str, Any]]:
                 f"{name} has {found} examples in {split!r}; its own record says {len(source)}. "
                 f"Remove {folder} and prepare it again."
             )
-        return source.__getitems__(range(found))  # ten times as quick as one by one
+        return source

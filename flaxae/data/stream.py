@@ -1,0 +1,158 @@
+"""Examples that don't fit in memory: read from where they are, a chunk at a time, never whole."""
+
+import bisect
+import dataclasses
+import itertools
+import mmap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from flaxae.errors import DataError
+
+HELD_OUT_BYTES = 256 * 2**20  # of a part that is held out, which has to fit in memory
+PASS_BYTES = 32 * 2**20  # read at once in a pass over everything
+_BLOCKS = 64  # that a held-out part is made of, spread over all
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """Examples of a source, in the source's order, read when they are asked for: `stream[lo:hi]`.
+
+    Args:
+        source: a memory-mapped array (`np.load(path, mmap_mode="r")`), or anything with a length that gives a list of
+            examples for a list of numbers by `__getitems__` (an array_record, TFDS or Grain data source) or an array
+            by `source[lo:hi]`.
+        scaling: applied on the way, a function of arrays on the host or on the device: elementwise, and rising.
+        spans: the parts of the source that belong to it, as (start, stop) in rising order; None is all of it.
+
+    Raises:
+        DataError: the examples are not arrays of numbers, all of one shape.
+    """
+
+    source: Any
+    scaling: Callable[[Any], Any] | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    example: Shaped[np.ndarray, "1 *shape"] = dataclasses.field(init=False, repr=False)
+    ends: list[int] = dataclasses.field(init=False, repr=False)  # of the spans, counted in this stream's examples
+
+    def __post_init__(self) -> None:
+        spans = self.spans if self.spans is not None else ((0, len(self.source)),)
+        object.__setattr__(self, "spans", spans)
+        object.__setattr__(self, "ends", list(itertools.accumulate(stop - start for start, stop in spans)))
+        if len(self) == 0:
+            raise DataError("The stream is empty: expected a source of at least one example.")
+        object.__setattr__(self, "example", self.stored(0, 1))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array of all examples."""
+        return (len(self), *self.example.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the examples that are read."""
+        return self.example.dtype if self.scaling is None else np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        """As of an array of all examples."""
+        return self.example.ndim
+
+    def __getitem__(self, part: slice) -> Shaped[np.ndarray, " examples *shape"]:
+        """The examples of a slice without a step."""
+        lo, hi, _ = part.indices(len(self))
+        x = self.stored(lo, hi)
+        return x if self.scaling is None else self.scaling(x)
+
+    def stored(self, lo: int, hi: int) -> Shaped[np.ndarray, " examples *shape"]:
+        """Examples `lo` to `hi` before the scaling: images as uint8, uint16 or float32, the rest as float32."""
+        if lo >= hi:
+            return self.example[:0]
+        spans = [self._read(*span) for span in self._located(lo, hi)]
+        x = np.concatenate(spans) if len(spans) > 1 else spans[0]
+        if x.dtype.kind not in "buif" or x.ndim not in (2, 3, 4):
+            raise DataError(
+                f"The stream's examples are {x.dtype} of shape {x.shape[1:]}; expected numbers, [columns], "
+                "[height, width] or [height, width, channels]."
+            )
+        if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
+            x = x.astype(np.float32, copy=False)
+        return x[..., None] if x.ndim == 3 else x
+
+    def passes(self) -> Iterator[Shaped[np.ndarray, " examples *shape"]]:
+        """All examples, in arrays that fit in memory, before the scaling.
+
+        Raises:
+            DataError: a value is not finite.
+        """
+        step = max(1, PASS_BYTES // self.example.nbytes)
+        for lo in range(0, len(self), step):
+            x = self.stored(lo, min(lo + step, len(self)))
+            if not np.isfinite(x).all():
+                raise DataError(
+                    f"The stream has values that are missing or not finite among examples {lo} to {lo + len(x)}."
+                )
+            yield x
+
+    def scaled(self, scaling: Callable[[Any], Any]) -> "Stream":
+        """The same examples through a scaling."""
+        return dataclasses.replace(self, scaling=scaling)
+
+    def split(self, fraction: float, seed: int) -> tuple["Stream", Shaped[np.ndarray, " held_out *shape"]]:
+        """The examples without, and in memory, a part that is held out: blocks at random places, evenly spread.
+
+        It is that fraction of all, or HELD_OUT_BYTES of them if that is less.
+        """
+        bytes_each = 4 * self.example.size
+        held = min(max(1, round(fraction * len(self))), HELD_OUT_BYTES // bytes_each, len(self) - 1)
+        blocks = min(_BLOCKS, held)
+        bounds = np.linspace(0, len(self), blocks + 1).astype(int)
+        sizes = np.diff(np.linspace(0, held, blocks + 1).astype(int))
+        rng = np.random.default_rng(seed)
+        starts = [int(rng.integers(lo, hi - size + 1)) for lo, hi, size in zip(bounds, bounds[1:], sizes, strict=False)]
+        stops = [start + int(size) for start, size in zip(starts, sizes, strict=True)]
+        kept = [
+            span for lo, hi in zip([0, *stops], [*starts, len(self)], strict=True) for span in self._located(lo, hi)
+        ]
+        return (
+            dataclasses.replace(self, spans=tuple(kept)),
+            np.concatenate([self[start:stop] for start, stop in zip(starts, stops, strict=True)]),
+        )
+
+    def sample(self, most_bytes: int) -> Shaped[np.ndarray, " examples *shape"]:
+        """As many examples as fit in that many bytes, from all over the stream; all, if they do."""
+        count = most_bytes // (4 * self.example.size)
+        if count >= len(self):
+            return self[:]
+        starts = np.linspace(0, len(self), _BLOCKS, endpoint=False).astype(int)
+        return np.concatenate([self[start : start + max(1, count // _BLOCKS)] for start in starts.tolist()])
+
+    def _located(self, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        """Where examples `lo` to `hi` are in the source."""
+        i = bisect.bisect_right(self.ends, lo)
+        while lo < hi:
+            stop = self.spans[i][1]
+            first = stop - (self.ends[i] - lo)
+            last = min(stop, first + hi - lo)
+            yield first, last
+            lo, i = lo + last - first, i + 1
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        if hasattr(self.source, "__getitems__"):
+            return np.stack(self.source.__getitems__(list(range(start, stop))))
+        source = self.source
+        if isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous:
+            # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
+            x = np.empty((stop - start, *source.shape[1:]), source.dtype)
+            with open(source.filename, "rb", buffering=0) as file:
+                file.seek(source.offset + start * source.strides[0])
+                if file.readinto(x) < x.nbytes:
+                    raise DataError(f"{source.filename} became shorter while it was read.")
+            return x
+        return np.array(source[start:stop])

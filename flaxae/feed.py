@@ -1,0 +1,160 @@
+"""What a run trains on, a window of steps at a time, on the device: all examples in memory, or the next of a stream.
+
+A window is an epoch of what is in memory. Of a stream it is so many batches as take `WINDOW_BYTES`, read by a thread
+while the one before trains. The order of the examples is decided by (seed, epoch, window) alone; so it does not depend
+on where a run was interrupted, nor on how many devices and processes share the work.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from flaxae import distributed, errors
+from flaxae.data.stream import Stream
+
+WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
+MOST_LANES = 128  # chunks that a window is made of
+
+Window = tuple[Float[Array, "..."], Int[Array, " examples"] | None]  # the arguments x and order of `batch`
+
+
+def batch(
+    x: Float[Array | np.ndarray, "..."],
+    order: Int[Array, " examples"] | None,
+    batch_size: int,
+    step: int | Int[Array, ""],
+) -> Float[Array, " batch *shape"]:
+    """The batch of a step: of x [n, *shape] in an order, or without one of x [lanes, steps, batch / lanes, *shape]."""
+    if order is None:
+        examples = lax.dynamic_index_in_dim(x, step % x.shape[1], axis=1, keepdims=False)
+        examples = examples.reshape(batch_size, *x.shape[3:])
+    else:
+        index = lax.dynamic_slice_in_dim(order, (step % (x.shape[0] // batch_size)) * batch_size, batch_size)
+        examples = jnp.take(x, index, axis=0, mode="clip")
+    return distributed.along_data(examples)
+
+
+@functools.partial(jax.jit, static_argnames="examples")
+def shuffle(key: Key[Array, ""], epoch: int | Int[Array, ""], examples: int) -> Int[Array, " examples"]:
+    """The order of an epoch."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+
+class Resident:
+    """Examples that fit on the device; every device of a mesh has them all. A window is an epoch."""
+
+    windows = 1  # an epoch
+    waited = 0.0  # seconds for data, so far
+
+    def __init__(self, x: Float[Array | np.ndarray, " examples *shape"], batch_size: int, key: Key[Array, ""]):
+        self.x = x
+        self.key = key
+        self.steps = len(x) // batch_size  # of a window
+
+    def __call__(self, window: int) -> Window:
+        return self.x, shuffle(self.key, window, len(self.x))
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class Windows:
+    """The batches of a stream.
+
+    A stream is cut into chunks, dealt anew to windows in each epoch. A window has as many chunks as it has lanes: a
+    batch takes as many examples from each of them, in an order shuffled within the chunk. Lanes are what devices and
+    processes share the work by: each process reads the chunks of its own. The examples that are left over, fewer than a
+    batch a window, lie at the ends, at either by chance.
+
+    Args:
+        check: called with the lowest and the highest value of each chunk before it is trained on.
+
+    Raises:
+        ConfigError: the devices of the mesh can't share the lanes evenly.
+    """
+
+    def __init__(
+        self, stream: Stream, batch_size: int, seed: int, mesh: Mesh | None, check: Callable[[float, float], None]
+    ):
+        examples, bytes_each = len(stream), 4 * stream.example.size
+        self.stream, self.batch_size, self.seed, self.check = stream, batch_size, seed, check
+        self.windows = min(math.ceil(examples * bytes_each / WINDOW_BYTES), examples // batch_size)
+        self.steps = examples // self.windows // batch_size
+        self.lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
+        self.waited = 0.0
+        if mesh is None:
+            self.sharding = SingleDeviceSharding(jax.devices()[0])
+        else:
+            self.sharding = NamedSharding(mesh, PartitionSpec("data"))
+            if self.lanes % mesh.shape["data"]:
+                raise errors.ConfigError(
+                    f"{mesh.shape['data']} devices can't share a stream's batches of {batch_size} examples: choose a "
+                    "batch_size and a number of devices that are powers of 2."
+                )
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="flaxae-reader")
+        self._next: tuple[int, Future] | None = None
+
+    def __call__(self, window: int) -> Window:
+        began = time.perf_counter()
+        number, future = self._next or (None, None)
+        stored = future.result() if number == window else self._read(window)
+        self.waited += time.perf_counter() - began
+        self._next = window + 1, self._reader.submit(self._read, window + 1)
+        scaling = self.stream.scaling
+        return (stored if scaling is None else _scaled(scaling, stored)), None
+
+    def close(self) -> None:
+        """Let go of the window that is being read."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, window: int) -> Shaped[Array, "lanes steps examples *shape"]:
+        """A window as it is stored, on the devices, of which each process reads what its own devices train on."""
+        epoch, place = divmod(window, self.windows)
+        per_lane = self.batch_size // self.lanes
+        length = self.steps * per_lane  # of a chunk
+        left_over = len(self.stream) - self.windows * self.lanes * length
+        rng = np.random.default_rng([self.seed, epoch])
+        offset = int(rng.integers(left_over + 1))
+        chunks = rng.permutation(self.windows * self.lanes)[place * self.lanes : (place + 1) * self.lanes]
+        shape = (self.lanes, self.steps, per_lane, *self.stream.shape[1:])
+
+        @functools.cache
+        def read(first: int, last: int) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
+            x = _aligned((last - first, length, *shape[3:]), self.stream.example.dtype)
+            for lane in range(first, last):
+                start = offset + int(chunks[lane]) * length
+                chunk = self.stream.stored(start, start + length)
+                order = np.random.default_rng([self.seed, epoch, place, lane]).permutation(length)
+                np.take(chunk, order, axis=0, out=x[lane - first], mode="clip")
+                bounds = np.stack([chunk.min(axis=0), chunk.max(axis=0)])
+                bounds = bounds if self.stream.scaling is None else self.stream.scaling(bounds)
+                self.check(float(bounds[0].min()), float(bounds[1].max()))
+            return x.reshape(-1, *shape[1:])
+
+        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
+            first, last, _ = index[0].indices(self.lanes)
+            return read(first, last)
+
+        return jax.make_array_from_callback(shape, self.sharding, shard)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+    """An empty array that JAX uses on CPU as it is, where it would copy one that begins at any other address."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnames="scaling")
+def _scaled(scaling: Callable, stored: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    return scaling(stored)

@@ -1,0 +1,38 @@
+"""Metrics to other places than a run's metrics.jsonl."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flaxae import processes
+from flaxae.errors import ConfigError
+
+
+@contextlib.contextmanager
+def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes the numbers of an epoch for TensorBoard, until the `with` block ends.
+
+    Only the first of several processes writes.
+
+    Raises:
+        ConfigError: the package tensorboardX is not installed.
+    """
+    if processes.index() > 0:
+        yield lambda metrics: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            f'TensorBoard\'s files need the package tensorboardX: `pip install -e ".[tensorboard]"` ({error}).'
+        ) from error
+    with SummaryWriter(os.fspath(folder)) as writer:
+
+        def write(metrics: Mapping[str, Any]) -> None:
+            for name, value in metrics.items():
+                if name != "epoch" and not isinstance(value, str):
+                    writer.add_scalar(name, value, metrics["epoch"])
+            writer.flush()
+
+        yield write

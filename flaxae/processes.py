@@ -1,0 +1,180 @@
+"""Several processes that train together: how they find each other, agree, and end when one of them is lost.
+
+JAX's coordination service does the work. Where it gives up it aborts the process, with pages of its own logs; here that
+becomes one message. Nothing in this module imports JAX before there are several processes.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from importlib import metadata
+
+from flaxae.errors import ConfigError, FlaxaeError
+
+LOST = 75  # the exit status of one that lost another: EX_TEMPFAIL, start again
+START_SECONDS = 15  # for all to have come; JAX takes some five more
+HEARTBEAT_SECONDS = 10  # without a sign of life a process counts as lost
+GRACE_SECONDS = 2  # for the others to say the same error: they talk through the first
+FINISH_SECONDS = 24 * 3600  # for the first to evaluate while the others wait
+PATIENCE_MS = 3600 * 1000  # for what another process says: it may have more data to read first
+
+_LOST = (
+    "Another process was lost, or its host can't be reached; see its own messages. What was trained is saved up to the "
+    "last checkpoint: start all processes again with --resume."
+)
+_MISSING = (
+    "Not all {count} processes came together at {coordinator} within {seconds} s. Check that each was started, that "
+    "the address is the first one's, and that no firewall is between them."
+)
+_shares = itertools.count()
+_kept: list[object] = []  # what C code refers to
+_ending = "", 1  # message and status, where C++ code aborts
+_unsaid = ["the last message"]  # popped by the thread that says it
+_index, _count = 0, 1
+
+
+def index() -> int:
+    """Which of the processes this one is; 0 is the first, which writes the run's folder."""
+    return _index
+
+
+def leave_to_first() -> None:
+    """End every process but the first, with success: what is left to do is one process' work."""
+    if _index > 0:
+        raise SystemExit(0)
+
+
+def share(text: str) -> list[str]:
+    """What each process says here, in their order. All of them call this, equally often."""
+    if _count == 1:
+        return [text]
+    from jax._src.distributed import global_state  # as Orbax does: JAX has no public name for it
+
+    number = next(_shares)
+    global_state.client.key_value_set(f"flaxae/{number}/{_index}", text)
+    return [global_state.client.blocking_key_value_get(f"flaxae/{number}/{i}", PATIENCE_MS) for i in range(_count)]
+
+
+def agree(*numbers: float | bool) -> list[float | bool]:
+    """The greatest of each number over the processes. All of them call this."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return list(numbers)
+    return multihost_utils.process_allgather(np.float32(numbers)).max(axis=0).tolist()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Be one of the processes that Slurm, Open MPI, a TPU pod or the environment tell of; mostly the only one.
+
+    By hand: each with JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, and a JAX_PROCESS_ID from 0
+    on. An error in one of several ends that process at once with its message and status 2 (1 for a bug), and the
+    others, with theirs and status LOST, when they notice. The first alone writes to stdout.
+
+    Raises:
+        ConfigError: the processes have other versions, or other numbers of devices, than each other.
+    """
+    arguments = _of_environment()
+    if arguments is None:
+        yield
+        return
+    try:
+        _start(arguments)
+        yield
+    except Exception as error:
+        if "Gloo" in str(error) or type(error).__name__ == "JaxRuntimeError":
+            _end(_LOST, LOST)
+        if isinstance(error, FlaxaeError):
+            time.sleep(GRACE_SECONDS if _index == 0 else 0)
+            _end(str(error), 2)
+        _end(f"{''.join(traceback.format_exception(error))}", 1)
+
+
+def _of_environment() -> dict[str, object] | None:
+    """What `jax.distributed.initialize` has to be told, nothing where it finds out; None for a process alone."""
+    env = os.environ
+    if address := env.get("JAX_COORDINATOR_ADDRESS"):
+        try:
+            count, index = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"JAX_COORDINATOR_ADDRESS is {address!r}, which needs JAX_NUM_PROCESSES and JAX_PROCESS_ID: {error}."
+            ) from error
+        return {"coordinator_address": address, "num_processes": count, "process_id": index}
+    sizes = (env.get("OMPI_COMM_WORLD_SIZE"), "SLURM_PROCID" in env and env.get("SLURM_NTASKS"))
+    several = any(int(size or 1) > 1 for size in sizes) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    return {} if several else None
+
+
+def _start(arguments: dict[str, object]) -> None:
+    global _index, _count, _ending
+    import jax
+
+    count, coordinator = arguments.get("num_processes", "the"), arguments.get("coordinator_address", "the first one's")
+    _ending = _MISSING.format(count=count, coordinator=coordinator, seconds=START_SECONDS), 2
+    _on_abort()
+    jax.distributed.initialize(
+        **arguments,
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=FINISH_SECONDS,
+    )
+    _ending = _LOST, LOST
+    from jax._src.distributed import global_state
+
+    _index, _count = global_state.process_id, global_state.num_processes
+    if _index > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    described = [set(text.split(", ")) for text in share(", ".join(_description()))]
+    alike = set.intersection(*described)
+    if described != [alike] * _count:
+        each = "; ".join(f"process {i} has {', '.join(sorted(has - alike))}" for i, has in enumerate(described))
+        raise ConfigError(f"The processes have to be alike in versions and number of devices, but {each}.")
+
+
+def _description() -> list[str]:
+    """What has to be alike."""
+    import jax
+
+    packages = ("flaxae", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    devices = jax.local_devices()
+    found = [f"{len(devices)} × {devices[0].device_kind}", f"Python {platform.python_version()}"]
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found
+
+
+def _on_abort() -> None:
+    """End as `_ending` says where JAX's C++ code logs and aborts."""
+    sys.stderr.flush()
+    sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (until the process ends)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++'s
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(number: int) -> None:
+        _end(*_ending)
+
+    _kept.append(end)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), end)  # Python's own handlers would come too late
+
+
+def _end(message: str, status: int) -> None:
+    """Say it once and end at once: leaving as usual would wait for the others."""
+    with contextlib.suppress(IndexError):
+        sys.stdout.flush()
+        _unsaid.pop()
+        os.write(sys.stderr.fileno(), f"error: {message}\n".encode())
+        os._exit(status)
+    threading.Event().wait()  # another thread is about to end the process
