@@ -10,7 +10,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The flags that every experiment shares."""
+
+    used_with: ClassVar[tuple[str, ...]] = ("from", "input", "output")  # the flags that use a trained model
 
     data: str = "mnist"
     """What to train on: `mnist`, `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, .wav, IDX files, images."""
@@ -66,10 +68,12 @@ class Config:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
             check_name("logger", self.logger, ("tensorboard",))
-        given = [f"--{flag}" for flag in ("from", "input", "output") if getattr(self, flag.replace("from", "from_"))]
-        if given and len(given) < 3:
+        together = {"from": "RUN", "input": "NEW", "output": "RESULT"}
+        given = [flag for flag in together if getattr(self, flag.replace("from", "from_")) is not None]
+        if given and given != list(self.used_with):
             raise ConfigError(
-                f"{' and '.join(given)} can't be used alone: --from RUN --input NEW --output RESULT go together."
+                f"{' and '.join(f'--{flag}' for flag in given)} can't be used so: "
+                f"{' '.join(f'--{flag} {together[flag]}' for flag in self.used_with)} go together."
             )
 
 
@@ -78,6 +82,21 @@ def load(config: Config) -> "Dataset":
     from flaxae import data
 
     return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+
+
+def in_memory(dataset: "Dataset") -> "Dataset":
+    """The data set, its training part a sample if it is a stream, with a line that says so."""
+    sample = dataset.train_sample
+    if len(sample) == len(dataset.train):
+        return dataset
+    print(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
+    return dataclasses.replace(dataset, train=sample)
+
+
+def refuse_mesh(config: Config) -> None:
+    """Raise ConfigError if --mesh is given, to an experiment that trains several small models on one device."""
+    if config.mesh is not None:
+        raise ConfigError("--mesh is for denoise, reconstruct, generate and reduce; this experiment uses one device.")
 
 
 def new_file(dataset: "Dataset", name: str = "new") -> str:

@@ -66,6 +66,7 @@ class Config(experiments.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        experiments.refuse_mesh(self)
         for flag in ("false_alarms", "fdr", "held_out"):
             value = getattr(self, flag)
             if value is not None and not 0 < value < 1:
@@ -158,7 +159,7 @@ def train(config: Config) -> None:
 
     if config.score is not None:
         anomaly.check_score(config.score)
-    dataset = experiments.load(config)
+    dataset = experiments.in_memory(experiments.load(config))
     parts = divide(config, dataset)
     rule = affordable(config.threshold, config.false_alarms, config.fdr, normals=len(parts.held_out))
     x = dataset.scaling(dataset.train)
@@ -167,7 +168,7 @@ def train(config: Config) -> None:
     settings = {"settings": experiments.settings(config), **about}
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
     started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
-    with started as run, experiments.resumable(run):
+    with started as run, experiments.resumable(run), experiments.resources(config, run) as resources:
         detector = anomaly.fit(
             x[parts.train],
             kind=dataset.kind,
@@ -181,7 +182,7 @@ def train(config: Config) -> None:
             folder=run.checkpoints,
             resume=config.resume and run.checkpoints.exists(),
             show=True,
-            on_epoch=run.log_epoch,
+            on_epoch=resources["on_epoch"],
         )
         detector.save(run.folder / "detector")
         if rule.name == "f1":

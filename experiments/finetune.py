@@ -63,6 +63,7 @@ class Config(_presets.Config):
     def __post_init__(self) -> None:
         if self.input is not None or self.output is not None:
             super().__post_init__()
+        experiments.refuse_mesh(self)
         for flag, value in (("labels", self.labels), ("draws", self.draws)):
             if value < 1:
                 raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")

@@ -4,13 +4,17 @@
 
 trains a variational autoencoder on the embedded MNIST, pixels drawn black or white at every pass, for about two minutes
 on two CPU cores; then samples it, interpolates between test images, and estimates the test likelihood in nats.
-`--latent 2` draws its whole map. A model whose code has no prior, such as `--model vanilla`, samples a Gaussian mixture
-fitted to its codes. For the likelihood as papers quote it: `--epochs 300 --draws 5000 --scored 10000`.
+`--latent 2` draws its whole map, and a trained run is sampled again by
+
+    python run.py --exp generate --from runs/generate/1 --output samples.npy --count 1000
+
+A model whose code has no prior, such as `--model vanilla`, samples a Gaussian mixture fitted to its codes. For the
+likelihood as papers quote it: `--epochs 300 --draws 5000 --scored 10000`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import experiments
 from experiments import _presets
@@ -33,6 +37,8 @@ IN_USE = 0.01  # nats of KL, from which a latent carries something (Burda et al.
 class Config(_presets.Config):
     """Flags of the generation experiment."""
 
+    used_with: ClassVar = ("from", "output")
+
     model: str = "vae"
     """The preset to train; a wrong name lists them."""
     binarise: bool = True
@@ -43,18 +49,41 @@ class Config(_presets.Config):
     """Test examples to estimate the likelihood of."""
     components: int = 32
     """Of the Gaussian mixture, for a code without a prior."""
+    count: int = 50
+    """With --from, how many samples to draw; --output is .npy, .csv, or for images a folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag in ("draws", "scored", "components"):
+        for flag in ("draws", "scored", "components", "count"):
             if getattr(self, flag) < 1:
                 raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
-        if self.from_ is not None:
-            raise ConfigError("--exp generate takes no --from; use a trained model by `flaxae.load(RUN).model.sample`.")
 
 
 def run(config: Config) -> None:
-    """Train, evaluate and report in a run's folder."""
+    """Train, evaluate and report; or, with --from, sample a trained model."""
+    if config.from_ is not None:
+        apply(config)
+    else:
+        train(config)
+
+
+def apply(config: Config) -> None:
+    """Draw --count samples from the prior of the model of --from, into --output."""
+    import jax
+
+    from flaxae import data, trained
+
+    model = trained.load(config.from_)
+    drawn = model.scaling.undo(model.model.sample(config.count, jax.random.key(config.seed)))
+    if model.kind == "image" and not config.output.suffix:
+        data.write(config.output, {f"{i}.png": image for i, image in enumerate(drawn)})
+    else:
+        data.write(config.output, drawn, columns=model.columns, encoding=model.encoding)
+    print(f"Drew {config.count:,} samples into {config.output}.")
+
+
+def train(config: Config) -> None:
+    """Train and evaluate in a run's folder."""
     from flaxae import processes, runs, trained
 
     dataset = experiments.load(config)
@@ -115,8 +144,11 @@ def evaluate(
             figures.append(("The code's plane: quantiles 5 to 95 % of both latents.", "map"))
     report.curves(history, run.figure("curves"))
     figures.append(("Loss an epoch, on the training examples and on those held out.", "curves"))
-    usage = f'import flaxae, jax\nmodel = flaxae.load("{run.folder}").model\n'
-    usage += "model.sample(16, jax.random.key(0))" if is_variational else "model.decode(z)"
+    usage = (
+        f"python run.py --exp generate --from {run.folder} --output {experiments.new_file(dataset, 'samples')}"
+        if is_variational
+        else f'import flaxae\nflaxae.load("{run.folder}").decode(z)'
+    )
     _presets.finish(run, f"Generating {dataset.name}", summary, tables, figures, results, usage)
 
 

@@ -86,6 +86,10 @@ def test_generate_samples_and_scores_a_variational_model(images):
     assert samples.shape == (50, 8, 8, 1)
     assert samples.dtype == np.uint8
     assert {path.stem for path in (images / "runs/generate/1/figures").iterdir()} >= {"samples", "map", "kl"}
+    assert command_line("generate --from runs/generate/1 --output again.npy --count 3") == 0
+    assert np.load("again.npy").shape == (3, 8, 8, 1)
+    assert command_line("generate --from runs/generate/1 --output again --count 2") == 0
+    assert data.read("again").keys() == {"0.png", "1.png"}
 
 
 def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, rng):
