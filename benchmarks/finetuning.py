@@ -73,8 +73,12 @@ def main(config: Config) -> None:
         f"{dataset.name}: {config.pretraining}, {config.epochs} epochs, {time.perf_counter() - began:.0f} s", flush=True
     )
     if config.frozen:
-        for name, kept in finetune.frozen(finetune.features(dataset, model), dataset).items():
+        features = finetune.features(dataset, model)
+        for name, kept in finetune.frozen(features, dataset).items():
             print(f"{name:6s}", "  ".join(f"{metric} {value:.4f}" for metric, value in kept.items()), flush=True)
+        codes = features["code"][0]
+        smoothed = finetuning.cluster(propagation.smooth(codes, propagation.neighbours(codes)), dataset.train_labels)
+        print(f"codes smoothed over their neighbours: kmeans_accuracy {smoothed.accuracy:.4f}  nmi {smoothed.nmi:.4f}")
         return
     for count in config.labels:
         measure(config, dataset, x, model, count)

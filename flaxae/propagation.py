@@ -43,6 +43,19 @@ def _nearest(train: Codes, new: Float[np.ndarray, "new latent"] | None, k: int) 
     return Neighbours(index, 1 - np.square(distance) / 2)
 
 
+def smooth(z: Codes, graph: Neighbours, *, rounds: int = 8, power: float = 3.0) -> Codes:
+    """Centred unit codes, each `rounds` times replaced by its mean with its neighbours', weighted by cosine^power.
+
+    Codes of a cluster draw together, which k-means then finds; no label takes part (diffusion: Coifman & Lafon 2006).
+    """
+    z = unit(z, centre=z.mean(axis=0))
+    weight = np.maximum(graph.cosine, 0) ** power
+    for _ in range(rounds):
+        around = np.einsum("nk,nkd->nd", weight, z[graph.index])
+        z = (z + around) / (1 + weight.sum(axis=1, keepdims=True))
+    return z.astype(np.float32)
+
+
 def propagate(
     graph: Neighbours,
     labels: Int[np.ndarray, " examples"],

@@ -74,3 +74,24 @@ def test_what_cannot_be_propagated_is_refused(clusters):
         propagation.propagate(graph, np.where(few(y) == 1, -1, few(y)))
     with pytest.raises(errors.ConfigError, match="below 90"):
         propagation.neighbours(z, 90)
+
+
+def test_smoothing_is_the_weighted_mean_with_the_neighbours(rng):
+    z = rng.normal(size=(12, 3)).astype(np.float32)
+    graph = propagation.neighbours(z, 4)
+    u = z - z.mean(0)
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    expected = u.copy()
+    for i in range(12):
+        weights = [max(cosine, 0) ** 3 for cosine in graph.cosine[i]]
+        total = u[i] + sum(w * u[j] for w, j in zip(weights, graph.index[i], strict=True))
+        expected[i] = total / (1 + sum(weights))
+    np.testing.assert_allclose(propagation.smooth(z, graph, rounds=1), expected, atol=1e-5)
+
+
+def test_smoothing_draws_clusters_together(rng):
+    means = np.repeat(np.eye(3), 30, axis=0)
+    z = (means + 0.1 * rng.normal(size=means.shape)).astype(np.float32)
+    smoothed = propagation.smooth(z, propagation.neighbours(z, 5))
+    within = [x.reshape(3, 30, 3).std(axis=1).mean() for x in (propagation.unit(z, centre=z.mean(0)), smoothed)]
+    assert within[1] < 0.5 * within[0]
