@@ -12,11 +12,17 @@ from sklearn.metrics import precision_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.svm import SVC
+from sklearn.utils.estimator_checks import check_classifiers_classes, parametrize_with_checks
 
-from flaxae import errors, training
+from flaxae import errors, finetuning, training
 from flaxae.autoencoder import Config
-from flaxae.estimators import AutoencoderDetector, AutoencoderTransformer, DenoisingAutoencoder
+from flaxae.estimators import (
+    AutoencoderClassifier,
+    AutoencoderDetector,
+    AutoencoderTransformer,
+    DenoisingAutoencoder,
+)
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.mlp import MLP
 
@@ -59,6 +65,19 @@ def test_the_transformers_are_what_scikit_learn_expects(estimator, check):
 )
 def test_the_detector_is_what_scikit_learn_expects(estimator, check, untrained):
     check(estimator)
+
+
+@parametrize_with_checks(
+    [AutoencoderClassifier(**LINEAR)],
+    expected_failed_checks=lambda estimator: {"check_classifiers_classes": "takes −1 for a class; see below"},
+)
+def test_the_classifier_is_what_scikit_learn_expects(estimator, check):
+    check(estimator)
+
+
+def test_the_classes_are_what_scikit_learn_expects_of_its_own_semi_supervised_classifiers():
+    # The check knows its own by their names, and leaves −1 out for them.
+    check_classifiers_classes("SelfTrainingClassifier", AutoencoderClassifier(**LINEAR))
 
 
 def test_the_code_keeps_more_than_pcas(surface, fitted):
@@ -218,6 +237,82 @@ def test_a_diverging_fit_says_so_and_keeps_good_weights(surface):
     with pytest.raises(errors.DivergedError, match="lower learning rate"):
         model.fit(surface)
     assert np.isfinite(model.transform(surface)).all()
+
+
+@pytest.fixture(scope="module")
+def rings() -> tuple[np.ndarray, np.ndarray]:
+    """Two rings around the same axis, [600, 3], in three columns of very different units, and which is which."""
+    rng = np.random.default_rng(0)
+    outer, angle, height = rng.integers(0, 2, 600), rng.uniform(0, 2 * np.pi, 600), 0.1 * rng.standard_normal(600)
+    radius = 1.0 + outer
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), height], axis=1) * SCALE + OFFSET, outer
+
+
+def few(y: np.ndarray, n: int = 10) -> np.ndarray:
+    return finetuning.draw(y[:400], n)
+
+
+@pytest.fixture(scope="module")
+def classifier(rings) -> AutoencoderClassifier:
+    X, y = rings
+    return AutoencoderClassifier(**{**TINY, "epochs": 20}).fit(X[:400], few(y))
+
+
+def test_rows_without_labels_show_what_those_with_labels_mean(rings, classifier):
+    X, y = rings
+    labels = few(y)
+    known = labels >= 0
+    peer = make_pipeline(StandardScaler(), SVC()).fit(X[:400][known], labels[known])
+    found = classifier.score(X[400:], y[400:])
+    assert found > 0.9 > peer.score(X[400:], y[400:])
+    assert found > clone(classifier).fit(X[:400][known], labels[known]).score(X[400:], y[400:])
+
+
+def test_the_likeliest_class_is_the_prediction(rings, classifier):
+    X, _ = rings
+    probabilities = classifier.predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), classifier.predict(X))
+    assert np.isfinite(classifier.predict_proba(np.array([[1e300, 0.0, 0.0]]))).all()
+
+
+def test_classes_can_have_any_names(rings, classifier):
+    X, y = rings
+    names = np.array(["inner", "outer"])
+    labels = few(y)
+    mixed = np.where(labels < 0, labels, names[labels].astype(object))
+    named = clone(classifier).fit(X[:400], mixed)
+    assert named.classes_.tolist() == ["inner", "outer"]
+    np.testing.assert_array_equal(named.predict(X), names[classifier.predict(X)])
+    whole = clone(classifier).set_params(epochs=1).fit(X, names[y])
+    assert whole.predict(X).dtype == names.dtype
+
+
+def test_a_saved_classifier_is_the_same_when_loaded(rings, tmp_path):
+    X, y = rings
+    frame = pd.DataFrame(X, columns=["time", "load", "drift"])
+    for names in (np.array(["inner", "outer"]), np.array([3, 7]), np.array([False, True])):
+        model = AutoencoderClassifier(**TINY).fit(frame, names[y])
+        model.save(tmp_path)
+        loaded = AutoencoderClassifier.load(tmp_path)
+        assert loaded.get_params() == model.get_params()
+        np.testing.assert_array_equal(loaded.predict_proba(frame), model.predict_proba(frame))
+        np.testing.assert_array_equal(loaded.predict(frame), model.predict(frame))
+        assert loaded.classes_.dtype == names.dtype
+
+
+def test_a_search_over_a_pipeline_finds_what_classifies(rings):
+    X, y = rings
+    pipeline = make_pipeline(StandardScaler(), AutoencoderClassifier(**TINY))
+    noises = {"autoencoderclassifier__noise": [0.1, 1e3]}
+    search = GridSearchCV(pipeline, noises, cv=2).fit(X, y)
+    assert search.best_params_ == {"autoencoderclassifier__noise": 0.1}
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([-1, -1, -1, -1], 0), ([-1, 1, -1, 1], 1)])
+def test_labels_of_fewer_than_two_classes_are_refused(labels, classes):
+    with pytest.raises(errors.DataError, match=f"y has labels of {classes} class"):
+        AutoencoderClassifier(**TINY).fit(np.eye(4), labels)
 
 
 @pytest.fixture(scope="module")
