@@ -433,7 +433,8 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
 
     def predict(self, X: Any) -> Shaped[np.ndarray, " n"]:
         """The likeliest class of each row of X, [n, columns]."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        likeliest = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[likeliest]
 
     def _arrays_like(self) -> dict[str, Any]:
         classes, latent = len(self.classes_), self.config_.latent
