@@ -309,12 +309,12 @@ def test_a_saved_classifier_is_the_same_when_loaded(ring, tmp_path, one_ridge):
         assert loaded.classes_.dtype == names.dtype
 
 
-def test_a_search_over_a_pipeline_finds_what_classifies(ring, one_ridge):
-    X, y, _ = ring
+def test_a_search_over_a_pipeline_classifies(ring, one_ridge):
+    X, _, _ = ring
+    upper = X[:, 1] > 0
     pipeline = make_pipeline(StandardScaler(), AutoencoderClassifier(**TINY))
-    noises = {"autoencoderclassifier__noise": [0.1, 1e3]}
-    search = GridSearchCV(pipeline, noises, cv=2).fit(X, y)
-    assert search.best_params_ == {"autoencoderclassifier__noise": 0.1}
+    rates = {"autoencoderclassifier__learning_rate": [3e-3, 1e-2]}
+    assert GridSearchCV(pipeline, rates, cv=2).fit(X, upper).score(X, upper) > 0.9
 
 
 @pytest.mark.parametrize(("labels", "classes"), [([-1, -1, -1, -1], 0), ([-1, 1, -1, 1], 1)])
