@@ -19,6 +19,7 @@ _HOMES = {
     "AutoencoderTransformer": "estimators",
     "DenoisingAutoencoder": "estimators",
     "AutoencoderDetector": "estimators",
+    "AutoencoderClassifier": "estimators",
     "MLP": "nn.mlp",
     "ConvNet": "nn.convnet",
     "Mixer": "nn.mixer",

@@ -17,13 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
+from jaxtyping import Array, Float, Int, Shaped
+from scipy.special import softmax
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    OneToOneFeatureMixin,
+    TransformerMixin,
+)
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags, check_array, check_random_state, check_scalar
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, autoencoder, checkpoints, conformal, errors, training
+from flaxae import anomaly, autoencoder, checkpoints, conformal, errors, finetuning, propagation, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.mlp import MLP
@@ -110,8 +118,8 @@ class _TableEstimator(BaseEstimator):
         return validate_data(self, X, dtype=FLOATS, reset=False)
 
 
-class _TableAutoencoder(TransformerMixin, _TableEstimator):
-    """What the transformers share: settings and training."""
+class _TableAutoencoder(_TableEstimator):
+    """What the transformers and the classifier share: settings and training."""
 
     _learned: ClassVar = {
         **_TableEstimator._learned,
@@ -143,39 +151,11 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         self.learning_rate = learning_rate
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> "_TableAutoencoder":
-        """Train anew on X, [n, columns]; y is ignored.
-
-        Raises:
-            ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
-            DivergedError: the loss stopped being finite.
-        """
-        X = validate_data(self, X, dtype=FLOATS)
-        self._start(X)
-        return self._train(X, int(self.epochs))
-
-    def partial_fit(self, X: Any, y: Any = None) -> "_TableAutoencoder":
-        """Train on X, [n, columns], for one more epoch; y is ignored. `epochs` calls with the same X are a `fit`.
-
-        The first call fixes the settings of the network and the standardisation, so give it many rows. Raises what
-        `fit` does.
-        """
-        first = not hasattr(self, "config_")
-        X = validate_data(self, X, dtype=FLOATS, reset=first)
-        if first:
-            self._start(X)
-        return self._train(X, epochs=1)
-
     @property
     def model_(self) -> Autoencoder:
         """The trained network, of standardised columns in float32."""
         check_is_fitted(self)
         return nnx.merge(_graphdef(self.config_, self.n_features_in_), *training.weights(self._state))
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = [kind.__name__ for kind in FLOATS]
-        return tags
 
     def _start(self, X: Float[np.ndarray, "n columns"]) -> None:
         for name, kind, least in (
@@ -205,7 +185,7 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         model = autoencoder.build(self.config_, (self.n_features_in_,), seed=self._seed)
         return training.init(model, OPTIMIZER, float(self.learning_rate))
 
-    def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> "_TableAutoencoder":
+    def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> None:
         x = self._standardised(X)
         graphdef, key = _graphdef(self.config_, self.n_features_in_), jax.random.key(self._seed)
         batch_size = int(self.batch_size)
@@ -229,7 +209,9 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
                 )
             self._steps = stop
             self.loss_curve_.append(float(self._state.loss_sum) / steps)
-        return self
+
+    def _codes(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n latent"]:
+        return _apply(Autoencoder.encode, self.model_, self._standardised(X))
 
     def _arrays_like(self) -> dict[str, Any]:
         state = jax.eval_shape(self._initial_state)
@@ -237,7 +219,41 @@ class _TableAutoencoder(TransformerMixin, _TableEstimator):
         return {**super()._arrays_like(), "_state": state}
 
 
-class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder):
+class _TableTransformer(TransformerMixin, _TableAutoencoder):
+    """What the transformers share: training without labels, of which there can be more."""
+
+    def fit(self, X: Any, y: Any = None) -> "_TableTransformer":
+        """Train anew on X, [n, columns]; y is ignored.
+
+        Raises:
+            ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
+            DivergedError: the loss stopped being finite.
+        """
+        X = validate_data(self, X, dtype=FLOATS)
+        self._start(X)
+        self._train(X, int(self.epochs))
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> "_TableTransformer":
+        """Train on X, [n, columns], for one more epoch; y is ignored. `epochs` calls with the same X are a `fit`.
+
+        The first call fixes the settings of the network and the standardisation, so give it many rows. Raises what
+        `fit` does.
+        """
+        first = not hasattr(self, "config_")
+        X = validate_data(self, X, dtype=FLOATS, reset=first)
+        if first:
+            self._start(X)
+        self._train(X, epochs=1)
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = [kind.__name__ for kind in FLOATS]
+        return tags
+
+
+class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer):
     """An autoencoder's code as features: PCA's place in a pipeline, without its straight lines.
 
     Args:
@@ -261,7 +277,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder)
     def transform(self, X: Any) -> Float[np.ndarray, "n latent"]:
         """The codes of X, [n, columns]."""
         X = self._checked(X)
-        return _apply(Autoencoder.encode, self.model_, self._standardised(X)).astype(X.dtype)
+        return self._codes(X).astype(X.dtype)
 
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """The rows that the codes X, [n, latent], stand for."""
@@ -284,7 +300,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableAutoencoder)
         return self.config_.latent
 
 
-class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
+class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
     """Learns from clean rows to undo a corruption (Vincent et al. 2010); `transform` gives rows without the noise.
 
     Args:
@@ -333,6 +349,101 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableAutoencoder):
         """
         x = self._standardised(self._checked(X))
         return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+
+
+class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
+    """Classes from few labels of many rows: an autoencoder learns from all, what its code means from the labelled.
+
+    The class probabilities are the mean of two opinions, of which either can be wrong alone: that of a linear probe,
+    `finetuning.linear_probe`, and that of the nearest rows, to which the labels spread (`propagation`).
+
+    Args:
+        latent: numbers in the code.
+        hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
+        corruption, noise: what the autoencoder learns to undo, as in `DenoisingAutoencoder`.
+        epochs, batch_size, learning_rate, random_state: as in `AutoencoderTransformer`.
+
+    Attributes:
+        classes_: the labels of y but for −1, sorted, [classes].
+        model_, config_, loss_curve_, mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
+    """
+
+    _learned: ClassVar = {**_TableAutoencoder._learned, "classes_": np.array, "_rows": int}
+
+    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    def __init__(
+        self,
+        latent: int = 32,
+        *,
+        hidden: Sequence[int] = (128, 64),
+        corruption: str = "gaussian",
+        noise: float = 0.5,
+        epochs: int = 100,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        super().__init__(
+            latent,
+            hidden=hidden,
+            corruption=corruption,
+            noise=noise,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            random_state=random_state,
+        )
+
+    def fit(self, X: Any, y: Any) -> "AutoencoderClassifier":
+        """Learn from X, [n, columns], and y, [n], which is −1 for rows without a label, as in all of scikit-learn.
+
+        Classes named −1 and 1 have to be renamed, therefore. Where classes are strings, an array of dtype object can
+        hold −1 beside them; in one of strings, all rows are labelled.
+
+        Raises:
+            ValueError, TypeError: X is not a table of finite numbers, y has labels of fewer than two classes or is
+                continuous, or a setting is out of range.
+            DivergedError: the loss stopped being finite.
+        """
+        X, y = validate_data(self, X, y, dtype=FLOATS)
+        known = y != -1
+        check_classification_targets(y[known])
+        classes, own = np.unique(y[known], return_inverse=True)
+        if len(classes) < 2:
+            raise errors.DataError(
+                f"y has labels of {len(classes)} class; expected two at least, and −1 only for rows without a label."
+            )
+        labels = np.full(len(y), -1)
+        labels[known] = own
+        self._start(X)
+        self._train(X, int(self.epochs))
+        self.classes_ = np.array(classes.tolist())
+        self._rows = len(X)
+        self._z = self._codes(X)
+        self._probe = finetuning.linear_probe(self._z, labels, seed=self._seed)
+        graph = propagation.neighbours(self._z, min(10, len(X) - 1))
+        self._spread = propagation.propagate(graph, labels)
+        return self
+
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n classes"]:
+        """The probabilities of `classes_` for each row of X, [n, columns]."""
+        z = self._codes(self._checked(X))
+        probed = softmax(z.astype(np.float64) @ self._probe.kernel + self._probe.bias, axis=1)
+        return (probed + propagation.vote(z, self._z, self._spread)) / 2
+
+    def predict(self, X: Any) -> Shaped[np.ndarray, " n"]:
+        """The likeliest class of each row of X, [n, columns]."""
+        likeliest = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[likeliest]
+
+    def _arrays_like(self) -> dict[str, Any]:
+        classes, latent = len(self.classes_), self.config_.latent
+        return {
+            **super()._arrays_like(),
+            "_z": np.empty((self._rows, latent), np.float32),
+            "_spread": np.empty((self._rows, classes)),
+            "_probe": finetuning.Probe(np.empty((latent, classes), np.float32), np.empty(classes, np.float32)),
+        }
 
 
 class AutoencoderDetector(_TableEstimator):

@@ -12,11 +12,17 @@ from sklearn.metrics import precision_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.svm import SVC
+from sklearn.utils.estimator_checks import check_classifiers_classes, parametrize_with_checks
 
-from flaxae import errors, training
+from flaxae import errors, finetuning, training
 from flaxae.autoencoder import Config
-from flaxae.estimators import AutoencoderDetector, AutoencoderTransformer, DenoisingAutoencoder
+from flaxae.estimators import (
+    AutoencoderClassifier,
+    AutoencoderDetector,
+    AutoencoderTransformer,
+    DenoisingAutoencoder,
+)
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.mlp import MLP
 
@@ -46,6 +52,12 @@ def untrained(monkeypatch) -> None:
     monkeypatch.setattr(training, "fit", lambda model, x, **settings: None)
 
 
+@pytest.fixture
+def one_ridge(monkeypatch) -> None:
+    """Probes of one strength, for what is not about how good they are: choosing it takes most of a short `fit`."""
+    monkeypatch.setattr(finetuning, "CS", [1.0])
+
+
 @parametrize_with_checks([AutoencoderTransformer(**LINEAR), DenoisingAutoencoder(**LINEAR)])
 def test_the_transformers_are_what_scikit_learn_expects(estimator, check):
     check(estimator)
@@ -61,6 +73,19 @@ def test_the_detector_is_what_scikit_learn_expects(estimator, check, untrained):
     check(estimator)
 
 
+@parametrize_with_checks(
+    [AutoencoderClassifier(**LINEAR)],
+    expected_failed_checks=lambda estimator: {"check_classifiers_classes": "takes −1 for a class; see below"},
+)
+def test_the_classifier_is_what_scikit_learn_expects(estimator, check, one_ridge):
+    check(estimator)
+
+
+def test_the_classes_are_what_scikit_learn_expects_of_its_own_semi_supervised_classifiers(one_ridge):
+    # The check knows its own by their names, and leaves −1 out for them.
+    check_classifiers_classes("SelfTrainingClassifier", AutoencoderClassifier(**LINEAR))
+
+
 def test_the_code_keeps_more_than_pcas(surface, fitted):
     train, test = np.split(StandardScaler().fit(surface[:400]).transform(surface), [400])
     pca = PCA(2).fit(train)
@@ -74,7 +99,7 @@ def test_the_score_is_the_error_of_the_way_there_and_back(surface, fitted):
     assert -fitted.score(surface) == pytest.approx(error, rel=1e-4)
 
 
-def test_denoising_brings_rows_nearer_to_the_clean_ones(rng):
+def test_denoising_bring_rows_nearer_to_the_clean_ones(rng):
     angle = rng.uniform(0, 2 * np.pi, 600)
     circle = np.stack([np.cos(angle), np.sin(angle), -np.cos(angle)], axis=1) * SCALE + OFFSET
     model = DenoisingAutoencoder(**{**TINY, "epochs": 150, "noise": 0.4}).fit(circle[:400])
@@ -218,6 +243,84 @@ def test_a_diverging_fit_says_so_and_keeps_good_weights(surface):
     with pytest.raises(errors.DivergedError, match="lower learning rate"):
         model.fit(surface)
     assert np.isfinite(model.transform(surface)).all()
+
+
+@pytest.fixture(scope="module")
+def ring() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eight clusters on a ring in three columns of very different units, [600, 3], of two classes in turn.
+
+    With them the classes, and the labels of 400: one a cluster, −1 for the others.
+    """
+    rng = np.random.default_rng(0)
+    cluster = rng.integers(0, 8, 600)
+    angle = np.pi / 4 * cluster + 0.1 * rng.standard_normal(600)
+    X = np.stack([np.cos(angle), np.sin(angle), -np.cos(angle)], axis=1) * SCALE + OFFSET
+    y = cluster % 2
+    labels = np.full(400, -1)
+    first = np.unique(cluster[:400], return_index=True)[1]
+    labels[first] = y[first]
+    return X, y, labels
+
+
+@pytest.fixture(scope="module")
+def classifier(ring) -> AutoencoderClassifier:
+    X, _, labels = ring
+    return AutoencoderClassifier(**{**TINY, "epochs": 60}).fit(X[:400], labels)
+
+
+def test_rows_without_labels_show_what_those_with_labels_mean(ring, classifier):
+    X, y, labels = ring
+    known = labels >= 0
+    peer = make_pipeline(StandardScaler(), SVC()).fit(X[:400][known], labels[known])
+    found = classifier.score(X[400:], y[400:])
+    assert found > 0.9 > peer.score(X[400:], y[400:])
+    assert found > clone(classifier).fit(X[:400][known], labels[known]).score(X[400:], y[400:])
+
+
+def test_the_likeliest_class_is_the_prediction(ring, classifier):
+    X, _, _ = ring
+    probabilities = classifier.predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), classifier.predict(X))
+    assert np.isfinite(classifier.predict_proba(np.array([[1e300, 0.0, 0.0]]))).all()
+
+
+def test_classes_can_have_any_names(ring, classifier):
+    X, y, labels = ring
+    names = np.array(["even", "odd"])
+    mixed = np.where(labels < 0, labels, names[labels].astype(object))
+    named = clone(classifier).fit(X[:400], mixed)
+    assert named.classes_.tolist() == ["even", "odd"]
+    np.testing.assert_array_equal(named.predict(X), names[classifier.predict(X)])
+    whole = clone(classifier).set_params(epochs=1).fit(X, names[y])
+    assert whole.predict(X).dtype == names.dtype
+
+
+def test_a_saved_classifier_is_the_same_when_loaded(ring, tmp_path, one_ridge):
+    X, y, _ = ring
+    frame = pd.DataFrame(X, columns=["time", "load", "drift"])
+    for names in (np.array(["even", "odd"]), np.array([3, 7]), np.array([False, True])):
+        model = AutoencoderClassifier(**TINY).fit(frame, names[y])
+        model.save(tmp_path)
+        loaded = AutoencoderClassifier.load(tmp_path)
+        assert loaded.get_params() == model.get_params()
+        np.testing.assert_array_equal(loaded.predict_proba(frame), model.predict_proba(frame))
+        np.testing.assert_array_equal(loaded.predict(frame), model.predict(frame))
+        assert loaded.classes_.dtype == names.dtype
+
+
+def test_a_search_over_a_pipeline_classifies(ring, one_ridge):
+    X, _, _ = ring
+    upper = X[:, 1] > 0
+    pipeline = make_pipeline(StandardScaler(), AutoencoderClassifier(**TINY))
+    rates = {"autoencoderclassifier__learning_rate": [3e-3, 1e-2]}
+    assert GridSearchCV(pipeline, rates, cv=2).fit(X, upper).score(X, upper) > 0.9
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([-1, -1, -1, -1], 0), ([-1, 1, -1, 1], 1)])
+def test_labels_of_fewer_than_two_classes_are_refused(labels, classes):
+    with pytest.raises(errors.DataError, match=f"y has labels of {classes} class"):
+        AutoencoderClassifier(**TINY).fit(np.eye(4), labels)
 
 
 @pytest.fixture(scope="module")
