@@ -49,7 +49,7 @@ class Views:
     An image, [height, width, c] in [0, 1], becomes 2c channels: its square root, which evens out the variance of
     intensities, and that divided by its norm over the image, which leaves the pattern without its strength. Which of
     the two tells the strange apart differs from one set of images to the next: together they do on all that we tried.
-    Its residuals are smoothed over a 28th of the height: an edge that is half a pixel off is nobody's anomaly.
+    What is scored of it is smoothed over a 28th of the height: an edge half a pixel off is nobody's anomaly.
     Tables and signals are seen as they are.
 
     Args:
@@ -451,7 +451,7 @@ def check_neighbours(neighbours: int | float) -> None:
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:
     """The autoencoder of `fit` for examples of that shape, as its views see them.
 
-    Chosen on one-class tasks among training images and scikit-learn's tables, for the kinds and not for any one set.
+    Chosen for the kinds and not for any one set: see `benchmarks/anomaly.py` on what.
     Of a table's, the activation is bounded: what is far from all that was seen is then not reconstructed by a network
     that happens to be linear there.
     """
@@ -489,7 +489,7 @@ def fit(
         score: a name in `SCORES`; by default "combined", or "neighbours" under contamination, for what an autoencoder
             was trained on it reconstructs.
         contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those
-            that fit worst, and examples are compared with more references.
+            that fit worst, and examples are compared with more neighbours.
         held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
             normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
         neighbours: see `Detector.of`.
