@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=5, help="of the tables' splits")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="of the tables")
     parser.add_argument("--all-scores", action="store_true", help="every score of the same autoencoder")
     parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="of the images")
     options = parser.parse_args()
@@ -100,7 +101,7 @@ def untrained(detector: anomaly.Detector, train: np.ndarray, held_out: np.ndarra
 
 def tables(options: argparse.Namespace) -> None:
     names_of_scores = list(anomaly.SCORES) if options.all_scores else ABLATION
-    for protocol in (clean, contaminated):
+    for protocol in (PROTOCOLS[name] for name in options.protocols):
         found: dict[str, list[list[float]]] = {}
         precision: dict[str, list[list[float]]] = {}
         names = []
@@ -131,6 +132,9 @@ def contaminated(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndar
     """60 % of all to train on; PyOD's protocol, which gives the detectors the fraction of anomalies."""
     train, test = np.split(np.random.default_rng(seed).permutation(len(x)), [round(0.6 * len(x))])
     return *z_scored(x[train], x[test]), strange[test], float(strange.mean())
+
+
+PROTOCOLS = {"clean": clean, "contaminated": contaminated}
 
 
 def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int, names: Sequence[str]) -> Scores:

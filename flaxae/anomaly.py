@@ -35,7 +35,7 @@ from flaxae.training import Examples
 MAX_REFERENCES = 4096  # normal examples that others are compared with
 MAX_REFERENCES_FOR_FRACTION = 1024  # where neighbours are a fraction of them, which are as far off in a smaller sample
 NEIGHBOURS = 5  # among clean references
-NEIGHBOURS_CONTAMINATED = 0.05  # of the references, where some are anomalies, which are each other's neighbours
+NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, which are each other's neighbours
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 1500, 100, 128, 2e-3  # of training, by default
 HELD_OUT = 0.2
 SAMPLES = 256  # of z, for a likelihood
