@@ -16,7 +16,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time of most tests
-hypothesis.settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("quick")
 
 
