@@ -1,15 +1,12 @@
 """Run an experiment: `python run.py --exp NAME`; `python run.py --exp NAME --help` lists its flags."""
 
 import argparse
-import ast
 import importlib
-import pathlib
 import sys
 import warnings
 
+import experiments
 from flaxae.errors import ConfigError, FlaxaeError, unknown
-
-EXPERIMENTS = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("experiments/[!_]*.py"))}
 
 
 def main(arguments: list[str]) -> int:
@@ -20,12 +17,12 @@ def main(arguments: list[str]) -> int:
     chosen, rest = parser.parse_known_args(arguments)
     try:
         if chosen.exp is None:
-            print(overview())
+            print(experiments.overview())
             if not chosen.help:
                 raise ConfigError("Say which experiment to run, such as --exp denoise.")
             return 0
-        if chosen.exp not in EXPERIMENTS:
-            raise ConfigError(unknown("experiment", chosen.exp, EXPERIMENTS))
+        if chosen.exp not in experiments.FILES:
+            raise ConfigError(unknown("experiment", chosen.exp, experiments.FILES))
         run(chosen.exp, rest + ["--help"] * chosen.help)
     except FlaxaeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,8 +34,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Read the experiment's flags into its config, then run it. What is heavy is imported after the flags are read."""
+    """Read the experiment's flags, then train or apply. What is heavy is imported after the flags are read."""
     import tyro
+
+    from flaxae import processes
 
     experiment = importlib.import_module(f"experiments.{name}")
     config = tyro.cli(
@@ -48,19 +47,8 @@ def run(name: str, arguments: list[str]) -> None:
         from flaxae.compilation import enable_cache
 
         enable_cache()
-    from flaxae import processes
-
     with processes.together():
-        experiment.run(config)
-
-
-def overview() -> str:
-    """The usage, with the first line of each experiment's docstring (read, not imported)."""
-    lines = [
-        f"  {name:12s} {ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]}"
-        for name, path in EXPERIMENTS.items()
-    ]
-    return "\n".join(["usage: python run.py --exp NAME [flags]   (--exp NAME --help lists its flags)", "", *lines, ""])
+        (experiment.apply if config.applies else experiment.train)(config)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Nothing heavy is imported before an experiment's `run`, so that `--help` and a mistyped flag answer at once.
 """
 
+import ast
 import contextlib
 import dataclasses
 import math
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from flaxae.data import Dataset
     from flaxae.report import Table
     from flaxae.runs import Run
+
+
+FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by experiment
+
+
+def overview() -> str:
+    """The usage, with the first line of each experiment's docstring (read, not imported)."""
+    lines = [
+        f"  {name:12s} {ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]}" for name, path in FILES.items()
+    ]
+    return "\n".join(["usage: python run.py --exp NAME [flags]   (--exp NAME --help lists its flags)", "", *lines, ""])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,11 @@ class Config:
     """Where metrics go besides metrics.jsonl: `tensorboard`, into the run's folder (needs the extra of that name)."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
+
+    @property
+    def applies(self) -> bool:
+        """Whether the experiment's `apply` is asked for, which uses a trained model, and not its `train`."""
+        return self.from_ is not None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:

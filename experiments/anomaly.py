@@ -85,14 +85,6 @@ class Parts(NamedTuple):
     test_strange: "np.ndarray | None"
 
 
-def run(config: Config) -> None:
-    """Train, evaluate and report; or, with --from, score new data."""
-    if config.from_ is not None:
-        apply(config)
-    else:
-        train(config)
-
-
 def apply(config: Config) -> None:
     """Score --input with the detector of --from, into --output."""
     import numpy as np

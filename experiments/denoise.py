@@ -67,14 +67,6 @@ class Config(experiments.Config):
             raise ConfigError(f"--noise is {self.noise}; it has to be above 0.")
 
 
-def run(config: Config) -> None:
-    """Train, evaluate and report; or, with --from, apply a trained model."""
-    if config.from_ is not None:
-        apply(config)
-    else:
-        train(config)
-
-
 def apply(config: Config) -> None:
     """Denoise --input with the model of --from, into --output."""
     from flaxae import denoising, trained

@@ -60,6 +60,10 @@ class Config(_presets.Config):
     learning_rate: float = 4e-3
     """Of pre-training: the peak, after a warm-up and before a cosine decay."""
 
+    @property
+    def applies(self) -> bool:
+        return self.input is not None  # --from alone is what to start from
+
     def __post_init__(self) -> None:
         if self.input is not None or self.output is not None:
             super().__post_init__()
@@ -69,15 +73,7 @@ class Config(_presets.Config):
                 raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
 
 
-def run(config: Config) -> None:
-    """Pre-train, compare and report; or, with --input, classify by a finished run."""
-    if config.input is not None:
-        classify(config)
-    else:
-        train(config)
-
-
-def classify(config: Config) -> None:
+def apply(config: Config) -> None:
     """Write the class of each of --input, with its probability, by the classifier of --from."""
     import numpy as np
 

@@ -59,14 +59,6 @@ class Config(_presets.Config):
                 raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
 
 
-def run(config: Config) -> None:
-    """Train, evaluate and report; or, with --from, sample a trained model."""
-    if config.from_ is not None:
-        apply(config)
-    else:
-        train(config)
-
-
 def apply(config: Config) -> None:
     """Draw --count samples from the prior of the model of --from, into --output."""
     import jax

@@ -50,14 +50,6 @@ class Config(_presets.Config):
             _sweep.axis(self.sweep)
 
 
-def run(config: Config) -> None:
-    """Train, evaluate and report; or, with --from, apply a trained model."""
-    if config.from_ is not None:
-        apply(config)
-    else:
-        train(config)
-
-
 def apply(config: Config) -> None:
     """Reconstruct --input with the model of --from, into --output."""
     from flaxae import trained

@@ -36,14 +36,6 @@ class Config(_presets.Config):
     """Dimensions of the map; beyond 3 the codes are scored and written, and not drawn."""
 
 
-def run(config: Config) -> None:
-    """Train, evaluate and report; or, with --from, apply a trained model."""
-    if config.from_ is not None:
-        apply(config)
-    else:
-        train(config)
-
-
 def apply(config: Config) -> None:
     """Write the codes of --input by the model of --from into --output."""
     from flaxae import data, trained
