@@ -76,7 +76,7 @@ class Windows:
     batch a window, lie at the ends, at either by chance.
 
     Args:
-        check: called with the lowest and the highest value of each chunk before it is trained on.
+        check: called with the lowest and the highest value of each window before it is trained on.
 
     Raises:
         ConfigError: the devices of the mesh can't share the lanes evenly.
@@ -125,19 +125,21 @@ class Windows:
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(left_over + 1))
         chunks = rng.permutation(self.windows * self.lanes)[place * self.lanes : (place + 1) * self.lanes]
+        within = np.broadcast_to(np.arange(length), (self.lanes, length))
+        orders = np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
         shape = (self.lanes, self.steps, per_lane, *self.stream.shape[1:])
 
         @functools.cache
         def read(first: int, last: int) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
             x = _aligned((last - first, length, *shape[3:]), self.stream.example.dtype)
-            for lane in range(first, last):
-                start = offset + int(chunks[lane]) * length
-                chunk = self.stream.stored(start, start + length)
-                order = np.random.default_rng([self.seed, epoch, place, lane]).permutation(length)
-                np.take(chunk, order, axis=0, out=x[lane - first], mode="clip")
-                bounds = np.stack([chunk.min(axis=0), chunk.max(axis=0)])
-                bounds = bounds if self.stream.scaling is None else self.stream.scaling(bounds)
-                self.check(float(bounds[0].min()), float(bounds[1].max()))
+            starts = (offset + chunks[first:last] * length).tolist()
+            low, high = np.inf, -np.inf
+            for lane, chunk in enumerate(self.stream.chunks(starts, length)):
+                low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
+                np.take(chunk, orders[first + lane], axis=0, out=x[lane], mode="clip")
+            bounds = np.stack([low, high]).astype(x.dtype)
+            bounds = bounds if self.stream.scaling is None else self.stream.scaling(bounds)
+            self.check(float(bounds[0].min()), float(bounds[1].max()))
             return x.reshape(-1, *shape[1:])
 
         def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes steps examples *shape"]:

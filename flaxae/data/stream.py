@@ -1,10 +1,11 @@
 """Examples that don't fit in memory: read from where they are, a chunk at a time, never whole."""
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class Stream:
         object.__setattr__(self, "ends", list(itertools.accumulate(stop - start for start, stop in spans)))
         if len(self) == 0:
             raise DataError("The stream is empty: expected a source of at least one example.")
-        object.__setattr__(self, "example", self.stored(0, 1))
+        first = self.spans[0][0]
+        object.__setattr__(self, "example", _converted(self._raw(first, first + 1)))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -74,16 +76,19 @@ class Stream:
         """Examples `lo` to `hi` before the scaling: images as uint8, uint16 or float32, the rest as float32."""
         if lo >= hi:
             return self.example[:0]
-        spans = [self._read(*span) for span in self._located(lo, hi)]
-        x = np.concatenate(spans) if len(spans) > 1 else spans[0]
-        if x.dtype.kind not in "buif" or x.ndim not in (2, 3, 4):
-            raise DataError(
-                f"The stream's examples are {x.dtype} of shape {x.shape[1:]}; expected numbers, [columns], "
-                "[height, width] or [height, width, channels]."
-            )
-        if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
-            x = x.astype(np.float32, copy=False)
-        return x[..., None] if x.ndim == 3 else x
+        (chunk,) = self.chunks([lo], hi - lo)
+        return chunk
+
+    def chunks(self, starts: Iterable[int], length: int) -> Iterator[Shaped[np.ndarray, "length *shape"]]:
+        """`length` examples from each of `starts` on, as `stored` gives them, each in the memory of those before."""
+        chunk = np.empty((length, *self.example.shape[1:]), self.example.dtype)
+        with self._reader() as read:
+            for start in starts:
+                done = 0
+                for first, last in self._located(start, start + length):
+                    read(first, chunk[done : done + last - first])
+                    done += last - first
+                yield chunk
 
     def passes(self) -> Iterator[Shaped[np.ndarray, " examples *shape"]]:
         """All examples, in arrays that fit in memory, before the scaling.
@@ -143,16 +148,44 @@ class Stream:
             yield first, last
             lo, i = lo + last - first, i + 1
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[Callable[[int, np.ndarray], None]]:
+        """A function that reads the source from a number on into an array."""
+        source = self.source
+        if not (isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous):
+
+            def read(start: int, out: np.ndarray) -> None:
+                out[...] = _converted(self._raw(start, start + len(out)))
+
+            yield read
+            return
+        # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
+        with open(source.filename, "rb", buffering=0) as file:
+
+            def read(start: int, out: np.ndarray) -> None:
+                as_is = out.dtype == source.dtype
+                raw = out if as_is else np.empty((len(out), *source.shape[1:]), source.dtype)
+                file.seek(source.offset + start * source.strides[0])
+                if file.readinto(raw) < raw.nbytes:
+                    raise DataError(f"{source.filename} became shorter while it was read.")
+                if not as_is:
+                    out[...] = _converted(raw)
+
+            yield read
+
+    def _raw(self, start: int, stop: int) -> np.ndarray:
         if hasattr(self.source, "__getitems__"):
             return np.stack(self.source.__getitems__(list(range(start, stop))))
-        source = self.source
-        if isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous:
-            # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
-            x = np.empty((stop - start, *source.shape[1:]), source.dtype)
-            with open(source.filename, "rb", buffering=0) as file:
-                file.seek(source.offset + start * source.strides[0])
-                if file.readinto(x) < x.nbytes:
-                    raise DataError(f"{source.filename} became shorter while it was read.")
-            return x
-        return np.array(source[start:stop])
+        return np.array(self.source[start:stop])
+
+
+def _converted(x: np.ndarray) -> Shaped[np.ndarray, " examples *shape"]:
+    """Images as uint8, uint16 or float32 with an axis of channels, the rest as float32."""
+    if x.dtype.kind not in "buif" or x.ndim not in (2, 3, 4):
+        raise DataError(
+            f"The stream's examples are {x.dtype} of shape {x.shape[1:]}; expected numbers, [columns], "
+            "[height, width] or [height, width, channels]."
+        )
+    if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
+        x = x.astype(np.float32, copy=False)
+    return x[..., None] if x.ndim == 3 else x
