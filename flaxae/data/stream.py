@@ -79,7 +79,7 @@ class Stream:
         (chunk,) = self.chunks([lo], hi - lo)
         return chunk
 
-    def chunks(self, starts: Iterable[int], length: int) -> Iterator[Shaped[np.ndarray, "length *shape"]]:
+    def chunks(self, starts: Iterable[int], length: int) -> Iterator[Shaped[np.ndarray, " length *shape"]]:
         """`length` examples from each of `starts` on, as `stored` gives them, each in the memory of those before."""
         chunk = np.empty((length, *self.example.shape[1:]), self.example.dtype)
         with self._reader() as read:
