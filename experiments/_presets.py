@@ -63,7 +63,13 @@ def train(
     epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=EPOCHS, steps=STEPS)
     if config.model == "stacked" and not resume:
         stacked.pretrain(
-            network, dataset.scaling(dataset.train_sample), epochs=PRETRAINING_EPOCHS, validation=0.0, **settings
+            network,
+            dataset.scaling(dataset.train_sample),
+            epochs=PRETRAINING_EPOCHS,
+            validation=0.0,
+            folder=run.folder / "pretraining" / part,
+            resume=config.resume,
+            **settings,
         )
     with experiments.resources(config, run, log=log) as resources:
         history = training.fit(

@@ -1,5 +1,7 @@
 """Greedy pre-training of a fully connected stack, layer by layer (Bengio et al. 2007; Vincent et al. 2010)."""
 
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,16 @@ from flaxae.nn.mlp import Dense, MLPDecoder, MLPEncoder
 from flaxae.training import Examples, History
 
 
-def pretrain(model: Autoencoder, x: Examples, *, epochs: int = 3, noise: float = 0.0, **settings: Any) -> list[History]:
+def pretrain(
+    model: Autoencoder,
+    x: Examples,
+    *,
+    epochs: int = 3,
+    noise: float = 0.0,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> list[History]:
     """Train each layer of the encoder, with its mirror in the decoder, to reconstruct what the layers before make of x.
 
     The layers are the model's own: `training.fit(model, x)` afterwards trains them all together.
@@ -24,6 +35,8 @@ def pretrain(model: Autoencoder, x: Examples, *, epochs: int = 3, noise: float =
         x: scaled as the model's likelihood expects.
         epochs: of each layer.
         noise: fraction of each layer's input that is set to 0 in training.
+        folder: where each layer's checkpoints go, in a folder of its own.
+        resume: go on from what is in `folder`, if there is anything.
         settings: of `training.fit`.
 
     Returns:
@@ -53,7 +66,9 @@ def pretrain(model: Autoencoder, x: Examples, *, epochs: int = 3, noise: float =
             corruption=corruptions.masking,
             noise=noise,
         )
-        histories.append(training.fit(layer, h, epochs=epochs, **settings))
+        own = None if folder is None else pathlib.Path(folder, f"layer-{i + 1}")
+        begun = resume and own is not None and (own / "latest").exists()
+        histories.append(training.fit(layer, h, epochs=epochs, folder=own, resume=begun, **settings))
         if not innermost:
             h = training.apply(Autoencoder.encode, layer, h)
     return histories

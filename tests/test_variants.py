@@ -20,6 +20,7 @@ from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.recognizer import Recognizer
 from flaxae.population import fit_population
+from tests.test_training import assert_same_bits
 
 SHAPE = (8, 8, 1)
 NAMES = [name for name in presets.PRESETS if name != "vae"]  # another name of "variational"
@@ -356,11 +357,12 @@ def test_patches_hide_the_share_that_is_asked_for():
 # --- what they learn
 
 
-def test_a_linear_model_without_kl_finds_the_principal_subspace(rng):
+@pytest.mark.parametrize("beta", [0.0, 1.0])  # with the KL: Lucas et al. 2019
+def test_a_linear_variational_model_finds_the_principal_subspace(rng, beta):
     mixing = np.linalg.qr(rng.standard_normal((10, 10)))[0] * np.array([3, 2.5, 2, *[0.3] * 7])
     x = (rng.standard_normal((2000, 10)) @ mixing.T).astype(np.float32)
     config = Config(
-        body=MLP(()), latent=3, head="gaussian", objective="elbo", beta=0.0, likelihood=likelihoods.Gaussian(0.3)
+        body=MLP(()), latent=3, head="gaussian", objective="elbo", beta=beta, likelihood=likelihoods.Gaussian(0.3)
     )
     model = autoencoder.build(config, (10,))
     training.fit(model, x, epochs=60, batch_size=250, learning_rate=0.03, validation=0.0, show=False)
@@ -370,11 +372,12 @@ def test_a_linear_model_without_kl_finds_the_principal_subspace(rng):
     assert np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))) < 3
 
 
-def test_pretraining_trains_each_layer_of_the_stack(digits):
+def test_pretraining_trains_each_layer_of_the_stack(digits, tmp_path):
     model = autoencoder.build(dataclasses.replace(presets.stacked(8), body=MLP((32, 16))), SHAPE)
     before = nnx.state(model, nnx.Param)
     before = jax.tree.map(np.array, before)
-    histories = stacked.pretrain(model, digits[:400], epochs=4, batch_size=50, noise=0.1, show=False)
+    settings = {"epochs": 4, "batch_size": 50, "noise": 0.1, "show": False, "folder": tmp_path}
+    histories = stacked.pretrain(model, digits[:400], **settings)
     assert len(histories) == 3
     assert all(history["val_loss"][-1] < history["val_loss"][0] for history in histories)
     after = nnx.state(model, nnx.Param)
@@ -382,5 +385,7 @@ def test_pretraining_trains_each_layer_of_the_stack(digits):
     scratch = autoencoder.build(dataclasses.replace(presets.stacked(8), body=MLP((32, 16))), SHAPE)
     losses = [float(objectives.negative_log_likelihood(m, digits[400:], KEY).mean()) for m in (model, scratch)]
     assert losses[0] < losses[1] - 1
+    stacked.pretrain(scratch, digits[:400], resume=True, **settings)  # all layers are there already
+    assert_same_bits(scratch, model)
     with pytest.raises(errors.ConfigError, match="layer by layer"):
         stacked.pretrain(built("variational"), digits)
