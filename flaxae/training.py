@@ -54,10 +54,13 @@ class History(dict[str, list[float]]):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW under warm-up and cosine decay (Loshchilov & Hutter 2019). Static in the compiled step.
+    """AdamW or Muon under warm-up and cosine decay (Loshchilov & Hutter 2019). Static in the compiled step.
 
     Args:
         steps: of the whole run, which the schedule spans.
+        method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
+            and leaves the rest to Adam, scaled so that learning rates mean the same for both (Liu et al. 2025). A step
+            of it costs some hundred examples more; fully connected networks need several times fewer passes.
         warmup: fraction of `steps` over which the rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
         weight_decay: decoupled, on matrices and kernels; not on biases.
@@ -69,8 +72,11 @@ class Optimizer:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     ema: float | None = None
+    method: str = "adam"
 
     def __post_init__(self) -> None:
+        if self.method not in ("adam", "muon"):
+            raise errors.ConfigError(errors.unknown("optimizer", self.method, ("adam", "muon")))
         if self.schedule not in ("cosine", "constant"):
             raise errors.ConfigError(errors.unknown("schedule", self.schedule, ("cosine", "constant")))
 
@@ -82,7 +88,7 @@ class Optimizer:
         else:
             shape = optax.warmup_constant_schedule(0.0 if warmup else 1.0, 1.0, warmup)
         return optax.chain(
-            scale_by_adam(),
+            scale_by_adam() if self.method == "adam" else scale_by_muon(),
             optax.add_decayed_weights(
                 self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
             ),
@@ -108,6 +114,13 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def scale_by_muon() -> optax.GradientTransformation:
+    """`optax.contrib.muon` without a rate: of matrices the updates' root mean square is Adam's usual 0.2."""
+    from optax import contrib
+
+    return optax.chain(contrib.muon(1.0, adam_learning_rate=1.0, consistent_rms=0.2), optax.scale(-1.0))
 
 
 class State(NamedTuple):
@@ -287,6 +300,7 @@ def fit(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     ema: float | None = None,
+    optimizer: str = "adam",
     validation: float | Array | np.ndarray = 0.1,
     patience: int | None = None,
     objective: Objective | None = None,
@@ -305,6 +319,7 @@ def fit(
     Args:
         x: in memory; or a memory map or a `data.Stream`, which is read a window at a time and never whole.
         learning_rate, warmup, schedule, weight_decay, ema: see `Optimizer`.
+        optimizer: "adam" or "muon", see `Optimizer.method`.
         validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none.
         patience: stop after so many epochs without a better validation loss.
         objective: per example, `(model, x, key) -> [batch]`; by default the model's own.
@@ -332,7 +347,7 @@ def fit(
     batch_size = min(batch_size, len(x))
     source = feed_of(model, x, batch_size, seed, mesh)
     steps_per_epoch = source.windows * source.steps
-    optimizer = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema)
+    update = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema, optimizer)
     _, step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
     objective = objective or model.objective
@@ -350,9 +365,10 @@ def fit(
         "ema": ema or 0.0,
         "constant_schedule": float(schedule == "constant"),
         "bf16": float(precision == "bf16"),
+        "muon": float(optimizer == "muon"),
         **({"windows": float(source.windows)} if isinstance(x, Stream) else {}),
     }
-    start = distributed.place(init(model, optimizer, learning_rate), mesh)
+    start = distributed.place(init(model, update, learning_rate), mesh)
     step, run = 0, Snapshot.start(start, epochs, settings)
     if resume:
         step, run = _restore(folder, run)
@@ -384,14 +400,14 @@ def fit(
         _interrupt() as interrupted,
         progress.bar(epochs, step / steps_per_epoch, show=show and jax.process_index() == 0) as report,
     ):
-        while step < optimizer.steps and not _stalled(history["val_loss"], patience):
+        while step < update.steps and not _stalled(history["val_loss"], patience):
             epoch = step // steps_per_epoch
             if window != step // source.steps:
                 window = step // source.steps
                 examples = source(window)
             stop = min(step + block, (window + 1) * source.steps)
             block_began = time.perf_counter()
-            state = train_block(graphdef, objective, optimizer, batch_size, state, *examples, step_key, step, stop)
+            state = train_block(graphdef, objective, update, batch_size, state, *examples, step_key, step, stop)
             if not state.ok:
                 nnx.update(model, *distributed.local(weights(state), mesh))
                 raise errors.DivergedError(_diverged(epoch, learning_rate))
@@ -424,7 +440,7 @@ def fit(
                 save()
                 nnx.update(model, *distributed.local(weights(state), mesh))
                 raise KeyboardInterrupt
-            if save_now and step < optimizer.steps:
+            if save_now and step < update.steps:
                 save()
                 saved = time.perf_counter()
     save()

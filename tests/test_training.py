@@ -74,16 +74,16 @@ class _InterruptAt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch, ema):
+@pytest.mark.parametrize("setting", [{"ema": None}, {"ema": 0.9, "optimizer": "muon"}])
+def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch, setting):
     whole, parted = tiny(), tiny()
-    expected = training.fit(whole, digits, ema=ema, **SHORT)
+    expected = training.fit(whole, digits, **setting, **SHORT)
     # blocks of 3 steps, so that the interrupt falls inside an epoch
     monkeypatch.setattr(training, "BLOCK_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(parted, digits, ema=ema, folder=tmp_path, on_epoch=_InterruptAt(2), **SHORT)
+        training.fit(parted, digits, **setting, folder=tmp_path, on_epoch=_InterruptAt(2), **SHORT)
     fresh = tiny()
-    history = training.fit(fresh, digits, ema=ema, folder=tmp_path, resume=True, **SHORT)
+    history = training.fit(fresh, digits, **setting, folder=tmp_path, resume=True, **SHORT)
     assert_same_bits(whole, fresh)
     assert history["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert history["val_loss"] == expected["val_loss"]
@@ -212,7 +212,8 @@ def test_what_can_not_be_trained_on_is_refused_in_one_message(x, message):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"ema": 1.0}, {"patience": 0}, {"schedule": "cosin"}],
+    [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"ema": 1.0}, {"patience": 0}, {"schedule": "cosin"}]
+    + [{"optimizer": "muo"}],
 )
 def test_a_setting_out_of_range_is_refused(digits, setting):
     with pytest.raises(errors.ConfigError, match=next(iter(setting))):
@@ -236,6 +237,18 @@ def test_its_adam_is_optaxs(rng):
         updates, our_state = ours.update(gradient, our_state)
         expected, their_state = theirs.update(gradient, their_state)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+
+
+def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
+    skewed = rng.standard_normal((12, 6)) * 10.0 ** np.linspace(0, 1.5, 6)
+    gradient = {"kernel": jnp.float32(skewed), "bias": jnp.float32(rng.standard_normal(6))}
+    muon = training.scale_by_muon()
+    update, _ = muon.update(gradient, muon.init(gradient), gradient)
+    left, _, right = np.linalg.svd(skewed, full_matrices=False)
+    along = np.diag(left.T @ np.asarray(update["kernel"]) @ right.T)
+    assert 0.5 < along.min() / along.max() <= 1
+    assert np.sqrt(np.mean(np.square(update["kernel"]))) == pytest.approx(0.2, rel=0.15)
+    np.testing.assert_allclose(update["bias"], np.sign(gradient["bias"]), rtol=1e-4)  # Adam's first step
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
