@@ -212,8 +212,10 @@ def test_what_can_not_be_trained_on_is_refused_in_one_message(x, message):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"ema": 1.0}, {"patience": 0}, {"schedule": "cosin"}]
-    + [{"optimizer": "muo"}],
+    [
+        *({"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"ema": 1.0}, {"patience": 0}),
+        *({"schedule": "cosin"}, {"optimizer": "muo"}),
+    ],
 )
 def test_a_setting_out_of_range_is_refused(digits, setting):
     with pytest.raises(errors.ConfigError, match=next(iter(setting))):
@@ -247,7 +249,7 @@ def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     left, _, right = np.linalg.svd(skewed, full_matrices=False)
     along = np.diag(left.T @ np.asarray(update["kernel"]) @ right.T)
     assert 0.5 < along.min() / along.max() <= 1
-    assert np.sqrt(np.mean(np.square(update["kernel"]))) == pytest.approx(0.2, rel=0.15)
+    assert np.sqrt(np.mean(np.square(update["kernel"]))) == pytest.approx(0.2, rel=0.3)  # by five iterations
     np.testing.assert_allclose(update["bias"], np.sign(gradient["bias"]), rtol=1e-4)  # Adam's first step
 
 
