@@ -1,11 +1,11 @@
 """Density: the test likelihood of MNIST by variational autoencoders, as Burda et al. (2016) measure it.
 
-    python -m benchmarks.density                 k = 1, 400 epochs: about half an hour of two free cores
+    python -m benchmarks.density                 k = 1, 300 epochs: about half an hour of two free cores
     python -m benchmarks.density --samples 5 --objective importance_weighted
     python -m benchmarks.density --quick         a minute, to see it run
 
-784-200-200-50 networks of tanh units, pixels drawn black or white at every pass, all 60,000 training images, a schedule
-fixed beforehand, the last weights' average. Test: 10,000 images drawn once, 5,000 importance samples each. Figures to
+784-200-200-50 networks of tanh units, pixels drawn black or white at every pass, all 60,000 training images, the last
+weights' average. Muon, its learning rate and the batch size had the lowest training loss after 15 epochs. Test: 10,000 images drawn once, 5,000 importance samples each. Figures to
 beat, nats: VAE 86.76, k = 5 85.54, k = 50 84.78, after about 3,300 passes. Interrupted, the same command goes on.
 """
 
@@ -25,9 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", default="elbo", choices=("elbo", "importance_weighted"))
     parser.add_argument("--samples", type=int, default=5, help="k, of importance_weighted")
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/benchmark-density"))
     parser.add_argument("--quick", action="store_true", help="2 epochs, 200 test images, 500 samples")
@@ -54,6 +54,7 @@ def main() -> None:
         learning_rate=options.learning_rate,
         warmup=0.02,
         ema=0.999,
+        optimizer="muon",
         validation=0.0,
         seed=options.seed,
         folder=folder,

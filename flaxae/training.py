@@ -59,8 +59,9 @@ class Optimizer:
     Args:
         steps: of the whole run, which the schedule spans.
         method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
-            and leaves the rest to Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al. 2025). A step
-            of it costs some hundred examples more; fully connected networks need several times fewer passes.
+            and leaves the rest to Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
+            2025). A step of it costs some hundred examples more; fully connected networks need several times fewer
+            passes.
         warmup: fraction of `steps` over which the rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
         weight_decay: decoupled, on matrices and kernels; not on biases.
