@@ -5,8 +5,9 @@
     python -m benchmarks.density --quick         a minute, to see it run
 
 784-200-200-50 networks of tanh units, pixels drawn black or white at every pass, all 60,000 training images, the last
-weights' average. Muon, its learning rate and the batch size had the lowest training loss after 15 epochs. Test: 10,000 images drawn once, 5,000 importance samples each. Figures to
-beat, nats: VAE 86.76, k = 5 85.54, k = 50 84.78, after about 3,300 passes. Interrupted, the same command goes on.
+weights' average. Muon, its learning rate and the batch size had the lowest training loss after 15 epochs. Test: 10,000
+images drawn once, 5,000 importance samples each. Figures to beat, nats: VAE 86.76, k = 5 85.54, k = 50 84.78, after
+about 3,300 passes. Interrupted, the same command goes on.
 """
 
 import argparse
