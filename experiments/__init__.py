@@ -185,7 +185,8 @@ def resumable(run: "Run") -> Iterator[None]:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
         named = [] if "--name" in flags else ["--name", run.folder.name]
         go_on = shlex.join(["python", "run.py", *flags, *named, "--resume"])
-        raise KeyboardInterrupt(f"Interrupted; what was trained is saved. Go on with: {go_on}") from None
+        saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
+        raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
 
 
 def print_table(table: "Table") -> None:

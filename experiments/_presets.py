@@ -1,7 +1,7 @@
 """What the experiments that train any preset share: their flags, the training, the use of a trained model."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import experiments
 
@@ -36,6 +36,9 @@ class Config(experiments.Config):
     """Fraction of the training data held out, to choose the best epoch by."""
     patience: int | None = None
     """Stop after so many epochs without a better validation loss."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the autoencoder's training: bf16 computes in bfloat16 with weights in float32. It is for accelerators; on CPU
+    it is slower, and only for trying."""
 
 
 def preset(config: Config, dataset: "Dataset", *, latent: int | None = None) -> "autoencoder.Config":
@@ -49,6 +52,11 @@ def preset(config: Config, dataset: "Dataset", *, latent: int | None = None) -> 
     return dataclasses.replace(made, latent=latent or config.latent or made.latent)
 
 
+def epochs(config: Config, dataset: "Dataset", *, least: int = EPOCHS) -> int:
+    """--epochs; by default `least`, and on few examples as many more as `STEPS` steps take."""
+    return config.epochs or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=least, steps=STEPS)
+
+
 def train(
     config: Config, run: "Run", dataset: "Dataset", model: "autoencoder.Config", *, part: str = "", log: bool = True
 ) -> tuple["Autoencoder", "History"]:
@@ -60,7 +68,6 @@ def train(
     folder = run.checkpoints / part
     resume = config.resume and (folder / "latest").exists()
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
-    epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=EPOCHS, steps=STEPS)
     if config.model == "stacked" and not resume:
         stacked.pretrain(
             network,
@@ -75,9 +82,10 @@ def train(
         history = training.fit(
             network,
             x,
-            epochs=config.epochs or epochs,
+            epochs=epochs(config, dataset),
             validation=config.validation,
             patience=config.patience,
+            precision=config.precision,
             folder=folder,
             resume=resume,
             **settings,

@@ -1,87 +1,228 @@
-"""Sweeps: one setting varied, over several seeds, all trained as one program; a table and a figure at the end."""
+"""Sweeps: settings varied, over several seeds, all trained as one program; a table, a figure, and the best kept."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import experiments
 from experiments import _presets
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+
     from flaxae import autoencoder
+    from flaxae.autoencoder import Autoencoder
     from flaxae.data import Dataset
+    from flaxae.objectives import Objective
+    from flaxae.population import Population
     from flaxae.runs import Run
 
-
-def axis(sweep: str) -> tuple[str, list[float]]:
-    """The name and the ascending values of "lr=1e-4,1e-3"; sizes of "latent=2,8" are whole numbers."""
-    name, _, values = sweep.partition("=")
-    try:
-        kind = int if name == "latent" else float
-        numbers = sorted({kind(value) for value in values.split(",")})
-        if not name or numbers[0] < (1 if name == "latent" else 0):
-            raise ValueError
-    except ValueError:
-        raise ConfigError(
-            f"--sweep is {sweep!r}; expected a setting and its values, such as lr=1e-4,1e-3,1e-2, noise=0.1,0.3, or "
-            "sizes of the code, latent=2,8,32,128."
-        ) from None
-    return name, numbers
+NAMES = {"lr": "learning_rate"}  # of settings that `fit_population` calls otherwise
 
 
-def compare(config: "_presets.Config", run: "Run", dataset: "Dataset", model: "autoencoder.Config") -> None:
-    """Train a model for every value and seed; the best is the one of the least validation error."""
-    import numpy as np
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(_presets.Config):
+    """Flags of an experiment whose settings can be swept."""
 
-    from flaxae import objectives, plots, population, processes, report
+    sweep: tuple[str, ...] = ()
+    """Settings to vary: lr, and noise, beta, … of a model that has it. `lr=1e-3,1e-2 noise=0.1,0.3` trains all four
+    combinations and keeps the best model."""
+    seeds: int = 1
+    """How many models are trained for each of a sweep's values, from different weights."""
 
-    name, values = axis(config.sweep)
-    x = dataset.scaling(dataset.train)
-    epochs = experiments.enough_epochs(len(x), config.batch_size, epochs=_presets.EPOCHS, steps=_presets.STEPS)
-    settings = {"learning_rate": config.learning_rate, {"lr": "learning_rate"}.get(name, name): values}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
+        if self.seeds > 1 and not self.sweep:
+            raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
+        if self.sweep and "latent" not in axes(self):
+            alone = {"patience": self.patience, "logger": self.logger, "model stacked": self.model == "stacked" or None}
+            for flag in (flag for flag, given in alone.items() if given is not None):
+                raise ConfigError(f"--{flag} is for one model; those of a --sweep train side by side. Leave it out.")
+
+
+class Measure(NamedTuple):
+    """What the models of a sweep are compared by on examples not trained on: the mean of an objective, low is good."""
+
+    objective: "Objective"
+    name: str  # in results.json
+    label: str  # for people, with its unit and what it was measured under
+
+
+def reconstruction() -> Measure:
+    """The error of what a model makes of examples as they are."""
+    from flaxae import objectives
+
+    return Measure(objectives.squared_error, "mse", "MSE")
+
+
+def axes(config: Config) -> dict[str, list[float]]:
+    """The names and ascending values of --sweep; sizes of the code are whole numbers.
+
+    Raises:
+        ConfigError: it is not of the form lr=1e-4,1e-3, or has a setting twice.
+    """
+    found = {}
+    for text in config.sweep:
+        name, _, values = text.partition("=")
+        try:
+            kind = int if name == "latent" else float
+            numbers = sorted({kind(value) for value in values.split(",")})
+            least = 1 if name == "latent" else 0
+            if not name or name in found or not all(least <= number < math.inf for number in numbers):
+                raise ValueError
+        except ValueError:
+            raise ConfigError(
+                f"--sweep has {text!r}; expected a setting and its values, each setting once, such as "
+                "lr=1e-4,1e-3,1e-2, noise=0.1,0.3, or sizes of the code, latent=2,8,32,128."
+            ) from None
+        found[name] = numbers
+    return found
+
+
+def compare(
+    config: Config,
+    run: "Run",
+    dataset: "Dataset",
+    model: "autoencoder.Config",
+    measure: Measure,
+    *,
+    epochs: int,
+    **settings: float | None,
+) -> None:
+    """Train a model for every combination and seed; keep the one that measures best on validation as the run's."""
+    from flaxae import population, processes
+
+    varied = axes(config)
+    for name in varied:
+        experiments.check_name("sweep", name, variable(model))
+    settings["learning_rate"] = config.learning_rate
+    settings |= {NAMES.get(name, name): values for name, values in varied.items()}
+    mesh = experiments.mesh(config)
     trained = population.fit_population(
         model,
-        x,
+        dataset.scaling(dataset.train),
         seeds=range(config.seed, config.seed + config.seeds),
-        epochs=config.epochs or epochs,
+        epochs=epochs,
         batch_size=config.batch_size,
         validation=config.validation,
-        score=objectives.squared_error,  # the loss itself changes with noise, β and the like
+        score=measure.objective,  # the loss itself changes with noise, β and the like
+        precision=config.precision,
         seed=config.seed,
-        mesh=experiments.mesh(config),
+        mesh=mesh,
         **settings,
     )
+    keep(run, trained.best.model, mesh)
     processes.leave_to_first()
-    test = dataset.scaling(dataset.test)
-    errors = np.array([_presets.mean_squared_error(member.model, test) for member in trained.members])
-    scores = np.array([member.score for member in trained.members])
-    errors, scores = errors.reshape(config.seeds, -1), scores.reshape(config.seeds, -1)  # seeds are outermost
+    evaluate(config, run, dataset, trained, measure)
+
+
+def keep(run: "Run", model: "Autoencoder", mesh: "Mesh | None") -> None:
+    """Save the model where `training.fit` saves a run's. Called by all processes."""
+    from flax import nnx
+
+    from flaxae import checkpoints, distributed
+
+    weights = nnx.split(model, nnx.Param, ...)[1:]
+    weights = distributed.place(weights, mesh or distributed.default_mesh())
+    checkpoints.save(run.checkpoints / "best", 0, weights, keep=1)
+
+
+def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Population", measure: Measure) -> None:
+    """Measure all on the test set: the table, the figure, results.json, the report."""
+    import numpy as np
+
+    from flaxae import plots, report
+
+    varied, members = axes(config), trained.members
+    groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, a member a seed
+    for i, member in enumerate(members):
+        groups[tuple(member.settings[NAMES.get(name, name)] for name in varied)].append(i)
+    validation = np.array([member.score for member in members])
+    test = np.array([on_test(config, dataset, member.model, measure) for member in members])
+
+    def over_seeds(values: "np.ndarray") -> str:
+        return f"{values.mean():.4g} ± {values.std():.2g}" if len(values) > 1 else f"{values[0]:.4g}"
+
+    seeds = f"mean ± deviation over {config.seeds} seeds" if config.seeds > 1 else "one seed"
     table = report.Table(
-        f"{dataset.name}, {config.seeds} seeds each: mean ± deviation over them",
-        [name, "validation MSE ↓", "test MSE ↓", "seeds that diverged"],
+        f"{dataset.name}, {seeds}",
+        [*varied, f"validation {measure.label} ↓", f"test {measure.label} ↓", "diverged"],
         [
             [
-                f"{value:g}",
-                *(f"{column.mean():.4g} ± {column.std():.2g}" for column in (scores[:, i], errors[:, i])),
-                sum(member.diverged for member in trained.members[i :: len(values)]),
+                *(f"{value:g}" for value in values),
+                over_seeds(validation[group]),
+                over_seeds(test[group]),
+                sum(members[i].diverged for i in group),
             ]
-            for i, value in enumerate(values)
+            for values, group in groups.items()
         ],
     )
+    first, *others = varied
+    means, deviations = {}, {}
+    for (_, *rest), group in groups.items():
+        line = ", ".join(map(_named, others, rest)) or "flaxae"
+        means.setdefault(line, []).append(test[group].mean())
+        deviations.setdefault(line, []).append(test[group].std())
     plots.lines(
-        values,
-        {config.model: errors.mean(axis=0).tolist()},
+        varied[first],
+        means,
         run.figure("sweep"),
-        x_label=name,
-        y_label="test mean squared error",
-        deviations={config.model: errors.std(axis=0).tolist()},
+        x_label=first,
+        y_label=f"test {measure.label}",
+        deviations=deviations,
     )
-    results = {
-        f"test/mse/{name}_{value:g}/seed_{config.seed + k}": float(errors[k, i])
-        for i, value in enumerate(values)
-        for k in range(config.seeds)
+    best = members.index(trained.best)
+    kept = {name: trained.best.settings[NAMES.get(name, name)] for name in (*varied, "seed")}
+    results = {f"kept/{name}": value for name, value in kept.items()} | {f"test/{measure.name}": test[best]}
+    for values, group in groups.items():
+        for i in group:
+            path = [*map("{}_{:g}".format, varied, values), f"seed_{members[i].settings['seed']}"]
+            results["/".join([f"test/{measure.name}", *path])] = test[i]
+    summary = (
+        f"The least validation error is that of {', '.join(map(_named, kept, kept.values()))}: {validation[best]:.4g}, "
+        f"and {test[best]:.4g} on the test examples. That model is kept."
+    )
+    figures = [(f"{measure.label} of test examples over {first}: {seeds}.", "sweep")]
+    finite = {name: value for name, value in results.items() if math.isfinite(value)}  # a huge rate may leave others
+    title = f"A sweep of {' and '.join(varied)} on {dataset.name}"
+    _presets.finish(run, title, summary, [table], figures, finite, usage(config, run, dataset))
+
+
+def _named(name: str, value: float) -> str:
+    return f"{name} {value:g}"
+
+
+def on_test(config: Config, dataset: "Dataset", model: "Autoencoder", measure: Measure) -> float:
+    """The measure on the test examples, under the same noise for every model."""
+    import jax
+    from flax import nnx
+
+    from flaxae import training
+
+    graphdef, *weights = nnx.split(model, nnx.Param, ...)
+    test, key = dataset.scaling(dataset.test), jax.random.key(config.seed)
+    return float(training.evaluate(graphdef, measure.objective, config.batch_size, *weights, test, key))
+
+
+def variable(model: "autoencoder.Config") -> tuple[str, ...]:
+    """The settings that models of that kind can be swept over."""
+    from flaxae import autoencoder
+
+    noise = () if model.corruption == "none" else ("noise",)
+    return ("lr", *noise, *autoencoder.OBJECTIVES[model.objective].hyper)
+
+
+def usage(config: Config, run: "Run", dataset: "Dataset") -> str:
+    """The command that uses the model that was kept."""
+    flags = {
+        "from": run.folder,
+        "input": experiments.new_file(dataset),
+        "output": experiments.new_file(dataset, "made"),
     }
-    best = ", ".join(f"{setting} {value:g}" for setting, value in trained.best.settings.items())
-    summary = f"The least validation error is that of {best}."
-    usage = f"python run.py --exp reconstruct --model {config.model} --data {config.data}"
-    figures = [(f"Test error over {name}: mean and deviation over {config.seeds} seeds.", "sweep")]
-    _presets.finish(run, f"Reconstructing {dataset.name}", summary, [table], figures, results, usage)
+    given = " ".join(f"--{flag} {flags[flag]}" for flag in config.used_with)
+    return f"python run.py --exp {run.folder.parent.name} {given}"

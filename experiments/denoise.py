@@ -7,12 +7,16 @@ noisy and 17.7 dB after the best linear map. The same command takes a table or a
 `--data readings.csv`. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
+
+--sweep lr=1e-3,3e-3,1e-2 --seeds 3 compares settings, all models trained as one program, and keeps the one with the
+least error on held-out examples under --noise; so --sweep noise=0.3,0.5,0.7 tells what to train at for that level.
 """
 
 import dataclasses
 from typing import TYPE_CHECKING
 
 import experiments
+from experiments import _presets, _sweep
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,13 +30,13 @@ if TYPE_CHECKING:
 
 MODELS = ("mixer", "convolutional", "denoising")
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
-EPOCHS, STEPS = 3, 2000  # by default: of a large set, and at least of a small one
+EPOCHS = 3  # by default, of a large set
 MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(experiments.Config):
+class Config(_sweep.Config):
     """Flags of the denoising experiment."""
 
     model: str | None = None
@@ -43,20 +47,12 @@ class Config(experiments.Config):
     """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit."""
     clip: bool = True
     """Clip noisy images to [0, 1]."""
-    latent: int | None = None
-    """Size of the code; by default the preset's."""
     batch_size: int = 64
     """Examples a step."""
-    learning_rate: float = 3e-3
-    """The peak, after a warm-up and before a cosine decay."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is then what is used; such as 0.999."""
-    validation: float = 0.05
-    """Fraction of the training data held out, to choose the best epoch by."""
-    patience: int | None = None
-    """Stop after so many epochs without a better validation loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,25 +74,32 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, processes, runs, trained, training
+    from flaxae import autoencoder, objectives, processes, runs, trained, training
 
     dataset = experiments.load(config)
     preset = network(config, dataset.kind)
+    epochs = _presets.epochs(config, dataset, least=EPOCHS)
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        if config.sweep:
+            measure = _sweep.Measure(objectives.DenoisingError(config.noise), "mse", f"MSE at noise {config.noise:g}")
+            _sweep.compare(
+                config, run, dataset, preset, measure, epochs=epochs, weight_decay=config.weight_decay, ema=config.ema
+            )
+            return
         model = autoencoder.build(preset, dataset.shape, seed=config.seed)
         with experiments.resources(config, run) as resources:
             history = training.fit(
                 model,
                 dataset.scaling(dataset.train),
-                epochs=config.epochs
-                or experiments.enough_epochs(len(dataset.train), config.batch_size, epochs=EPOCHS, steps=STEPS),
+                epochs=epochs,
                 batch_size=config.batch_size,
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 ema=config.ema,
                 validation=config.validation,
                 patience=config.patience,
+                precision=config.precision,
                 seed=config.seed,
                 folder=run.checkpoints,
                 resume=config.resume and run.checkpoints.exists(),

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import experiments
-from experiments import _presets
+from experiments import _presets, _sweep
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from flaxae import autoencoder
     from flaxae.autoencoder import Autoencoder
     from flaxae.data import Dataset
     from flaxae.runs import Run
@@ -34,7 +35,7 @@ IN_USE = 0.01  # nats of KL, from which a latent carries something (Burda et al.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_presets.Config):
+class Config(_sweep.Config):
     """Flags of the generation experiment."""
 
     used_with: ClassVar = ("from", "output")
@@ -84,9 +85,24 @@ def train(config: Config) -> None:
     model = dataclasses.replace(model, binarise=binarise)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("generate", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        if config.sweep:
+            epochs = _presets.epochs(config, dataset)
+            _sweep.compare(config, run, dataset, model, measure(model), epochs=epochs)
+            return
         network, history = _presets.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(config, run, network, history, dataset, binarise=binarise)
+
+
+def measure(model: "autoencoder.Config") -> _sweep.Measure:
+    """What a sweep ranks by: −ELBO, at β = 1 whatever a model was trained under; or the error without a prior."""
+    from flaxae import objectives
+
+    if model.head != "gaussian":
+        return _sweep.reconstruction()
+    bound = objectives.ImportanceWeighted(samples=1)  # a single sample's: the ELBO
+    objective = objectives.Binarised(bound) if model.binarise else bound
+    return _sweep.Measure(objective, "negative_elbo_nats", "−ELBO (nats)")
 
 
 def evaluate(

@@ -7,8 +7,8 @@ code is in use, and whether the model memorises. The size of the code is the har
 
     python run.py --exp reconstruct --sweep latent=2,8,32,128
 
-answers it, and --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, all models trained as one program. A
-trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
+answers it, and --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, all models trained as one program, and
+keeps the best. A trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
 """
 
 import dataclasses
@@ -32,22 +32,15 @@ MEMORISES = 1.5  # the error on unseen examples over that on training examples, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_presets.Config):
+class Config(_sweep.Config):
     """Flags of the reconstruction experiment."""
-
-    sweep: str | None = None
-    """A setting to vary: sizes of the code, latent=2,8,32,128, or lr, noise, beta, …: lr=1e-4,1e-3,1e-2."""
-    seeds: int = 1
-    """How many models are trained for each value of a sweep other than of the latent, from different weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
-        if self.seeds > 1 and (self.sweep is None or self.sweep.startswith("latent")):
-            raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
-        if self.sweep is not None:
-            _sweep.axis(self.sweep)
+        if "latent" in _sweep.axes(self) and (len(self.sweep) > 1 or self.seeds > 1):
+            raise ConfigError(
+                "A --sweep of latent goes alone: sizes of the code are trained one by one, one seed each."
+            )
 
 
 def apply(config: Config) -> None:
@@ -67,14 +60,15 @@ def train(config: Config) -> None:
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
-        if config.sweep is None:
+        if "latent" in _sweep.axes(config):
+            compare_sizes(config, run, dataset)
+        elif config.sweep:
+            epochs = _presets.epochs(config, dataset)
+            _sweep.compare(config, run, dataset, model, _sweep.reconstruction(), epochs=epochs)
+        else:
             network, history = _presets.train(config, run, dataset, model)
             processes.leave_to_first()
             evaluate(run, network, history, dataset)
-        elif config.sweep.startswith("latent="):
-            compare_sizes(config, run, dataset)
-        else:
-            _sweep.compare(config, run, dataset, model)
 
 
 def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
@@ -82,7 +76,7 @@ def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     from flaxae import plots, processes, report
 
     errors, pca = {}, {}
-    for latent in _sweep.axis(config.sweep)[1]:
+    for latent in _sweep.axes(config)["latent"]:
         print(f"latent {latent}")
         preset = _presets.preset(config, dataset, latent=latent)
         model, _ = _presets.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)

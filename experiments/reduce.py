@@ -13,7 +13,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import experiments
-from experiments import _presets
+from experiments import _presets, _sweep
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NEIGHBOURS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_presets.Config):
+class Config(_sweep.Config):
     """Flags of the dimension-reduction experiment."""
 
     latent: int = 2
@@ -58,6 +58,10 @@ def train(config: Config) -> None:
     model = _presets.preset(config, dataset)
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+        if config.sweep:
+            epochs = _presets.epochs(config, dataset)
+            _sweep.compare(config, run, dataset, model, _sweep.reconstruction(), epochs=epochs)
+            return
         network, history = _presets.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(run, network, history, dataset)

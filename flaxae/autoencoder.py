@@ -89,13 +89,13 @@ class Autoencoder(nnx.Module):
         return Output(params=self.decoder(latent.z, keys[2]), latent=latent)
 
     def corrupt(
-        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""], level: Float[Array, ""] | None = None
     ) -> Float[Array, " batch *shape"]:
-        """x̃, what the encoder sees of x in training."""
+        """x̃, what the encoder sees of x in training; at another `level` than the model's own, if one is given."""
         x = jnp.asarray(x)
         if self.corruption is None:
             return x
-        x = self.corruption(key, x, self.hyper.noise[...])
+        x = self.corruption(key, x, self.hyper.noise[...] if level is None else level)
         return x if self.clip is None else jnp.clip(x, *self.clip)
 
     def encode(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch latent"]:

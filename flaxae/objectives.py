@@ -39,6 +39,19 @@ def squared_error(
     return jnp.square(model.reconstruct(x) - x).reshape(len(x), -1).mean(axis=-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class DenoisingError:
+    """Mean squared error of what the model makes of x corrupted at `level`, whatever level it is trained at."""
+
+    level: float
+
+    def __call__(
+        self, model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+    ) -> Float[Array, " batch"]:
+        denoised = model.reconstruct(model.corrupt(x, key, jnp.float32(self.level)))
+        return jnp.square(denoised - x).reshape(len(x), -1).mean(axis=-1)
+
+
 def profile_likelihood(
     model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
 ) -> Float[Array, " batch"]:

@@ -1,5 +1,6 @@
 """Figures of codes (curves over sizes, maps, activity) and of anomalies. Drawn like those of `flaxae.report`."""
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ def lines(
     with report.figure_style():
         figure = report.new_figure(8.0, 5.0)
         axes = figure.add_subplot()
-        for colour, (name, values) in zip(report.COLOURS, series.items(), strict=False):
+        for colour, (name, values) in zip(itertools.cycle(report.COLOURS), series.items(), strict=False):
             spread = None if deviations is None else deviations[name]
             axes.errorbar(x, values, spread, fmt="o-", color=colour, label=name, capsize=3)
         axes.set(xscale="log" if min(x) > 0 else "linear", xlabel=x_label, ylabel=y_label)

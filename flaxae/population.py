@@ -25,6 +25,7 @@ from flaxae import autoencoder, distributed, errors, feed, progress, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
+from flaxae.precision import in_precision
 from flaxae.training import Examples, History, Optimizer, State
 
 Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what else was varied, such as noise or latent
@@ -63,6 +64,7 @@ def fit_population(
     validation: float | Array | np.ndarray = 0.1,
     objective: Objective | None = None,
     score: Objective | None = None,
+    precision: str = "float32",
     seed: int = 0,
     at_once: int = 16,
     mesh: Mesh | None = None,
@@ -80,7 +82,7 @@ def fit_population(
         learning_rate: one or several.
         latent: sizes of the code, for a `Config` with the deterministic head. All train at the largest size, the
             smaller ones beside zeros that no gradient moves; the models returned have their own size.
-        epochs, batch_size, warmup, schedule, weight_decay, ema, validation, objective: as in `training.fit`.
+        epochs, batch_size, warmup, schedule, weight_decay, ema, validation, objective, precision: as in `training.fit`.
         score: an objective on the held-out examples, by whose mean the best member is chosen. By default it is the
             loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the loss.
         seed: of the held-out part, the shuffles and the noise, which the members share.
@@ -110,7 +112,8 @@ def fit_population(
     batch_size = min(batch_size, len(x))
     source = training.feed_of(largest, x, batch_size, seed, mesh)
     optimizer = Optimizer(epochs * source.windows * source.steps, warmup, schedule, weight_decay, ema)
-    program = Program(nnx.split(largest)[0], objective or largest.objective, optimizer, batch_size)
+    objective = in_precision(objective or largest.objective, precision)
+    program = Program(nnx.split(largest)[0], objective, optimizer, batch_size)
 
     members = []
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))

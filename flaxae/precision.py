@@ -8,7 +8,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from flaxae import errors
 from flaxae.objectives import Objective
+
+PRECISIONS = ("float32", "bf16")
 
 
 class InBfloat16(nnx.Module):
@@ -39,3 +42,14 @@ class MixedPrecision:
         model = nnx.merge(*nnx.split(model))  # a copy: the caller's model keeps its parts
         model.encoder, model.decoder = InBfloat16(model.encoder), InBfloat16(model.decoder)
         return self.objective(model, x, key)
+
+
+def in_precision(objective: Objective, precision: str) -> Objective:
+    """`objective` itself for "float32", `MixedPrecision` of it for "bf16".
+
+    Raises:
+        ConfigError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
+    return MixedPrecision(objective) if precision == "bf16" else objective

@@ -31,7 +31,7 @@ from flaxae import checkpoints, distributed, errors, feed, processes, progress
 from flaxae.autoencoder import Autoencoder
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
-from flaxae.precision import MixedPrecision
+from flaxae.precision import in_precision
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
 SAVE_SECONDS = 10.0  # between checkpoints
@@ -341,8 +341,7 @@ def fit(
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
     check_settings(epochs, batch_size, learning_rate, warmup, weight_decay, ema, patience)
-    if precision not in ("float32", "bf16"):
-        raise errors.ConfigError(errors.unknown("precision", precision, ("float32", "bf16")))
+    objective = in_precision(objective or model.objective, precision)
     mesh = mesh or distributed.default_mesh()
     x, held_out = split(model, x, validation, seed, mesh)
     batch_size = min(batch_size, len(x))
@@ -351,9 +350,6 @@ def fit(
     update = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema, optimizer)
     _, step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
-    objective = objective or model.objective
-    if precision == "bf16":
-        objective = MixedPrecision(objective)
 
     settings = {
         "seed": float(seed),

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
+import flaxae
 import run
-from flaxae import data
+from flaxae import data, denoising, errors
 
 
 @pytest.fixture
@@ -38,6 +39,10 @@ def test_reconstruct_compares_with_pca_and_tells_what_the_code_uses(images):
     assert (images / "runs/reconstruct/1/report.html").exists()
     assert command_line("reconstruct --from runs/reconstruct/1 --input digits.npz --output out.npy") == 0
     assert data.read("out.npy").shape == (120, 8, 8, 1)
+    assert command_line(f"{command} --precision bf16 --name rounded") == 0
+    rounded = json.loads((images / "runs/reconstruct/rounded/results.json").read_text())
+    assert rounded["test/mse"] != measured["test/mse"]
+    assert rounded["test/mse"] == pytest.approx(measured["test/mse"], rel=0.02)
 
 
 def test_a_sweep_trains_every_size_and_resumes(images, capsys):
@@ -54,14 +59,71 @@ def test_a_sweep_trains_every_size_and_resumes(images, capsys):
     assert "sizes of the code, latent=2,8" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_a_sweep_of_a_setting_trains_all_its_seeds(images):
-    command = "reconstruct --data digits.npz --model denoising --sweep noise=0.1,0.5 --seeds 2 --epochs 1"
-    assert command_line(f"{command} --batch-size 24") == 0
-    measured = results(images, "reconstruct")
-    assert set(measured) == {f"test/mse/noise_{n}/seed_{k}" for n in (0.1, 0.5) for k in (0, 1)}
-    assert len(set(measured.values())) == 4
-    assert (images / "runs/reconstruct/1/figures/sweep.png").exists()
-    assert command_line("reconstruct --data digits.npz --sweep warmth=1,2 --epochs 1") == 2
+def test_a_sweep_trains_every_combination_and_keeps_the_best(images, capsys):
+    flags = "--data digits.npz --model denoising --noise 0.3 --latent 8 --batch-size 24"
+    assert command_line(f"denoise {flags} --epochs 2 --sweep lr=1e-3,1e-2 noise=0.1,0.5 --seeds 2") == 0
+    measured = results(images, "denoise")
+    each = {f"test/mse/lr_{r}/noise_{n}/seed_{k}" for r in (0.001, 0.01) for n in (0.1, 0.5) for k in (0, 1)}
+    assert set(measured) == each | {"test/mse", "kept/lr", "kept/noise", "kept/seed"}
+    assert len({measured[name] for name in each}) == 8
+    rate, noise, seed = (measured[f"kept/{name}"] for name in ("lr", "noise", "seed"))
+    assert measured["test/mse"] == measured[f"test/mse/lr_{rate}/noise_{noise}/seed_{seed}"]
+    folder = images / "runs/denoise/1"
+    assert [path.name for path in (folder / "figures").iterdir()] == ["sweep.png"]
+    usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Use it: "))
+    assert command_line(usage.split("--exp ")[1].replace("new.npy", "digits.npz")) == 0
+    kept, digits = flaxae.load(folder), data.load("digits.npz")
+    assert kept.model.hyper.noise[...] == np.float32(noise)
+    np.testing.assert_array_equal(data.read("made.npy"), denoising.denoise(kept, data.read("digits.npz")))
+    test = digits.scaling(digits.test)
+    noisy = np.clip(test + 0.3 * np.random.default_rng(0).standard_normal(test.shape), 0, 1).astype(np.float32)
+    error = np.mean(np.square(kept.model.reconstruct(noisy) - test))
+    assert error == pytest.approx(measured["test/mse"], rel=0.1)  # under other noise
+
+
+def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
+    flags = "--data digits.npz --latent 2 --batch-size 24 --learning-rate 1e-2 --sweep beta=0,1"
+    assert command_line(f"generate {flags} --epochs 10") == 0
+    measured = results(images, "generate")
+    assert measured["kept/beta"] == 1  # with β = 0 the loss is lower
+    assert 0 < measured["test/negative_elbo_nats"] < measured["test/negative_elbo_nats/beta_0/seed_0"]
+    assert command_line("generate --from runs/generate/1 --output samples.npy --count 3") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("reconstruct --sweep warmth=1,2", "Known: lr"),
+        ("reduce --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
+        ("denoise --sweep latent=2,8", "Known: lr, noise"),
+        ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
+        ("denoise --sweep noise=nan", "such as lr="),
+        ("reconstruct --sweep latent=2,8 lr=1e-3", "goes alone"),
+        ("generate --sweep lr=1e-3 --patience 3", "--patience is for one model"),
+        ("reconstruct --sweep lr=1e-3 --model stacked", "--model stacked is for one model"),
+        ("denoise --seeds 3", "--seeds goes with a --sweep"),
+        ("reduce --precision bf-16", "'float32', 'bf16'"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(images, capsys, flags, message):
+    try:
+        status = command_line(f"{flags} --data digits.npz --epochs 1")
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("experiment", ["denoise", "reconstruct", "generate", "reduce"])
+def test_the_precision_asked_for_is_trained_in(images, monkeypatch, capsys, experiment):
+    def fit(*arguments, precision, **settings):
+        raise errors.ConfigError(f"Trained in {precision}.")
+
+    monkeypatch.setattr("flaxae.training.fit", fit)
+    assert command_line(f"{experiment} --data digits.npz --precision bf16") == 2
+    assert "Trained in bf16." in capsys.readouterr().err
+    config = json.loads((images / f"runs/{experiment}/1/config.json").read_text())
+    assert config["settings"]["precision"] == "bf16"
 
 
 def test_reduce_writes_and_scores_the_codes(images):

@@ -9,6 +9,7 @@ from flaxae.autoencoder import Config
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
+from flaxae.population import fit_population
 from flaxae.precision import MixedPrecision
 
 KEY = jax.random.key(0)
@@ -39,6 +40,16 @@ def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
         final[precision] = history["val_loss"][-1]
     assert final["bf16"] != final["float32"]
     assert final["bf16"] == pytest.approx(final["float32"], rel=0.01)
+
+
+def test_a_population_trains_in_it_too(digits):
+    config, settings = Config(body=MLP((32,)), latent=8), {"epochs": 1, "batch_size": 64, "show": False}
+    member = fit_population(config, digits, precision="bf16", **settings).best
+    losses = [
+        training.fit(autoencoder.build(config, (8, 8, 1)), digits, precision=precision, **settings)["val_loss"][0]
+        for precision in ("bf16", "float32")
+    ]
+    assert abs(member.score - losses[0]) < 0.1 * abs(losses[1] - losses[0])
 
 
 def test_another_precision_is_refused(digits):
