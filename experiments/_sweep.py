@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import experiments
 from experiments import _presets
@@ -92,16 +92,18 @@ def compare(
     measure: Measure,
     *,
     epochs: int,
-    **settings: float | None,
+    **settings: Any,
 ) -> None:
-    """Train a model for every combination and seed; keep the one that measures best on validation as the run's."""
+    """Train a model for every combination and seed; keep the one that measures best on validation as the run's.
+
+    `epochs` and `settings` are as in `fit_population`.
+    """
     from flaxae import population, processes
 
     varied = axes(config)
     for name in varied:
         experiments.check_name("sweep", name, variable(model))
-    settings["learning_rate"] = config.learning_rate
-    settings |= {NAMES.get(name, name): values for name, values in varied.items()}
+    settings |= {"learning_rate": config.learning_rate, **{NAMES.get(name, name): varied[name] for name in varied}}
     mesh = experiments.mesh(config)
     trained = population.fit_population(
         model,
@@ -181,8 +183,10 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     results = {f"kept/{name}": value for name, value in kept.items()} | {f"test/{measure.name}": test[best]}
     for values, group in groups.items():
         for i in group:
-            path = [*map("{}_{:g}".format, varied, values), f"seed_{members[i].settings['seed']}"]
-            results["/".join([f"test/{measure.name}", *path])] = test[i]
+            where = "/".join([*map("{}_{:g}".format, varied, values), f"seed_{members[i].settings['seed']}"])
+            results |= {
+                f"{part}/{measure.name}/{where}": x[i] for part, x in (("validation", validation), ("test", test))
+            }
     summary = (
         f"The least validation error is that of {', '.join(map(_named, kept, kept.values()))}: {validation[best]:.4g}, "
         f"and {test[best]:.4g} on the test examples. That model is kept."

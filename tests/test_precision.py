@@ -32,24 +32,17 @@ def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body)
 
 
 def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
-    final = {}
+    config, settings = Config(body=MLP((32,)), latent=8), {"epochs": 4, "batch_size": 64, "show": False}
+    losses = {}
     for precision in ("float32", "bf16"):
-        model = autoencoder.build(Config(body=MLP((32,)), latent=8), (8, 8, 1))
-        history = training.fit(model, digits, epochs=4, batch_size=64, precision=precision, show=False)
+        model = autoencoder.build(config, (8, 8, 1))
+        history = training.fit(model, digits, precision=precision, **settings)
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-        final[precision] = history["val_loss"][-1]
-    assert final["bf16"] != final["float32"]
-    assert final["bf16"] == pytest.approx(final["float32"], rel=0.01)
-
-
-def test_a_population_trains_in_it_too(digits):
-    config, settings = Config(body=MLP((32,)), latent=8), {"epochs": 1, "batch_size": 64, "show": False}
-    member = fit_population(config, digits, precision="bf16", **settings).best
-    losses = [
-        training.fit(autoencoder.build(config, (8, 8, 1)), digits, precision=precision, **settings)["val_loss"][0]
-        for precision in ("bf16", "float32")
-    ]
-    assert abs(member.score - losses[0]) < 0.1 * abs(losses[1] - losses[0])
+        losses[precision] = history["val_loss"]
+    losses["population"] = fit_population(config, digits, precision="bf16", **settings).best.history["val_loss"]
+    for rounded in ("bf16", "population"):  # in float32, members equal their solo runs to 1e-7
+        assert not np.allclose(losses[rounded], losses["float32"], rtol=1e-5)
+        assert losses[rounded][-1] == pytest.approx(losses["float32"][-1], rel=0.01)
 
 
 def test_another_precision_is_refused(digits):
