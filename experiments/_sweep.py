@@ -113,6 +113,7 @@ def compare(
         batch_size=config.batch_size,
         validation=config.validation,
         score=measure.objective,  # the loss itself changes with noise, β and the like
+        optimizer=config.optimizer,
         precision=config.precision,
         seed=config.seed,
         mesh=mesh,

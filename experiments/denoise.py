@@ -99,6 +99,7 @@ def train(config: Config) -> None:
                 ema=config.ema,
                 validation=config.validation,
                 patience=config.patience,
+                optimizer=config.optimizer,
                 precision=config.precision,
                 seed=config.seed,
                 folder=run.checkpoints,

@@ -61,6 +61,7 @@ def fit_population(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     ema: float | None = None,
+    optimizer: str = "adam",
     validation: float | Array | np.ndarray = 0.1,
     objective: Objective | None = None,
     score: Objective | None = None,
@@ -82,7 +83,8 @@ def fit_population(
         learning_rate: one or several.
         latent: sizes of the code, for a `Config` with the deterministic head. All train at the largest size, the
             smaller ones beside zeros that no gradient moves; the models returned have their own size.
-        epochs, batch_size, warmup, schedule, weight_decay, ema, validation, objective, precision: as in `training.fit`.
+        epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer, validation, objective, precision: as in
+            `training.fit`.
         score: an objective on the held-out examples, by whose mean the best member is chosen. By default it is the
             loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the loss.
         seed: of the held-out part, the shuffles and the noise, which the members share.
@@ -100,6 +102,11 @@ def fit_population(
     for settings in grid:
         rate = settings["learning_rate"]
         training.check_settings(epochs, batch_size, rate, warmup, weight_decay, ema, patience=None)
+    if latent is not None and optimizer != "adam":
+        raise errors.ConfigError(
+            f"Codes of several sizes train together under Adam alone; {optimizer} looks at the sizes of matrices. "
+            "Train one population for each size."
+        )
     if at_once < 1:
         raise errors.ConfigError(f"at_once is {at_once}; it has to be at least 1.")
     build = functools.cache(functools.partial(_build, model, np.shape(x)[1:]))
@@ -111,9 +118,9 @@ def fit_population(
         raise errors.ConfigError("score is a mean over held-out examples: give a validation above 0.")
     batch_size = min(batch_size, len(x))
     source = training.feed_of(largest, x, batch_size, seed, mesh)
-    optimizer = Optimizer(epochs * source.windows * source.steps, warmup, schedule, weight_decay, ema)
+    update = Optimizer(epochs * source.windows * source.steps, warmup, schedule, weight_decay, ema, optimizer)
     objective = in_precision(objective or largest.objective, precision)
-    program = Program(nnx.split(largest)[0], objective, optimizer, batch_size)
+    program = Program(nnx.split(largest)[0], objective, update, batch_size)
 
     members = []
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
@@ -125,7 +132,7 @@ def fit_population(
         for done, group in enumerate(groups):
             padded = np.resize(group, math.ceil(len(group) / side_by_side) * side_by_side)  # some twice, to be even
             states = stack(
-                [training.init(_widened(models[i], largest), optimizer, grid[i]["learning_rate"]) for i in padded]
+                [training.init(_widened(models[i], largest), update, grid[i]["learning_rate"]) for i in padded]
             )
             states = distributed.place(states, mesh, "population")
             with distributed.on(mesh):

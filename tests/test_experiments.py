@@ -113,13 +113,13 @@ def test_flags_that_do_not_go_together_are_refused(images, capsys, flags, messag
 
 
 @pytest.mark.parametrize("experiment", ["denoise", "reconstruct", "generate", "reduce"])
-def test_the_precision_asked_for_is_trained_in(images, monkeypatch, capsys, experiment):
-    def fit(*arguments, precision, **settings):
-        raise errors.ConfigError(f"Trained in {precision}.")
+def test_precision_and_optimizer_are_those_asked_for(images, monkeypatch, capsys, experiment):
+    def fit(*arguments, precision, optimizer, **settings):
+        raise errors.ConfigError(f"Trained in {precision} by {optimizer}.")
 
     monkeypatch.setattr("flaxae.training.fit", fit)
-    assert command_line(f"{experiment} --data digits.npz --precision bf16") == 2
-    assert "Trained in bf16." in capsys.readouterr().err
+    assert command_line(f"{experiment} --data digits.npz --precision bf16 --optimizer muon") == 2
+    assert "Trained in bf16 by muon." in capsys.readouterr().err
     config = json.loads((images / f"runs/{experiment}/1/config.json").read_text())
     assert config["settings"]["precision"] == "bf16"
 

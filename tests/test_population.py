@@ -36,7 +36,9 @@ def assert_equal(member: Member, model: Autoencoder, history: training.History) 
         np.testing.assert_allclose(member.history[name], history[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"ema": 0.9, "validation": 0.0, "weight_decay": 0.1, "seed": 7}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"ema": 0.9, "validation": 0.0, "weight_decay": 0.1, "seed": 7, "optimizer": "muon"}]
+)
 def test_members_equal_their_solo_runs(digits, arguments):
     population = fit_population(
         DENOISING, digits, seeds=(0, 3), learning_rate=(1e-3, 1e-2), noise=(0.1, 0.4), **SHORT, **arguments
