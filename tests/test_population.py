@@ -120,6 +120,7 @@ def test_a_function_builds_models_of_ones_own(digits):
         ({"seeds": ()}, "seed is empty"),
         ({"at_once": 0}, "at_once"),
         ({"score": negative_log_likelihood, "validation": 0.0}, "held-out"),
+        ({"latent": (2, 4), "optimizer": "muon"}, "under Adam alone"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(digits, settings, message):
