@@ -252,7 +252,10 @@ class Config:
 
 def build(config: Config, shape: tuple[int, ...], *, seed: int = 0) -> Autoencoder:
     """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call."""
-    return nnx.merge(_graphdef(config, shape), _initial_state(config, shape, jax.random.key(seed)))
+    key = jax.random.key(seed)
+    if isinstance(key, jax.core.Tracer):  # in the midst of another program, which has options of its own
+        return _make(config, shape, key)
+    return nnx.merge(_graphdef(config, shape), _initial_state(config, shape, key))
 
 
 def _make(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> Autoencoder:
@@ -279,9 +282,7 @@ def _graphdef(config: Config, shape: tuple[int, ...]) -> nnx.GraphDef:
 
 
 # It runs once: code optimised further takes twice as long to make.
-@functools.partial(
-    jax.jit, static_argnames=("config", "shape"), compiler_options={"xla_backend_optimization_level": 1}
-)
+@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options={"xla_backend_optimization_level": 1})
 def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
     return nnx.state(_make(config, shape, key))
 
