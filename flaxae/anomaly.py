@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,9 @@ NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, wh
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 1500, 100, 128, 2e-3  # of training, by default
 HELD_OUT = 0.2
 SAMPLES = 256  # of z, for a likelihood
-BLOCK = 1024  # examples scored at once: memory doesn't grow with their number
+GROUP = 16  # references of which the nearest stands for all in a first look
+BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
+WORKERS = min(8, os.cpu_count() or 1)  # blocks under way; parts of each keep but one core busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +135,26 @@ def nearest(
     k: int,
     own: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none."""
-    square = jnp.sum(jnp.square(references), axis=-1) - 2 * jnp.matmul(x, references.T, precision="highest")
-    square = jnp.where(jnp.arange(len(references)) == own[:, None], jnp.inf, square)
-    distance, index = lax.top_k(-square, k)
-    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), index
+    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none.
+
+    They are sought in the k groups whose nearest are nearest: others have k references before any of their own.
+    """
+    count = len(references)
+    references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
+    index = jnp.arange(len(references))
+    square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
+    square = square - 2 * jnp.matmul(x, references.T, precision="highest")
+    square = jnp.where(index == own[:, None], jnp.inf, square)
+    if 8 * k * GROUP > count:  # those groups would be most of them
+        distance, found = lax.top_k(-square, k)
+    else:
+        groups = square.reshape(len(x), GROUP, -1)  # a group's references lie apart, so that minima are of whole rows
+        _, nearest = lax.top_k(-groups.min(axis=1), k)
+        candidates = jnp.take_along_axis(groups, nearest[:, None], axis=2).reshape(len(x), -1)
+        distance, among = lax.top_k(-candidates, k)
+        group = jnp.take_along_axis(nearest, among % k, axis=1)
+        found = among // k * groups.shape[2] + group
+    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), found
 
 
 def _mean_distance(
@@ -474,6 +492,7 @@ def fit(
     neighbours: int | float | None = None,
     members: int = 1,
     epochs: int | None = None,
+    start: Detector | None = None,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
@@ -495,6 +514,8 @@ def fit(
         neighbours: see `Detector.of`.
         members: how many autoencoders, trained together from different weights.
         epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
+        start: a detector to go on from, of the same kind of data: copies of its networks train on, whatever `config`
+            and `members` are, and examples are compared with a sample of its references and of x.
         folder, resume: of checkpoints, see `training.fit`; several members have none, and train anew.
         on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
 
@@ -519,22 +540,29 @@ def fit(
     if normal.ndim < 2 or not np.isfinite(normal).all():
         what = "hold NaN or infinite values" if normal.ndim >= 2 else f"have shape {normal.shape}"
         raise errors.DataError(f"The data {what}; expected finite numbers, [examples, ...].")
-    views = Views.fit(kind, normal)
-    seen = views(normal)
-    config = config or default_config(kind, seen.shape[1:])
+    if start is None:
+        views, compared = Views.fit(kind, normal), normal
+        seen = views(normal)
+        config = config or default_config(kind, seen.shape[1:])
+        models = [autoencoder.build(config, seen.shape[1:], seed=seed + member) for member in range(members)]
+    else:
+        views, compared = start.views, np.concatenate([start.references, normal])
+        seen = views(normal)
+        config = start.config
+        models = [nnx.clone(model) for model in start.models]
     settings = training_settings(len(normal), epochs=epochs, contamination=contamination, config=config)
-    if members == 1:
-        models = [autoencoder.build(config, seen.shape[1:], seed=seed)]
+    if len(models) == 1:
         own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
     else:
-        seeds = range(seed, seed + members)
-        trained = population.fit_population(config, seen, seeds=seeds, seed=seed, show=show, **settings)
+        trained = population.fit_population(
+            models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
+        )
         models = [member.model for member in trained.members]
         for epoch in range(settings["epochs"] if on_epoch else 0):
             means = {name: np.mean([m.history[name][epoch] for m in trained.members]) for name in ("loss", "seconds")}
             on_epoch({"epoch": epoch + 1, **means})
-    return Detector.of(config, models, views, normal, calibration, score=score, neighbours=neighbours, seed=seed)
+    return Detector.of(config, models, views, compared, calibration, score=score, neighbours=neighbours, seed=seed)
 
 
 def hold_out(
@@ -628,15 +656,22 @@ def _in_blocks(
 ) -> Any:
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
     graphdef, state = nnx.split(model)
-    own = np.full(len(x), -1) if own is None else own
     block = min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # few sizes are ever compiled
-    names = [argument for argument in arguments if isinstance(argument, (str, int))]
+    names = tuple(argument for argument in arguments if isinstance(argument, (str, int)))
     arrays = arguments[len(names) :]
-    made = []
-    for start in range(0, len(x), block):
-        index = np.minimum(np.arange(start, start + block), len(x) - 1)
-        out = _run(function, graphdef, views, tuple(names), state, views(x[index]), own[index], arrays)
-        made.append(jax.tree.map(np.asarray, out))
+
+    def run(start: int) -> Any:
+        part = x[start : start + block]
+        left_out = np.full(len(part), -1) if own is None else own[start : start + block]
+        if len(part) < block:
+            fill = np.minimum(np.arange(block), len(part) - 1)
+            part, left_out = part[fill], left_out[fill]
+        return jax.tree.map(np.asarray, _run(function, graphdef, views, names, state, views(part), left_out, arrays))
+
+    first, *rest = range(0, len(x), block)
+    made = [run(first)]  # alone, as it compiles
+    with ThreadPoolExecutor(WORKERS) as workers:
+        made += workers.map(run, rest)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *made)
 
 

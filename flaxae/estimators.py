@@ -469,13 +469,14 @@ class AutoencoderDetector(_TableEstimator):
 
     Attributes:
         detector_: the `anomaly.Detector` of standardised columns, which also tells p-values and contributions.
-        decision_scores_: of the rows of `fit`, [n]; higher is stranger, in both conventions.
+        decision_scores_: of the rows of `fit`, or of the last `partial_fit`, [n]; higher is stranger, in both
+            conventions.
         threshold_: the score above which a row is strange. offset_: minus that.
-        labels_: what `predict` gives for the rows of `fit`, [n].
+        labels_: what `predict` gives for the rows of `decision_scores_`, [n].
         mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
     """
 
-    _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int}
+    _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int, "_held": int}
 
     @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
     def __init__(
@@ -513,20 +514,44 @@ class AutoencoderDetector(_TableEstimator):
             raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
         X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
         self._fit_units(X)
-        x = self._standardised(X)
+        return self._learn(self._standardised(X), None)
+
+    def partial_fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
+        """Go on from what was learned with more rows X, [n, columns]; y is ignored. The first call is a `fit`.
+
+        The networks train on X from where they are, for as long as `fit` would. Rows are compared with a sample of
+        those of all calls, which `threshold_` rests on too. The standardisation stays that of the first call, so give
+        it many rows. Raises what `fit` does.
+        """
+        if not hasattr(self, "detector_"):
+            return self.fit(X)
+        X = validate_data(self, X, dtype=FLOATS, reset=False, ensure_min_samples=2)
+        return self._learn(self._standardised(X), self.detector_)
+
+    def _learn(self, x: Float[np.ndarray, "n columns"], start: anomaly.Detector | None) -> "AutoencoderDetector":
+        seed = _seed(self.random_state)
+        train, held_out = anomaly.hold_out(x, anomaly.HELD_OUT, seed)
+        if start is not None:
+            held_out = np.concatenate([self._held_out, held_out])
         self.detector_ = anomaly.fit(
-            x,
+            train,
             kind="tabular",
             config=self.config,
             score=self.score_name,
             contamination=float(self.contamination),
+            held_out=held_out,
             members=int(self.members),
             epochs=None if self.epochs is None else int(self.epochs),
-            seed=_seed(self.random_state),
+            start=start,
+            seed=seed,
         )
-        self._rows = len(x)
+        self._held_out = held_out[-anomaly.MAX_REFERENCES :]
+        self._rows, self._held = len(x), len(self._held_out)
         self.decision_scores_ = self._scores(x)
-        self.threshold_ = float(np.quantile(self.decision_scores_, 1 - self.contamination))
+        known = self.decision_scores_
+        if start is not None:
+            known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
+        self.threshold_ = float(np.quantile(known, 1 - self.contamination))
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
@@ -582,7 +607,8 @@ class AutoencoderDetector(_TableEstimator):
         return tags
 
     def _arrays_like(self) -> dict[str, Any]:
-        return {**super()._arrays_like(), "decision_scores_": np.empty(self._rows)}
+        held_out = np.empty((self._held, self.n_features_in_), np.float32)
+        return {**super()._arrays_like(), "decision_scores_": np.empty(self._rows), "_held_out": held_out}
 
     def _scores(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " n"]:
         """How strange each row is. One that is itself a reference is compared with the others, in `fit` and after."""

@@ -79,13 +79,14 @@ def test_blocks_make_no_difference(detector, monkeypatch):
     np.testing.assert_allclose(detector.score(x), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("count", [50, 1000])  # looked through one by one, and in groups that aren't all full
 @pytest.mark.parametrize("own", [False, True])
-def test_the_nearest_are_those_of_scikit_learn(rng, own):
-    references = rng.standard_normal((50, 3)).astype(np.float32)
+def test_the_nearest_are_those_of_scikit_learn(rng, own, count):
+    references = rng.standard_normal((count, 3)).astype(np.float32)
     found = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(references)
     x = references if own else rng.standard_normal((20, 3)).astype(np.float32)
     expected, expected_index = found.kneighbors() if own else found.kneighbors(x)
-    left_out = jnp.arange(50) if own else jnp.full(20, -1)
+    left_out = jnp.arange(count) if own else jnp.full(20, -1)
     square, index = anomaly.nearest(jnp.asarray(references), jnp.asarray(x), 4, left_out)
     np.testing.assert_allclose(np.sqrt(square), expected, atol=1e-3)
     np.testing.assert_array_equal(index, expected_index)

@@ -370,6 +370,26 @@ def test_the_probability_to_be_strange_is_kept_down_for_normal_rows(surface, det
     assert detector.predict_proba(OFFSET[None] + 9 * SCALE)[0, 1] == 1 - 1 / 89  # of the 88 rows held out
 
 
+def test_a_detector_goes_on_learning_what_is_normal(surface, detector, tmp_path):
+    left, right = surface[surface[:, 0] < OFFSET[0]], surface[surface[:, 0] >= OFFSET[0]]
+    new = right[200:]
+    model = clone(detector).set_params(contamination=0.02).partial_fit(left)
+    once = clone(model).fit(left)
+    np.testing.assert_array_equal(model.decision_scores_, once.decision_scores_)
+    network = model.detector_.models[0]
+    before = network.encode(model._standardised(new))
+    assert model.predict(new).mean() > 0.5
+    model.save(tmp_path)
+    model.partial_fit(right[:200])
+    assert model.predict(new).mean() < 0.1
+    assert model.predict(left).mean() < 0.1
+    assert model.labels_.shape == (200,)
+    assert len(model.detector_.calibration) == round(0.2 * len(left)) + 40
+    np.testing.assert_array_equal(network.encode(model._standardised(new)), before)  # it was not trained in place
+    again = AutoencoderDetector.load(tmp_path).partial_fit(right[:200])
+    np.testing.assert_allclose(again.decision_scores_, model.decision_scores_, rtol=1e-4, atol=1e-4)
+
+
 def test_without_contamination_no_row_of_fit_is_strange(surface, untrained):
     model = AutoencoderDetector(0, score_name="reconstruction", config=LINEAR_CONFIG).fit(surface[:440])
     assert model.labels_.sum() == 0
