@@ -150,6 +150,7 @@ OBJECTIVES: dict[str, Recipe] = {
     "likelihood": Recipe(lambda config: objectives.negative_log_likelihood),
     "profile_likelihood": Recipe(lambda config: objectives.profile_likelihood),
     "masked": Recipe(lambda config: objectives.masked),
+    "layerwise": Recipe(lambda config: objectives.layerwise, hyper=("layerwise",)),
     "l1_sparse": Recipe(lambda config: objectives.l1_sparse, hyper=("sparsity",)),
     "rate_sparse": Recipe(lambda config: objectives.rate_sparse, hyper=("sparsity", "rate"), heads=("sigmoid",)),
     "contractive": Recipe(lambda config: objectives.contractive, hyper=("contraction",)),
@@ -173,9 +174,9 @@ class Config:
         likelihood: of the values.
         corruption, noise, clip: a name in `corruptions.CORRUPTIONS` or "none", its level, and bounds after it.
         objective: a name in `OBJECTIVES`. "l1_sparse" and "rate_sparse" weigh their penalty by `sparsity`, and the
-            latter aims at a mean activity of `rate`; "contractive" weighs its penalty by `contraction`; "elbo" its KL
-            by `beta`, with `free_bits` (nats) a latent; "importance_weighted" draws `samples`; "vector_quantized" has
-            `commitment`.
+            latter aims at a mean activity of `rate`; "layerwise" weighs its hidden layers by `layerwise`; "contractive"
+            weighs its penalty by `contraction`; "elbo" its KL by `beta`, with `free_bits` (nats) a latent;
+            "importance_weighted" draws `samples`; "vector_quantized" has `commitment`.
         binarise: draw the values, in [0, 1], as 0 or 1 at every pass.
     """
 
@@ -194,6 +195,7 @@ class Config:
     sparsity: float = 0.0
     rate: float = 0.05
     active: int = 8
+    layerwise: float = 0.0
     contraction: float = 0.0
     commitment: float = 0.25
     codebook: int = 128
@@ -214,10 +216,14 @@ class Config:
             raise errors.ConfigError(
                 f"The objective 'masked' needs the corruption 'masking' or 'patches'; given was {self.corruption!r}."
             )
+        if self.objective == "layerwise" and not isinstance(self.body, MLP):
+            raise errors.ConfigError(
+                f"The objective 'layerwise' needs a fully connected body, MLP; given was {type(self.body).__name__}."
+            )
         if self.binarise and not isinstance(self.likelihood, Bernoulli):
             raise errors.ConfigError("binarise makes values 0 or 1: it needs the Bernoulli likelihood.")
         corruptions.get(self.corruption)
-        for name in ("noise", "beta", "free_bits", "sparsity", "contraction", "commitment"):
+        for name in ("noise", "beta", "free_bits", "sparsity", "layerwise", "contraction", "commitment"):
             if not getattr(self, name) >= 0:
                 raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0.")
         if not 0 < self.rate < 1:

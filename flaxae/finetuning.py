@@ -87,6 +87,7 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from threadpoolctl import threadpool_limits
 
     known = labels >= 0
     given = labels[known]
@@ -97,9 +98,10 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     scale = float(np.sqrt(np.square(z - centre).mean())) or 1.0
     x = (z[known] - centre) / scale
     regression = LogisticRegression(max_iter=200, tol=1e-3)
-    with warnings.catch_warnings():
+    few = len(given) <= MOST_TO_CROSS_VALIDATE  # in products so small, threads would only wait for each other
+    with warnings.catch_warnings(), threadpool_limits(1 if few else None):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
-        if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
+        if counts.min() >= 2 and few:
             folds = StratifiedKFold(min(3, counts.min()), shuffle=True, random_state=seed)
             search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
             regression = search.fit(x, given).best_estimator_
@@ -228,6 +230,10 @@ class FineTuning:
         unfreeze: fraction of the steps over which the layers join in, from the last to the first (Howard & Ruder 2018).
         weight_decay: decoupled, on matrices and kernels.
         corruption, noise: of the inputs, and its level.
+        consistency: weight of a second cost, on as many examples drawn evenly from all, with or without a label: the
+            cross-entropy of the classes of their corrupted versions to those that the average of the weights sees in
+            the examples themselves (mean teachers, Tarvainen & Valpola 2017; the divergence is that of Xie et al. 2020,
+            eq. 1). 0 leaves it out.
         ema: decay of the average of the weights.
     """
 
@@ -239,6 +245,7 @@ class FineTuning:
     weight_decay: float = 1e-2
     corruption: Corruption | None = None
     noise: float = 0.0
+    consistency: float = 0.0
     ema: float = 0.99
 
     def __post_init__(self) -> None:
@@ -248,6 +255,12 @@ class FineTuning:
         for name in ("layer_decay", "unfreeze"):
             if not 0 <= getattr(self, name) <= 1:
                 raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0 and at most 1.")
+        if not 0 <= self.consistency < np.inf:
+            raise errors.ConfigError(f"consistency is {self.consistency}; it has to be finite and at least 0.")
+        if self.consistency and self.corruption is None:
+            raise errors.ConfigError(
+                f"consistency is {self.consistency} without a corruption to be consistent under; give one too."
+            )
 
     def views(self, number: int = 4) -> Views | None:
         """Views under the plan's corruption, half as strong as in training; None where there is none."""
@@ -306,13 +319,15 @@ def distil(
     classes: int,
     views: int = 4,
     k: int = 10,
+    targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = distilled,
     seed: int = 0,
 ) -> Distilled:
     """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
 
     The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
     `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
-    from those given, one a draw: a second round, on the graph of what the first has learnt.
+    from those given, one a draw: a second round, on the graph of what the first has learnt. `targets` makes what they
+    are trained towards of what was propagated and the labels.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
@@ -323,7 +338,7 @@ def distil(
     else:
         classifiers = [nnx.clone(classifier) for classifier in start]
     found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
-    fit(classifiers, x, distilled(found, draws), plan, seed=seed)
+    fit(classifiers, x, targets(found, draws), plan, seed=seed)
     return Distilled(classifiers, found)
 
 
@@ -338,6 +353,7 @@ class _Pace(NamedTuple):
     rate: Float[Array, " layers"]  # of each layer, the last first, as a fraction of the learning rate
     joins: Float[Array, " layers"]  # the step at which it does
     noise: Float[Array, ""]
+    consistency: Float[Array, ""]
     ema: Float[Array, ""]
 
 
@@ -359,13 +375,15 @@ def fit(
     x, probabilities = jax.device_put((x, targets.probabilities))
     depth = depths(classifiers[0], x[:1])
     place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
-    pace = _Pace(plan.layer_decay**place, plan.unfreeze * plan.steps * place / max(1, place[-1]), plan.noise, plan.ema)
+    joins = plan.unfreeze * plan.steps * place / max(1, place[-1])
+    pace = _Pace(plan.layer_decay**place, joins, plan.noise, plan.consistency, plan.ema)
     pace = jax.tree.map(jnp.float32, pace)
     optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
     runs = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
     state = stack([_State(run, jax.tree.map(jnp.copy, training.weights(run))) for run in runs])
+    state = jax.device_put(state, jax.local_devices()[0])  # restored weights are, new ones aren't: would compile twice
     keys = jax.random.split(jax.random.key(seed), len(classifiers))
-    program = (nnx.split(classifiers[0])[0], plan.corruption, optimizer, plan.batch_size, depth)
+    program = (nnx.split(classifiers[0])[0], plan.corruption, plan.consistency > 0, optimizer, plan.batch_size, depth)
     for start in range(0, plan.steps, BLOCK_STEPS):
         stop = min(start + BLOCK_STEPS, plan.steps)
         state = _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
@@ -379,12 +397,13 @@ def fit(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("graphdef", "corruption", "optimizer", "batch_size", "depth"),
+    static_argnames=("graphdef", "corruption", "consistent", "optimizer", "batch_size", "depth"),
     donate_argnames="state",
 )
 def _train_block(
     graphdef: nnx.GraphDef,
     corruption: Corruption | None,
+    consistent: bool,
     optimizer: training.Optimizer,
     batch_size: int,
     depth: tuple[tuple[str, int], ...],
@@ -400,15 +419,20 @@ def _train_block(
     """Steps `start` to `stop` of all members."""
 
     def body(step: Int[Array, ""], state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
-        index_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 3)
+        index_key, even_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 4)
         index = jnp.searchsorted(cumulative, jax.random.uniform(index_key, (batch_size,)), side="right")
         index = jnp.minimum(index, x.shape[0] - 1)
-        seen, wanted = jnp.take(x, index, axis=0), jnp.take(probabilities, index, axis=0)
+        seen, wanted, weight = jnp.take(x, index, axis=0), jnp.take(probabilities, index, axis=0), jnp.float32(1)
+        if consistent:
+            others = jnp.take(x, jax.random.randint(even_key, (batch_size,), 0, x.shape[0]), axis=0)
+            teacher = nnx.merge(graphdef, *state.average)  # not differentiated
+            seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, teacher.probabilities(others)])
+            weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # of the mean over both halves
         if corruption is not None:
             seen = corruption(noise_key, seen, pace.noise)
 
         def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
-            return optax.softmax_cross_entropy(model(x, key), wanted)
+            return weight * optax.softmax_cross_entropy(model(x, key), wanted)
 
         run = training.train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
         run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))

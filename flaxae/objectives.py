@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Key
 from flaxae import errors
 
 MIN_VARIANCE = 1e-6  # 60 dB: below it an example counts as reconstructed
+MIN_ACTIVITY = 1e-3  # variance that a hidden unit counts as having at least, so that idle ones weigh little
 
 Objective = Callable[[nnx.Module, Float[Array, " batch *shape"], Key[Array, ""]], Float[Array, " batch"]]
 
@@ -78,6 +79,36 @@ def masked(
     params = model.forward(x * visible, key).params
     hidden = 1 - visible.reshape(len(x), -1).mean(axis=-1)
     return -model.likelihood.log_prob(params, x, where=visible == 0) / jnp.maximum(hidden, 1 / x[0].size)
+
+
+def layerwise(
+    model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
+) -> Float[Array, " batch"]:
+    """−log p(x | z̃) + layerwise · Σ_l ‖(ĥ_l − h_l) / σ_l‖² / units: every layer of the decoder undoes noise.
+
+    The ladder's denoising cost (Rasmus et al. 2015, eq. 3 and 4), for a fully connected model: h_l is a hidden layer of
+    the encoder given x, σ_l each unit's deviation over the batch, and ĥ_l the mirrored layer of the decoder. z̃ is the
+    code under the corruption of x and, at every hidden layer, Gaussian noise of deviation noise · σ_l. The ladder's
+    lateral connections are left out: a code has to say all of an example, and one weight serves all layers.
+    """
+    x = jnp.asarray(x)
+    corruption_key, noise_key, head_key, encoder_key, decoder_key = jax.random.split(key, 5)
+    clean, noisy = (seen.reshape(len(x), -1) for seen in (x, model.corrupt(x, corruption_key)))
+    wanted = []
+    for i, layer in enumerate(model.encoder.stack.layers):
+        dropout_key = jax.random.fold_in(encoder_key, i)
+        clean, noisy = layer(clean, dropout_key), layer(noisy, dropout_key)
+        deviation = jnp.sqrt(clean.var(axis=0) + MIN_ACTIVITY)
+        wanted.append((clean, deviation))
+        noise = jax.random.normal(jax.random.fold_in(noise_key, i), noisy.shape)
+        noisy += model.hyper.noise[...] * deviation * noise
+    found = model.head(noisy, head_key).z
+    cost = jnp.zeros(len(x))
+    for i, (layer, (h, deviation)) in enumerate(zip(model.decoder.stack.layers, reversed(wanted), strict=True)):
+        found = layer(found, jax.random.fold_in(decoder_key, i))
+        cost += jnp.square((found - h) / deviation).mean(axis=-1)
+    params = model.decoder.out(found).reshape(x.shape)
+    return -model.likelihood.log_prob(params, x) + model.hyper.layerwise[...] * cost
 
 
 def l1_sparse(

@@ -44,6 +44,21 @@ def denoising(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: floa
     )
 
 
+def layerwise(
+    latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float = 0.3, weight: float = 10.0
+) -> Config:
+    """Noise at every layer of the encoder, undone layer by layer in the decoder (after Rasmus et al. 2015)."""
+    return Config(
+        body=MLP((1024, 512)),
+        latent=latent,
+        likelihood=likelihood,
+        corruption="gaussian",
+        noise=noise,
+        objective="layerwise",
+        layerwise=weight,
+    )
+
+
 def sparse(latent: int = 256, likelihood: Likelihood = BERNOULLI, sparsity: float = 0.1) -> Config:
     """A wide code of which an L1 penalty turns most units off."""
     return Config(
@@ -152,6 +167,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "convolutional": convolutional,
     "pooled": pooled,
     "denoising": denoising,
+    "layerwise": layerwise,
     "sparse": sparse,
     "sparse_rate": sparse_rate,
     "top_k": top_k,

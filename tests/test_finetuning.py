@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,6 +136,21 @@ def test_layers_join_from_the_last_and_learn_the_slower_the_deeper(model, x, z, 
     np.testing.assert_allclose(first_of_many, [1, 0, 0, 0], rtol=1e-3, atol=1e-6)
 
 
+def test_consistency_makes_examples_without_labels_keep_their_class_under_corruption(model, x, y, rng):
+    draws = [finetuning.draw(y, 40, seed=seed) for seed in (0, 1)]
+    noisy = (x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32)
+
+    def moved(consistency):
+        """How far the probabilities of those without labels go."""
+        plan = dataclasses.replace(QUICK, corruption=corruptions.gaussian, noise=0.3, consistency=consistency)
+        learnt = [Classifier(model, 8, 10, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        finetuning.fit(learnt, x, finetuning.supervised(draws, 10), plan)
+        distance = [np.abs(finetuning.predict(own, x) - finetuning.predict(own, noisy)).sum(axis=1) for own in learnt]
+        return np.mean([own[labels < 0] for own, labels in zip(distance, draws, strict=True)])
+
+    assert moved(consistency=3.0) < 0.8 * moved(consistency=1e-9)  # the same program, all but off
+
+
 def test_the_order_of_layers_is_that_of_the_program():
     class Backwards(nnx.Module):
         """Attributes in another order than they are used in."""
@@ -193,6 +210,10 @@ def test_what_is_out_of_range_is_refused(model, x):
         Recognizer(channels=(4,), kernels=(3, 3))
     with pytest.raises(errors.ConfigError, match="layer_decay is 2"):
         FineTuning(layer_decay=2.0)
+    with pytest.raises(errors.ConfigError, match="without a corruption"):
+        FineTuning(consistency=1.0)
+    with pytest.raises(errors.ConfigError, match="consistency is nan"):
+        FineTuning(consistency=float("nan"))
     with pytest.raises(errors.ConfigError, match="steps is 0"):
         FineTuning(steps=0)
     classifier = Classifier(model, 8, 10, rngs=nnx.Rngs(0))

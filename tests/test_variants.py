@@ -282,6 +282,31 @@ def test_the_contraction_is_the_jacobian(digits):
     np.testing.assert_allclose(extra, 2 * objectives.squared_jacobian(weighed.encode, x), rtol=1e-3)
 
 
+def test_the_layerwise_cost_is_that_of_the_hidden_layers(digits):
+    x = jnp.asarray(digits[:50])
+    model = built("layerwise", corruption="none", noise=0.0, layerwise=3.0)
+
+    def activations(stack, h):
+        for layer in stack.layers:
+            h = np.maximum(h @ layer.linear.kernel[...] + layer.linear.bias[...], 0)
+            yield np.asarray(h)
+
+    clean = list(activations(model.encoder.stack, x.reshape(50, -1)))
+    found = list(activations(model.decoder.stack, model.encode(x)))[::-1]
+    cost = sum(
+        np.mean(np.square(d - h) / (h.var(axis=0) + objectives.MIN_ACTIVITY), axis=1)
+        for d, h in zip(found, clean, strict=True)
+    )
+    extra = model.objective(model, x, KEY) - objectives.negative_log_likelihood(model, x, KEY)
+    np.testing.assert_allclose(extra, 3 * cost, rtol=1e-3)
+
+    model.hyper.noise[...] = 0.5  # reaches the hidden layers: other noise, another cost
+    noisy = model.objective(model, x, KEY)
+    assert np.abs(noisy - model.objective(model, x, jax.random.key(1))).min() > 1e-3
+    with pytest.raises(errors.ConfigError, match="fully connected body, MLP; given was ConvNet"):
+        Config(body=ConvNet(), objective="layerwise")
+
+
 def test_the_l1_penalty_and_the_rate_penalty(digits):
     x = digits[:50]
     for name in ("sparse", "sparse_rate"):
