@@ -16,24 +16,38 @@ settings were then chosen without a test image and with no more labels than a dr
 was learnt from one half of a draw's labels agrees with the other half's over the training images (`--halves`).
 
 The images are transformed at random (±15°, ±12 %, shear ±.2, ±2 pixels, elastic, cut-out), in pre-training and in
-fine-tuning: no figure for a method without augmentation compares with these. `--pretraining masked` hides patches
+fine-tuning: no figure for a method without augmentation compares with these. `--pretraining masked_pixels` hides values
 instead, `--pretraining denoising` adds noise. `--frozen` prints the accuracy of neighbours, of a probe and of k-means
 on the codes.
+
+    python -m benchmarks.finetuning --ingredients --labels 100
+
+prints the error of the recipe, shortened to one round, and of it without each of its ingredients in turn, or with
+another in its place; then of three that never transform an image, which the order of the pixels makes no difference to.
 """
 
 import dataclasses
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tyro
 from flax import nnx
 
 from experiments import finetune
-from flaxae import autoencoder, checkpoints, data, finetuning, presets, propagation, training
+from flaxae import autoencoder, checkpoints, corruptions, data, finetuning, presets, propagation, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.finetuning import FineTuning
+from flaxae.finetuning import FineTuning, Labels, Probabilities, Targets
+
+PRETRAINING: dict[str, Callable[[], autoencoder.Config]] = {
+    **presets.PRESETS,
+    "reconstruction": lambda: dataclasses.replace(presets.transformed(), corruption="none"),
+    "masked_pixels": lambda: dataclasses.replace(presets.masked(), corruption="masking"),
+}
+LONG = {"epochs": 30, "steps": 2000, "rounds": 2}
+SHORT = {"epochs": 10, "steps": 600, "rounds": 1}  # to leave ingredients out of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +61,36 @@ class Config:
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     pretraining: str = "transformed"
-    """The preset to pre-train."""
-    epochs: int = 30
-    """Of pre-training."""
-    steps: int = 2000
-    """Of a round of distillation, 128 images each."""
+    """What to pre-train, a name in `PRETRAINING`."""
+    epochs: int | None = None
+    """Of pre-training; by default 30, with --ingredients 10."""
+    steps: int | None = None
+    """Of a round of distillation, 128 images each; by default 2000, with --ingredients 600."""
     views: int = 4
     """Transformed versions that codes and probabilities are averaged over, beside the image itself."""
-    rounds: int = 2
-    """Of distillation."""
+    rounds: int | None = None
+    """Of distillation; by default 2, with --ingredients 1."""
+    ingredients: bool = False
+    """Print what leaving out each ingredient of the recipe does."""
     frozen: bool = False
     """Print what the frozen codes keep of the classes, given all labels, and nothing else."""
     halves: bool = False
     """Print how well halves of the draws' labels agree after each step, and no test error."""
     folder: pathlib.Path = pathlib.Path("runs/benchmarks/finetuning")
-    """Where the pre-trained autoencoder is kept for the next time."""
+    """Where the pre-trained autoencoders are kept for the next time."""
 
 
 def main(config: Config) -> None:
+    usual = SHORT if config.ingredients else LONG
+    config = dataclasses.replace(config, **{name: usual[name] for name in usual if getattr(config, name) is None})
     dataset = data.load(config.data)
     x = dataset.scaling(dataset.train)
+    if config.ingredients:
+        for count in config.labels:
+            compare(config, dataset, x, count)
+        return
     began = time.perf_counter()
-    model = pretrained(config, dataset, x)
+    model = pretrained(config, config.pretraining, dataset, x)
     print(
         f"{dataset.name}: {config.pretraining}, {config.epochs} epochs, {time.perf_counter() - began:.0f} s", flush=True
     )
@@ -84,10 +106,10 @@ def main(config: Config) -> None:
         measure(config, dataset, x, model, count)
 
 
-def pretrained(config: Config, dataset: Dataset, x: np.ndarray) -> Autoencoder:
+def pretrained(config: Config, pretraining: str, dataset: Dataset, x: np.ndarray) -> Autoencoder:
     """The autoencoder, trained or read."""
-    model = autoencoder.build(presets.PRESETS[config.pretraining](), dataset.shape)
-    folder = config.folder / f"{dataset.name}-{config.pretraining}-{config.epochs}"
+    model = autoencoder.build(PRETRAINING[pretraining](), dataset.shape)
+    folder = config.folder / f"{dataset.name}-{pretraining}-{config.epochs}"
     weights = nnx.split(model, nnx.Param, ...)[1:]
     if folder.exists():
         nnx.update(model, *checkpoints.restore(folder, weights)[1])
@@ -106,29 +128,43 @@ def pretrained(config: Config, dataset: Dataset, x: np.ndarray) -> Autoencoder:
     return model
 
 
-def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder, count: int) -> None:
-    """Print the errors after each step for so many labels."""
-    drawn = [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(config.draws)]
-    draws = [half for labels in drawn for half in halves(labels)] if config.halves else drawn
-    classes = len(dataset.classes)
-    plan = FineTuning(
+def plan_for(config: Config, pretraining: str) -> FineTuning:
+    """How a round is trained, under the corruption of the pre-training."""
+    preset = PRETRAINING[pretraining]()
+    return FineTuning(
         steps=config.steps,
         batch_size=128,
         learning_rate=2e-3,
-        corruption=model.corruption,
-        noise=float(model.hyper.noise[...]),
+        corruption=corruptions.get(preset.corruption),
+        noise=preset.noise,
         ema=0.995,
     )
+
+
+def drawn(config: Config, dataset: Dataset, count: int) -> list[Labels]:
+    """The labels of each draw; with `--halves` its two halves, one after the other."""
+    draws = [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(config.draws)]
+    return [half for labels in draws for half in halves(labels)] if config.halves else draws
+
+
+def errors_of(config: Config, dataset: Dataset, classified: list[np.ndarray]) -> list[float]:
+    """Test errors (%) of what was learnt from each draw; with `--halves` how often its halves disagree."""
+    if config.halves:
+        return [100 * np.mean(one != other) for one, other in zip(classified[::2], classified[1::2], strict=True)]
+    return [100 * np.mean(own != dataset.test_labels) for own in classified]
+
+
+def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder, count: int) -> None:
+    """Print the errors after each step for so many labels."""
+    draws = drawn(config, dataset, count)
+    classes = len(dataset.classes)
+    plan = plan_for(config, config.pretraining)
     every_views = sorted({0, config.views if plan.corruption else 0})
     asked = x if config.halves else dataset.scaling(dataset.test)
     began = time.perf_counter()
 
     def report(name: str, classified: list[np.ndarray]) -> None:
-        """Of the examples asked for, by what was learnt from each draw."""
-        if config.halves:
-            errors = [100 * np.mean(one != other) for one, other in zip(classified[::2], classified[1::2], strict=True)]
-        else:
-            errors = [100 * np.mean(own != dataset.test_labels) for own in classified]
+        errors = errors_of(config, dataset, classified)
         listed = " ".join(f"{error:5.2f}" for error in errors)
         print(
             f"{count:6,} labels  {name:34s} {np.mean(errors):5.2f} ± {np.std(errors, ddof=1):.2f}   ({listed})"
@@ -150,6 +186,94 @@ def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder,
         for views in every_views:
             predicted = [finetuning.predict(own, asked, plan.views(views)) for own in start]
             report(f"distilled, round {turn + 1}, {views} views", [own.argmax(axis=1) for own in predicted])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a classifier's errors depend on: what is pre-trained, if anything, and how labels are learnt from."""
+
+    pretraining: str
+    plan: FineTuning
+    views: int
+    rounds: int
+    trained: bool = True  # before the labels are looked at
+    targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = finetuning.distilled
+
+
+def labels_alone(found: Sequence[Probabilities], draws: Sequence[Labels]) -> Targets:
+    return finetuning.supervised(draws, found[0].shape[1])
+
+
+def evenly(found: Sequence[Probabilities], draws: Sequence[Labels]) -> Targets:
+    """Every example is drawn as often as any other, however uncertain it is."""
+    targets = finetuning.distilled(found, draws)
+    return targets._replace(weights=np.ones_like(targets.weights))
+
+
+def recipes(config: Config) -> dict[str, Recipe]:
+    """The recipe first, then it with one ingredient left out, put in another's place or added."""
+    full = Recipe(config.pretraining, plan_for(config, config.pretraining), config.views, config.rounds)
+    still = dataclasses.replace(full.plan, corruption=None)
+    consistent = dataclasses.replace(full.plan, consistency=1.0)
+
+    def but(**changes: object) -> Recipe:
+        return dataclasses.replace(full, **changes)
+
+    def plainly(pretraining: str) -> Recipe:
+        return but(pretraining=pretraining, plan=plan_for(config, pretraining))
+
+    return {
+        "the recipe": full,
+        "pre-trained to reconstruct": but(pretraining="reconstruction"),
+        "no pre-training": but(trained=False),
+        "no views": but(views=0),
+        "no augmentation after pre-training": but(plan=still),
+        "drawn evenly, certain or not": but(targets=evenly),
+        "labels alone, none propagated": but(targets=labels_alone),
+        "labels alone, with consistency": but(targets=labels_alone, plan=consistent),
+        "with consistency": but(plan=consistent),
+        "with another round": but(rounds=config.rounds + 1),
+        "no images transformed: noise": plainly("denoising"),
+        "no images transformed: masked pixels": plainly("masked_pixels"),
+        "no images transformed: layer-wise": plainly("layerwise"),
+    }
+
+
+def compare(config: Config, dataset: Dataset, x: np.ndarray, count: int) -> None:
+    """Print the errors of each of `recipes` for so many labels, and their differences to the first, draw by draw."""
+    draws = drawn(config, dataset, count)
+    asked = x if config.halves else dataset.scaling(dataset.test)
+    print(
+        f"{dataset.name}, {count:,} labels, {config.draws} draws: {config.epochs} epochs of pre-training, "
+        f"{config.steps} steps a round, {config.rounds} rounds, {config.views} views",
+        flush=True,
+    )
+    full = None
+    for name, recipe in recipes(config).items():
+        began = time.perf_counter()
+        start = autoencoder.build(PRETRAINING[recipe.pretraining](), dataset.shape)
+        if recipe.trained:
+            start = pretrained(config, recipe.pretraining, dataset, x)
+        for turn in range(recipe.rounds):
+            start = finetuning.distil(
+                start,
+                x,
+                draws,
+                recipe.plan,
+                classes=len(dataset.classes),
+                views=recipe.views,
+                targets=recipe.targets,
+                seed=turn,
+            ).classifiers
+        predicted = [finetuning.predict(own, asked, recipe.plan.views(recipe.views)) for own in start]
+        errors = np.array(errors_of(config, dataset, [own.argmax(axis=1) for own in predicted]))
+        full = errors if full is None else full
+        change = errors - full
+        print(
+            f"{name:37s} {errors.mean():6.2f} ± {errors.std(ddof=1):.2f}   {change.mean():+6.2f} ± "
+            f"{change.std(ddof=1):.2f} {time.perf_counter() - began:7.0f} s",
+            flush=True,
+        )
 
 
 def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
