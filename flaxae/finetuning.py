@@ -36,6 +36,7 @@ Probabilities = Float[np.ndarray, "examples classes"]
 
 CS = 10.0 ** np.arange(-3, 2)  # inverse strengths of the probe's ridge, to cross-validate
 MOST_TO_CROSS_VALIDATE = 5000  # labels; of more the ridge hardly matters
+LEAST_SPREAD = 1e-6  # of the largest variance of codes: directions of less are rounding
 UNSEEN = 10.0  # nats by which a probe's bias puts classes without labels behind the others
 BLOCK_STEPS = 50  # between looks at what was reached
 
@@ -148,6 +149,17 @@ def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
     counts = contingency_matrix(labels, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
+
+
+def whiten(z: Codes) -> Float[np.ndarray, "examples directions"]:
+    """Codes along their principal directions, each of variance 1, so that k-means heeds the weaker ones as well.
+
+    Directions in which codes hardly differ are left out (whitening before k-means: Coates & Ng 2012).
+    """
+    centred = z - z.mean(axis=0)
+    variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(centred, rowvar=False)))
+    kept = variance > LEAST_SPREAD * variance[-1]
+    return (centred @ directions[:, kept] / np.sqrt(variance[kept])).astype(np.float32)
 
 
 class Classifier(nnx.Module):

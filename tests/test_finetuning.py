@@ -92,6 +92,15 @@ def test_neighbours_and_clusters_of_codes_that_are_their_classes(y):
     assert finetuning.cluster(z, shuffled).nmi < 0.1
 
 
+def test_whitened_codes_do_not_correlate_and_show_clusters_in_weak_directions(rng):
+    y = np.arange(300) % 3
+    z = 3 * np.eye(3)[y] @ rng.standard_normal((3, 3)) + 0.3 * rng.standard_normal((300, 3))
+    z = (np.c_[z, 50 * rng.standard_normal(300), np.ones(300)] + 7).astype(np.float32)  # one says nothing, one is idle
+    white = finetuning.whiten(z)
+    np.testing.assert_allclose(np.cov(white, rowvar=False), np.eye(4), atol=1e-3)
+    assert finetuning.cluster(white, y).accuracy > 0.9 > finetuning.cluster(z, y).accuracy + 0.2
+
+
 def test_a_classifier_on_a_probe_says_what_the_probe_says_and_leaves_the_autoencoder(model, x, z, y):
     probe = finetuning.linear_probe(z, y)
     classifier = finetuning.on_probe(model, probe)
