@@ -30,14 +30,6 @@ from flaxae.nn.conv import (
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is nearly all the time of these tests, and what is compiled means the same unoptimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(params=["dots", "lax"])
 def form(request, monkeypatch):
     """Runs a test in the form of the CPU and in that of the accelerators."""

@@ -43,14 +43,6 @@ def built(name: str, shape: tuple[int, ...] = SHAPE, **changes) -> Autoencoder:
     return autoencoder.build(small(name, **changes), shape)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def unoptimised():
-    """Compiling is nearly all the time of these tests, and what is compiled means the same unoptimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, digits, tmp_path):
     x = digits[:32]
