@@ -99,10 +99,9 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     scale = float(np.sqrt(np.square(z - centre).mean())) or 1.0
     x = (z[known] - centre) / scale
     regression = LogisticRegression(max_iter=200, tol=1e-3)
-    few = len(given) <= MOST_TO_CROSS_VALIDATE  # in products so small, threads would only wait for each other
-    with warnings.catch_warnings(), threadpool_limits(1 if few else None):
+    with warnings.catch_warnings(), threadpool_limits(1):  # products are small: threads would mostly wait
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
-        if counts.min() >= 2 and few:
+        if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
             folds = StratifiedKFold(min(3, counts.min()), shuffle=True, random_state=seed)
             search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
             regression = search.fit(x, given).best_estimator_
