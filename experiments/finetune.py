@@ -5,7 +5,7 @@
 pre-trains on the embedded MNIST without its labels, then compares, on 10 labels to all of them and several draws of
 which: logistic regression on pixels, on principal components and on the code (a linear probe), the encoder trained from
 scratch and fine-tuned, and with `--labels` labels the strongest recipe, which spreads them over the neighbour graph of
-the codes and learns from what they reach (`flaxae.finetuning.distil`). Nine minutes of CPU time. Any
+the codes and learns from what they reach (`flaxae.finetuning.distil`). Eight minutes of CPU time. Any
 labelled table or folder of images, one a class, does: `--data leaves/`, `--data customers.csv --label segment`. Images
 are transformed at random in training (`--model` names another preset), rows of tables corrupted.
 
@@ -334,7 +334,6 @@ def fine_tuning(model: "Autoencoder", count: int) -> "FineTuning":
 
 def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[list[float], Classifier]":
     """Test errors (%) of the strongest recipe, one for each draw of labels, and the classifier of the first draw."""
-
     from flaxae import finetuning
 
     plan = dataclasses.replace(
