@@ -97,7 +97,8 @@ class Bench:
 def sizes(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}: test MSE     PCA   flaxae   ratio")
     for latent in (2, 10, 32, 64):
-        config = Config(body=MLP((512, 256) if latent <= 10 else (512,)), latent=latent, likelihood=Gaussian())
+        body = MLP((512, 256) if latent <= 10 else (512,))
+        config = Config(body=body, latent=latent, objective="profile_likelihood")  # of the squared error, of sigmoids
         error = bench.error(bench.fit(f"size-{latent}", config, epochs=2 * bench.epochs))
         pca = baselines.pca_reconstruct(bench.test, train=bench.train, components=latent)
         pca_error = float(np.mean(np.square(pca - bench.test)))
