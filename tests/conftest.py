@@ -1,20 +1,24 @@
 """What every test shares: strict JAX, two fake CPU devices, quick Hypothesis profiles."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-# Compiling is most of the time of most tests, so here it is done in a hurry; runs that tests start inherit this.
-# Without the fusion emitters it takes half as long; one thread is enough where there is a worker for each core.
+# Compiling is most of the time of most tests, so here it is done in a hurry; what the tests start inherits all this.
+# Without the fusion emitters it takes half as long. And there is a worker for each core: more threads would only spin.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=2"
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits it, so that what one compiles the other reads
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flaxae-tests-")  # not the user's
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import hypothesis
 import numpy as np
@@ -23,6 +27,14 @@ from sklearn.datasets import load_digits
 
 hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("quick")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_cache():
+    """Runs inside a test keep to the cache above: one of limited size goes through all its files to add a program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flaxae.compilation.enable_cache", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

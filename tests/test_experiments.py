@@ -154,6 +154,8 @@ def test_generate_samples_and_scores_a_variational_model(images):
 
 def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.generate.ROWS", 2)  # panels of the figures, which take long to draw
+    monkeypatch.setattr("experiments.generate.COLUMNS", 3)
     table = pd.DataFrame(rng.standard_normal((60, 3)), columns=["a", "b", "c"]).assign(d=["red", "green"] * 30)
     table.to_csv("t.csv", index=False)
     command = "generate --data t.csv --model vanilla --epochs 1 --latent 2 --components 2 --batch-size 12"

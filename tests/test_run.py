@@ -151,10 +151,8 @@ def weights(folder: pathlib.Path) -> list[np.ndarray]:
 
 
 def test_ctrl_c_and_kill_9_and_resume_give_the_weights_of_the_whole_run(folder):
-    long = ["--exp", "denoise", "--data", "digits.npy", "--model", "denoising", "--epochs", "60", "--name"]
-    whole = command(*long, "whole")
-    whole.communicate()
-    assert whole.returncode == 0
+    long = [*SHORT, "--model", "denoising", "--epochs", "60", "--no-cache", "--name"]
+    assert run.main([*long, "whole"]) == 0
 
     interrupted = command(*long, "parted")
     lines = [interrupted.stdout.readline() for _ in range(random.randint(1, 20))]
@@ -170,8 +168,6 @@ def test_ctrl_c_and_kill_9_and_resume_give_the_weights_of_the_whole_run(folder):
     assert run.main([*long, "parted", "--resume"]) == 2  # in use
     killed.kill()
     killed.communicate()
-    resumed = command(*long, "parted", "--resume")
-    resumed.communicate()
-    assert resumed.returncode == 0
+    assert run.main([*long, "parted", "--resume"]) == 0
     for x, y in zip(weights(folder / "runs/denoise/whole"), weights(folder / "runs/denoise/parted"), strict=True):
         np.testing.assert_array_equal(x, y)
