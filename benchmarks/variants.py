@@ -68,7 +68,13 @@ class Bench:
         return self.dataset.scaling(self.dataset.test)
 
     def fit(
-        self, name: str, config: Config, *, start: Callable[[Autoencoder], None] | None = None, epochs: int = 0
+        self,
+        name: str,
+        config: Config,
+        *,
+        start: Callable[[Autoencoder], None] | None = None,
+        epochs: int = 0,
+        batch_size: int = 256,
     ) -> Autoencoder:
         folder = self.folder / f"{self.dataset.name}-{name}-{epochs or self.epochs}"
         model = autoencoder.build(config, self.dataset.shape)
@@ -79,6 +85,7 @@ class Bench:
             model,
             self.train,
             epochs=epochs or self.epochs,
+            batch_size=batch_size,
             validation=0.0,
             folder=folder,
             resume=resume,
@@ -97,9 +104,9 @@ class Bench:
 def sizes(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}: test MSE     PCA   flaxae   ratio")
     for latent in (2, 10, 32, 64):
-        body = MLP((512, 256) if latent <= 10 else (512,))
+        body = MLP((512, 256, 128) if latent <= 10 else (512,))
         config = Config(body=body, latent=latent, objective="profile_likelihood")  # of the squared error, of sigmoids
-        error = bench.error(bench.fit(f"size-{latent}", config, epochs=2 * bench.epochs))
+        error = bench.error(bench.fit(f"size-{latent}", config, epochs=2 * bench.epochs, batch_size=128))
         pca = baselines.pca_reconstruct(bench.test, train=bench.train, components=latent)
         pca_error = float(np.mean(np.square(pca - bench.test)))
         print(f"latent {latent:9d} {pca_error:13.5f} {error:8.5f} {error / pca_error:7.2f}", flush=True)
