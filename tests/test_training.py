@@ -175,6 +175,18 @@ def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch(digits):
         assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_microbatches_give_the_gradient_of_the_batch(digits):
+    whole, parts = (tiny(dataclasses.replace(TINY, corruption="none")) for _ in range(2))
+    settings = {"epochs": 2, "batch_size": 60, "validation": 0.0, "show": False}
+    expected = training.fit(whole, digits[:240], **settings)
+    history = training.fit(parts, digits[:240], microbatches=3, **settings)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    for x, y in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    with pytest.raises(errors.ConfigError, match="microbatches is 7"):
+        training.fit(parts, digits[:240], microbatches=7, **settings)
+
+
 def test_dropout_acts_in_training_alone(digits):
     config = dataclasses.replace(TINY, body=MLP((32,), dropout=0.5, layer_norm=True), corruption="none")
     model = tiny(config)
