@@ -436,8 +436,10 @@ def _train_block(
         seen, wanted, weight = jnp.take(x, index, axis=0), jnp.take(probabilities, index, axis=0), jnp.float32(1)
         if consistent:
             others = jnp.take(x, jax.random.randint(even_key, (batch_size,), 0, x.shape[0]), axis=0)
-            teacher = nnx.merge(graphdef, *state.average)  # not differentiated
-            seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, teacher.probabilities(others)])
+            teacher = nnx.merge(graphdef, *state.average, copy=True)  # not differentiated
+            teacher.train()  # as the pupil: a bias between batch norm's two modes would be learnt anew at each step
+            taught = jax.nn.softmax(teacher(others, even_key))
+            seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, taught])
             weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # of the mean over both halves
         if corruption is not None:
             seen = corruption(noise_key, seen, pace.noise)
