@@ -25,6 +25,7 @@ from tests.test_training import assert_same_bits
 SHAPE = (8, 8, 1)
 NAMES = [name for name in presets.PRESETS if name != "vae"]  # another name of "variational"
 KEY = jax.random.key(0)
+BATCH = 32  # of most tests here, so that what runs eagerly is compiled for one shape
 
 
 def small(name: str, **changes) -> Config:
@@ -45,10 +46,10 @@ def built(name: str, shape: tuple[int, ...] = SHAPE, **changes) -> Autoencoder:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, digits, tmp_path):
-    x = digits[:32]
+    x = digits[:BATCH]
     model = built(name)
     code = training.apply(Autoencoder.encode, model, x)
-    assert code.shape == (32, 16)
+    assert code.shape == (BATCH, 16)
     assert model.decode(code).shape == x.shape
 
     # deterministic, and the same compiled
@@ -58,11 +59,11 @@ def test_contract(name, digits, tmp_path):
     model.train()  # by the batch's own statistics, where there is batch norm
     eager = model.objective(model, x, first_key)
     model.eval()
-    assert eager.shape == (32,)
+    assert eager.shape == (BATCH,)
     graphdef, _ = nnx.split(model)
     optimizer = training.Optimizer(steps=80, warmup=0.0)
-    step = functools.partial(training.train_block, graphdef, model.objective, optimizer, 32)
-    order = jnp.arange(32)
+    step = functools.partial(training.train_block, graphdef, model.objective, optimizer, BATCH)
+    order = jnp.arange(BATCH)
     state = step(training.init(model, optimizer, 0.01), x, order, KEY, 0, 1)
     np.testing.assert_allclose(state.loss_sum, eager.mean(), rtol=1e-4)
 
@@ -137,7 +138,7 @@ def test_choices_cross(digits):
     """A denoising, sparse, convolutional autoencoder is three choices."""
     config = small("sparse", corruption="gaussian", noise=0.3, body=ConvNet((4,)))
     model = autoencoder.build(config, SHAPE)
-    losses = [objectives.l1_sparse(model, digits[:3], jax.random.key(seed)) for seed in (0, 1)]
+    losses = [objectives.l1_sparse(model, digits[:BATCH], jax.random.key(seed)) for seed in (0, 1)]
     assert (losses[0] != losses[1]).all()
 
 
@@ -187,9 +188,10 @@ def test_the_kl_and_its_gradient_stay_finite(far):
 
 def test_features_are_the_mean_never_a_sample(digits):
     model = built("variational")
-    latent = model(digits[:4], KEY).latent
+    x = digits[:BATCH]
+    latent = model(x, KEY).latent
     assert (latent.z != latent.mean).all()
-    np.testing.assert_array_equal(model.encode(digits[:4]), model(digits[:4]).latent.mean)
+    np.testing.assert_array_equal(model.encode(x), model(x).latent.mean)
 
 
 # --- objectives
@@ -221,7 +223,7 @@ def test_kl_is_scipys(mean, logvar):
 def test_beta_weighs_the_sum_of_the_kl_over_latents(digits):
     """Averaged over latents, β would mean something else for every size of the code."""
     model = built("variational", beta=0.0)
-    x = digits[:6]
+    x = digits[:BATCH]
     without = objectives.negative_elbo(model, x, KEY)
     model.hyper.beta[...] = jnp.float32(3)
     latent = model(x).latent
@@ -236,10 +238,11 @@ def test_no_kl_is_clamped_by_default(digits):
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(lambda p: 0.01 * p, params)
 
+    @jax.jit
     def head_gradient(free_bits):
         def loss(params):
             model = nnx.merge(graphdef, params, jax.tree.map(jnp.copy, rest))
-            model.hyper.free_bits = Hyper(jnp.float32(free_bits))
+            model.hyper.free_bits = Hyper(jnp.asarray(free_bits))
             log_likelihood = model.likelihood.log_prob(model(digits[:4], KEY).params, digits[:4])
             return (objectives.negative_elbo(model, digits[:4], KEY) + log_likelihood).sum()
 
@@ -262,12 +265,12 @@ def test_more_importance_samples_make_a_tighter_bound_from_the_elbo_on(digits):
 
 
 def test_the_contraction_is_the_jacobian(digits):
-    x = jnp.asarray(digits[:3])
+    x = jnp.asarray(digits[:BATCH])
     for name in ("contractive", "pooled"):
         model = built(name, latent=4)
-        jacobian = jax.jit(jax.vmap(jax.jacobian(lambda x, model=model: model.encode(x[None])[0])))(x)
+        jacobian = jax.jit(jax.vmap(jax.jacobian(lambda x, model=model: model.encode(x[None])[0])))(x[:3])
         expected = np.square(jacobian).reshape(3, -1).sum(-1)
-        penalty = jax.jit(lambda x, model=model: objectives.squared_jacobian(model.encode, x))(x)
+        penalty = jax.jit(lambda x, model=model: objectives.squared_jacobian(model.encode, x))(x[:3])
         np.testing.assert_allclose(penalty, expected, rtol=1e-4)
     weighed = built("contractive", contraction=2.0)
     extra = weighed.objective(weighed, x, KEY) - objectives.negative_log_likelihood(weighed, x, KEY)
@@ -300,7 +303,7 @@ def test_the_layerwise_cost_is_that_of_the_hidden_layers(digits):
 
 
 def test_the_l1_penalty_and_the_rate_penalty(digits):
-    x = digits[:50]
+    x = digits[:BATCH]
     for name in ("sparse", "sparse_rate"):
         model = built(name, sparsity=0.0)
         without = model.objective(model, x, KEY)
@@ -316,7 +319,7 @@ def test_the_l1_penalty_and_the_rate_penalty(digits):
 def test_the_codebook_and_the_encoder_meet(digits):
     """With the loss of eq. 3 alone, the vectors move to the codes, and the codes to the vectors by `commitment`."""
     model = built("vector_quantized", commitment=0.25)
-    x = digits[:7]
+    x = digits[:BATCH]
     latent = model(x).latent
     gap = np.square(np.asarray(latent.mean) - np.asarray(model.head.lookup(latent.codes))).sum(-1)
     extra = model.objective(model, x, KEY) - objectives.negative_log_likelihood(model, x, KEY)
@@ -325,13 +328,13 @@ def test_the_codebook_and_the_encoder_meet(digits):
 
 def test_the_masked_objective_counts_what_is_hidden_alone(digits):
     model = built("masked", noise=0.4)
-    x = jnp.asarray(digits[:40])
+    x = jnp.asarray(digits[:BATCH])
     corruption_key, _ = jax.random.split(KEY)
     visible = np.asarray(model.corruption(corruption_key, jnp.ones_like(x), jnp.float32(0.4)))
     params = np.asarray(model.forward(x * visible).params, np.float64)
     each = np.asarray(x) * params - np.logaddexp(0, params)
-    hidden = (visible == 0).reshape(40, -1)
-    expected = -(each.reshape(40, -1) * hidden).sum(-1) * 64 / np.maximum(hidden.sum(-1), 1)
+    hidden = (visible == 0).reshape(BATCH, -1)
+    expected = -(each.reshape(BATCH, -1) * hidden).sum(-1) * 64 / np.maximum(hidden.sum(-1), 1)
     np.testing.assert_allclose(objectives.masked(model, x, KEY), expected, rtol=1e-4)
 
 
