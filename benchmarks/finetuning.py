@@ -72,6 +72,8 @@ class Config:
     """Of distillation; by default 2, with --ingredients 1."""
     ingredients: bool = False
     """Print what leaving out each ingredient of the recipe does."""
+    only: tuple[str, ...] = ()
+    """Of --ingredients: the rows whose names hold one of these words, beside the recipe itself; by default all."""
     frozen: bool = False
     """Print what the frozen codes keep of the classes, given all labels, and nothing else."""
     halves: bool = False
@@ -252,6 +254,8 @@ def compare(config: Config, dataset: Dataset, x: np.ndarray, count: int) -> None
     )
     full = None
     for name, recipe in recipes(config).items():
+        if config.only and full is not None and not any(word in name for word in config.only):
+            continue
         began = time.perf_counter()
         start = autoencoder.build(PRETRAINING[recipe.pretraining](), dataset.shape)
         if recipe.trained:

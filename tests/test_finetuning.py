@@ -160,6 +160,19 @@ def test_consistency_makes_examples_without_labels_keep_their_class_under_corrup
     assert moved(consistency=3.0) < 0.8 * moved(consistency=1e-9)  # the same program, all but off
 
 
+def test_a_teacher_normalises_as_its_pupil_does(x, y):
+    """By the batch: running statistics, however far off, don't reach what is learnt."""
+    body = Recognizer(channels=(4,), kernels=(3,), hidden=(16,))
+    one = Classifier(autoencoder.build(Config(body=body, latent=8), x.shape[1:]), 8, 10, rngs=nnx.Rngs(0))
+    off = nnx.clone(one)
+    off.encoder.stages[0].norm.mean[...] += 3
+    plan = FineTuning(steps=5, corruption=corruptions.gaussian, noise=0.3, consistency=1.0)
+    for classifier in (one, off):
+        finetuning.fit([classifier], x, finetuning.supervised([y], 10), plan)
+    np.testing.assert_allclose(off.out.kernel[...], one.out.kernel[...], atol=1e-6)
+    assert np.abs(off.encoder.stages[0].norm.mean[...] - one.encoder.stages[0].norm.mean[...]).max() > 0.5
+
+
 def test_the_order_of_layers_is_that_of_the_program():
     class Backwards(nnx.Module):
         """Attributes in another order than they are used in."""
