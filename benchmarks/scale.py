@@ -197,7 +197,7 @@ def devices(folder: pathlib.Path) -> None:
 
 def difference(a: Any, b: Any) -> float:
     """The largest, relative to the largest number."""
-    return float(np.max(np.abs(np.subtract(a, b))) / np.max(np.abs(b)))
+    return float(np.max(np.abs(np.subtract(a, b))) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny))
 
 
 class Job:
