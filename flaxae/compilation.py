@@ -1,11 +1,12 @@
 """Keep compiled programs between processes, so that the second run of a command starts at once."""
 
+import contextlib
 import os
 import pathlib
 
 import jax
 
-MOST_BYTES = 2**30  # of the folder; the programs used longest ago go first
+MOST_BYTES = 2**30  # of the folder; what was used longest ago goes first
 
 
 def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
@@ -20,7 +21,19 @@ def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or pathlib.Path(cache, "flaxae", "jax"))
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    _make_room(folder)
     # By default JAX keeps only what took a second; most of a run's programs take some tenths each.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+def _make_room(folder: pathlib.Path) -> None:
+    """Delete programs until the folder has `MOST_BYTES` at most. Under a limit of JAX's own, each new one reads all."""
+    with contextlib.suppress(OSError):  # there is none yet, or another process is at it
+        files = sorted(((file.stat(), file.path) for file in os.scandir(folder)), key=lambda file: file[0].st_atime)
+        excess = sum(stat.st_size for stat, _ in files) - MOST_BYTES
+        for stat, path in files:
+            if excess <= 0:
+                break
+            os.remove(path)
+            excess -= stat.st_size

@@ -29,14 +29,6 @@ hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, de
 hypothesis.settings.load_profile("quick")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_cache():
-    """Runs inside a test keep to the cache above: one of limited size goes through all its files to add a program."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flaxae.compilation.enable_cache", lambda: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """scikit-learn's 1,797 digits, [n, 8, 8, 1] in [0, 1]."""

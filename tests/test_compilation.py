@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+from flaxae import compilation
+
 PROGRAM = """
 import sys
 from flaxae import compilation
@@ -33,3 +35,12 @@ def test_a_folder_given_wins_and_one_that_can_not_be_written_does_no_harm(tmp_pa
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     assert run(str(blocked), JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == [str(blocked), "False"]
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path, monkeypatch):
+    for age in (3, 1, 2):
+        (tmp_path / str(age)).write_bytes(bytes(100))
+        os.utime(tmp_path / str(age), (10**9 - age, 10**9))
+    monkeypatch.setattr(compilation, "MOST_BYTES", 250)
+    compilation._make_room(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
