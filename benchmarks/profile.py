@@ -1,0 +1,55 @@
+"""Where the time of training goes: the shares of XLA's operations in flaxae's compiled block of steps.
+
+    python -m benchmarks.profile [NETWORK ...]
+
+By JAX's profiler, the sum over all threads. Matrix products are `dot`, and the fusions of them that XLA calls `ynn`; of
+what is left, `gather` collects the batches, `sort` shuffles, and multiplying and adding is mostly Adam. On any device.
+"""
+
+import argparse
+import collections
+import pathlib
+import tempfile
+
+import jax
+
+from benchmarks import contestants, networks
+
+CONTAINERS = ("ThunkExecutor", "while", "cond", "call", "end:", "ThreadpoolListener", "wait")  # of other operations
+THREADS = "tf_XLA"  # that run them
+
+
+def shares(network: networks.Network, batch: int) -> dict[str, float]:
+    """Of each kind of operation, in the time of all; the largest first."""
+    train = contestants.flaxae(network, batch).train
+    train()  # compiles
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            train()
+        (trace,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(trace))
+        taken: dict[str, float] = collections.Counter()
+        for plane in profile.planes:
+            for line in plane.lines:
+                if not line.name.startswith(THREADS) and plane.name.startswith("/host"):
+                    continue
+                for event in line.events:
+                    if not event.name.startswith(CONTAINERS):
+                        taken[event.name.partition(".")[0]] += event.duration_ns
+    total = sum(taken.values())
+    return {name: time / total for name, time in sorted(taken.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=["mlp", "conv"], help=", ".join(networks.NETWORKS))
+    for name in parser.parse_args().networks:
+        found = shares(networks.NETWORKS[name], 256)
+        products = sum(share for kind, share in found.items() if kind.startswith(("dot", "ynn")))
+        print(f"{name}, batch 256: {products:.0%} in matrix products")
+        for kind, share in list(found.items())[:12]:
+            print(f"  {kind:40}{share:6.1%}")
+
+
+if __name__ == "__main__":
+    main()
