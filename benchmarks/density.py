@@ -1,6 +1,6 @@
 """Density: the test likelihood of MNIST by variational autoencoders, as Burda et al. (2016) measure it.
 
-    python -m benchmarks.density                 k = 1, 300 epochs: about half an hour of two free cores
+    python -m benchmarks.density                 k = 1, 300 epochs, and the NLL: within an hour of two free cores
     python -m benchmarks.density --samples 5 --objective importance_weighted
     python -m benchmarks.density --quick         a minute, to see it run
 
