@@ -33,7 +33,7 @@ class Config(experiments.Config):
     learning_rate: float = 3e-3
     """The peak, after a warm-up and before a cosine decay."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam, or muon, by which fully connected models need several times fewer epochs, each of which takes longer."""
+    """adam, or muon, by which fully connected models need fewer epochs, each of which takes longer."""
     validation: float = 0.05
     """Fraction of the training data held out, to choose the best epoch by."""
     patience: int | None = None

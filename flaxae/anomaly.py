@@ -149,10 +149,10 @@ def nearest(
         distance, found = lax.top_k(-square, k)
     else:
         groups = square.reshape(len(x), GROUP, -1)  # a group's references lie apart, so that minima are of whole rows
-        _, nearest = lax.top_k(-groups.min(axis=1), k)
-        candidates = jnp.take_along_axis(groups, nearest[:, None], axis=2).reshape(len(x), -1)
+        _, closest = lax.top_k(-groups.min(axis=1), k)
+        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
         distance, among = lax.top_k(-candidates, k)
-        group = jnp.take_along_axis(nearest, among % k, axis=1)
+        group = jnp.take_along_axis(closest, among % k, axis=1)
         found = among // k * groups.shape[2] + group
     return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), found
 

@@ -60,8 +60,7 @@ class Optimizer:
         steps: of the whole run, which the schedule spans.
         method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
             and leaves the rest to Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
-            2025). A step of it costs some hundred examples more; fully connected networks need several times fewer
-            passes.
+            2025). Fully connected networks need fewer passes, each of which takes longer.
         warmup: fraction of `steps` over which the rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
         weight_decay: decoupled, on matrices and kernels; not on biases.
@@ -233,7 +232,7 @@ def train_block(
         return train_step(graphdef, objective, optimizer, state, batch, jax.random.fold_in(key, step), step)
 
     new = lax.fori_loop(start, stop, body, state)
-    # As one array: a reduction for each is a third of what compiling a small network takes.
+    # As one array: a reduction for each leaf takes long to compile.
     numbers = [jnp.ravel(leaf) for leaf in jax.tree.leaves((new.params, new.rest, new.moments, new.loss_sum))]
     ok = state.ok & jnp.isfinite(jnp.concatenate(numbers)).all()
     return distributed.whole(lax.cond(ok, lambda: new, lambda: state._replace(ok=ok)))
