@@ -66,7 +66,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     steps = network.samples // batch
     optimizer = training.Optimizer(1000 * steps, microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
-    order_key, step_key, _ = training.keys(0)
+    step_key, _ = training.keys(0)
     program = population.Program(graphdef, model.objective, optimizer, batch)
     state, epoch = training.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:
@@ -74,7 +74,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
 
     def train() -> None:
         nonlocal state, epoch
-        block = (x, feed.shuffle(order_key, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
+        block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
         if members is None:
             state = training.train_block(*program, state, *block)
         else:

@@ -56,6 +56,7 @@ def main() -> None:
         warmup=0.02,
         ema=0.999,
         optimizer="muon",
+        microbatches=4 if options.objective == "importance_weighted" else 1,  # what fits the processor's cache
         validation=0.0,
         seed=options.seed,
         folder=folder,

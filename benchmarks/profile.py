@@ -3,7 +3,7 @@
     python -m benchmarks.profile [NETWORK ...]
 
 By JAX's profiler, the sum over all threads. Matrix products are `dot`, and the fusions of them that XLA calls `ynn`; of
-what is left, `gather` collects the batches, `sort` shuffles, and multiplying and adding is mostly Adam. On any device.
+what is left, `gather` collects the batches, and multiplying and adding is mostly Adam. On any device.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class Rate:
         self.batch_size = batch_size
         self.source = training.feed_of(model, x, batch_size, 0, None)
         optimizer = training.Optimizer(10**6)
-        self.key = training.keys(0)[1]
+        self.key = training.keys(0)[0]
         self.program = nnx.split(model)[0], model.objective, optimizer, batch_size
         self.state = training.init(model, optimizer, 1e-3)
         self.window = 0

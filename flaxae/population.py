@@ -178,7 +178,7 @@ def _fit_group(
     epochs_before: int,
 ) -> tuple[State, training.Weights, dict[str, Float[np.ndarray, " epochs members"]]]:
     """The members' last states, the weights of each one's best epoch, and the metrics."""
-    _, step_key, held_out_key = training.keys(seed)
+    step_key, held_out_key = training.keys(seed)
     steps, members = source.windows * source.steps, len(states.ok)
     metrics = ("loss", "seconds") if held_out is None else ("loss", "val_loss", "seconds")
     history = {name: np.full((epochs, members), np.nan) for name in metrics}
@@ -210,7 +210,7 @@ def train_block(
     program: Program,
     states: State,
     x: Float[Array, "..."],
-    order: Int[Array, " examples"] | None,
+    order: Int[Array | np.ndarray, " examples"] | None,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],

@@ -82,7 +82,7 @@ def sparse_rate(
 
 
 def top_k(latent: int = 256, likelihood: Likelihood = BERNOULLI, active: int = 8) -> Config:
-    """A wide code of which the `active` largest numbers are kept (Makhzani & Frey 2014)."""
+    """A wide code of which the `active` numbers largest in size are kept (after Makhzani & Frey 2014)."""
     return Config(body=MLP((512,)), latent=latent, likelihood=likelihood, head="top_k", active=active)
 
 

@@ -25,7 +25,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from flaxae import checkpoints, distributed, errors, feed, processes, progress
 from flaxae.autoencoder import Autoencoder
@@ -216,7 +216,7 @@ def train_block(
     batch_size: int,
     state: State,
     x: Float[Array | np.ndarray, "..."],
-    order: Int[Array, " examples"] | None,
+    order: Int[Array | np.ndarray, " examples"] | None,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
@@ -232,10 +232,15 @@ def train_block(
         return train_step(graphdef, objective, optimizer, state, batch, jax.random.fold_in(key, step), step)
 
     new = lax.fori_loop(start, stop, body, state)
-    # As one array: a reduction for each leaf takes long to compile.
-    numbers = [jnp.ravel(leaf) for leaf in jax.tree.leaves((new.params, new.rest, new.moments, new.loss_sum))]
-    ok = state.ok & jnp.isfinite(jnp.concatenate(numbers)).all()
+    ok = state.ok & all_finite((new.params, new.rest, new.moments, new.loss_sum))
     return distributed.whole(lax.cond(ok, lambda: new, lambda: state._replace(ok=ok)))
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no number of the tree is infinite or NaN, nor the sum over the last axis of a matrix."""
+    # Sums as products with ones, and all in one array: a reduction for each leaf takes long to compile.
+    sums = [leaf @ jnp.ones(leaf.shape[-1:], leaf.dtype) if leaf.ndim > 1 else leaf for leaf in jax.tree.leaves(tree)]
+    return jnp.isfinite(jnp.concatenate([jnp.ravel(leaf) for leaf in sums])).all()
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective", "batch_size"))
@@ -262,9 +267,9 @@ def evaluate(
     return lax.fori_loop(0, math.ceil(examples / batch_size), body, jnp.float32(0)) / examples
 
 
-def keys(seed: int) -> Key[Array, "3"]:
-    """A run's keys: of the shuffles, of the steps, of validation."""
-    return jax.random.split(jax.random.key(seed), 3)
+def keys(seed: int) -> Key[Array, "2"]:
+    """A run's keys: of the steps, of validation."""
+    return jax.random.split(jax.random.key(seed), 2)
 
 
 def split(
@@ -316,7 +321,7 @@ def feed_of(
         )
     if isinstance(x, Stream):
         return feed.Windows(x, batch_size, seed, mesh, functools.partial(check_range, model))
-    return feed.Resident(x, batch_size, keys(seed)[0])
+    return feed.Resident(x, batch_size, seed)
 
 
 def fit(
@@ -380,7 +385,7 @@ def fit(
     steps_per_epoch = source.windows * source.steps
     check_microbatches(batch_size, microbatches, mesh)
     update = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema, optimizer, microbatches)
-    _, step_key, held_out_key = keys(seed)
+    step_key, held_out_key = keys(seed)
     graphdef = nnx.split(model)[0]
 
     settings = {

@@ -149,11 +149,20 @@ def test_choices_cross(digits):
     z=st.lists(st.integers(-40, 40), min_size=6, max_size=6, unique=True),
     active=st.integers(1, 6),
 )
-def test_top_k_keeps_the_largest(z, active):
+def test_top_k_keeps_the_largest_in_size(z, active):
     head = heads.TopK(6, 6, active, rngs=nnx.Rngs(0))
     head.linear.kernel[...] = jnp.eye(6)
-    expected = [value if value in sorted(z)[-active:] else 0 for value in z]
+    smallest = sorted(map(abs, z))[-active]
+    expected = [value if abs(value) >= smallest else 0 for value in z]
     np.testing.assert_array_equal(head(jnp.array([z], jnp.float32)).z[0], expected)
+
+
+@given(
+    x=st.lists(st.floats(width=32, allow_nan=False, allow_subnormal=False).filter(bool), min_size=9, max_size=9),
+    k=st.integers(1, 9),
+)
+def test_among_largest_is_by_the_kth_largest(x, k):
+    np.testing.assert_array_equal(heads.among_largest(jnp.array([x], jnp.float32), k)[0], np.array(x) >= sorted(x)[-k])
 
 
 def test_the_nearest_vector_is_taken_and_the_gradient_passes_through(rng):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from flaxae import errors
 from flaxae.nn import layers
@@ -52,7 +52,9 @@ class Sparse(nnx.Module):
 
 
 class TopK(nnx.Module):
-    """z = W h + b where it is among the example's `active` largest, else 0 (Makhzani & Frey 2014); ties all stay.
+    """z = W h + b where its size is among the example's `active` largest, else 0; ties all stay.
+
+    Makhzani & Frey (2014) take the largest instead of the largest in size. Of a wide code most units then never are.
 
     Raises:
         ConfigError: `active` is not between 1 and `latent`.
@@ -66,8 +68,22 @@ class TopK(nnx.Module):
 
     def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
         z = self.linear(features)
-        smallest = lax.top_k(lax.stop_gradient(z), self.active)[0][:, -1:]
-        return Latent(z=jnp.where(z >= smallest, z, 0))
+        return Latent(z=jnp.where(among_largest(jnp.abs(z), self.active), z, 0))
+
+
+def among_largest(x: Float[Array, "batch n"], k: int) -> Bool[Array, "batch n"]:
+    """Which numbers of a row are at least its k-th largest.
+
+    It finds that one bit by bit, from the highest, by counting: on a CPU 10 to 30 times as fast as `lax.top_k`.
+    """
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned, in the order of x
+
+    def next_bit(i: Int[Array, ""], found: UInt[Array, "batch 1"]) -> UInt[Array, "batch 1"]:
+        larger = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(jnp.sum(rank >= larger, axis=-1, keepdims=True) >= k, larger, found)
+
+    return rank >= lax.fori_loop(0, 32, next_bit, jnp.zeros((len(x), 1), jnp.uint32))
 
 
 class Gaussian(nnx.Module):
