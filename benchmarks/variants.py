@@ -9,7 +9,7 @@ Settings were fixed beforehand; the test images choose nothing. Every model trai
 - sizes: twice as long, test MSE at codes of 2, 10, 32, 64 beside PCA's; wanted: at most 0.6, 0.5, 0.3, 0.4 of it.
 - linear: a linear VAE of 10 latents, noise σ = 0.25: its largest angle to the principal subspace, and its −ELBO beside
   the closed form's −log p (probabilistic PCA, which it equals at the optimum: Lucas et al. 2019).
-- sparse: top-k and L1 codes of 1,024 units beside dense ones; wanted: the MSE of a dense one within 10 % at a quarter of
+- sparse: top-k and L1 codes of 1,024 units beside dense ones; wanted: a dense one's MSE within 10 % at a quarter of
   the units on.
 - contractive: the squared Jacobian ‖∂z/∂x‖² with and without its penalty, and the MSE it costs.
 - stacked: pre-trained layer by layer, then together, beside the same network from scratch for as many steps in all.

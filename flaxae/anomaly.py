@@ -25,7 +25,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import autoencoder, checkpoints, conformal, data, density, errors, population, training
+from flaxae import autoencoder, checkpoints, compilation, conformal, data, density, errors, population, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn import heads
@@ -675,6 +675,8 @@ def _in_blocks(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *made)
 
 
-@functools.partial(jax.jit, static_argnames=("function", "graphdef", "views", "names"))
+@functools.partial(
+    jax.jit, static_argnames=("function", "graphdef", "views", "names"), compiler_options=compilation.QUICK
+)
 def _run(function, graphdef, views, names, state, seen, own, arrays):
     return function(views, nnx.merge(graphdef, state), seen, own, *names, *arrays)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from flaxae import corruptions, errors, objectives
+from flaxae import compilation, corruptions, errors, objectives
 from flaxae.corruptions import Corruption
 from flaxae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from flaxae.nn import heads
@@ -287,8 +287,7 @@ def _graphdef(config: Config, shape: tuple[int, ...]) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))[0]
 
 
-# It runs once: code optimised further takes longer to make.
-@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options=compilation.QUICK)
 def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
     return nnx.state(_make(config, shape, key))
 

@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from flaxae import checkpoints, distributed, errors, feed, processes, progress
+from flaxae import checkpoints, compilation, distributed, errors, feed, processes, progress
 from flaxae.autoencoder import Autoencoder
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
@@ -35,6 +35,7 @@ from flaxae.precision import in_precision
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
 SAVE_SECONDS = 10.0  # between checkpoints
+SHORT = 2e10  # examples times parameters: about a second's training of a fully connected model, on two CPU cores
 
 
 # Checked in `check_examples`, with a message: floats, finite, of the model's shape.
@@ -206,10 +207,7 @@ def train_step(
     return State(params, rest, moments, average, state.learning_rate, state.loss_sum + loss, state.ok)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "objective", "optimizer", "batch_size"), donate_argnames="state"
-)
-def train_block(
+def _train_block(
     graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: Optimizer,
@@ -234,6 +232,16 @@ def train_block(
     new = lax.fori_loop(start, stop, body, state)
     ok = state.ok & all_finite((new.params, new.rest, new.moments, new.loss_sum))
     return distributed.whole(lax.cond(ok, lambda: new, lambda: state._replace(ok=ok)))
+
+
+_jit_block = functools.partial(
+    jax.jit,
+    _train_block,
+    static_argnames=("graphdef", "objective", "optimizer", "batch_size"),
+    donate_argnames="state",
+)
+train_block = _jit_block()
+short_block = _jit_block(compiler_options=compilation.QUICK)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -386,7 +394,9 @@ def fit(
     check_microbatches(batch_size, microbatches, mesh)
     update = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema, optimizer, microbatches)
     step_key, held_out_key = keys(seed)
-    graphdef = nnx.split(model)[0]
+    graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+    work = update.steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params))
+    run_block = short_block if work < SHORT else train_block
 
     settings = {
         "seed": float(seed),
@@ -442,7 +452,7 @@ def fit(
                 examples = source(window)
             stop = min(step + block, (window + 1) * source.steps)
             block_began = time.perf_counter()
-            state = train_block(graphdef, objective, update, batch_size, state, *examples, step_key, step, stop)
+            state = run_block(graphdef, objective, update, batch_size, state, *examples, step_key, step, stop)
             if not state.ok:
                 nnx.update(model, *distributed.local(weights(state), mesh))
                 raise errors.DivergedError(_diverged(epoch, learning_rate))

@@ -25,7 +25,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, derandomize=True)
+hypothesis.settings.register_profile(  # how long examples take is the machine's doing
+    "quick", max_examples=10, deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("quick")
 
 

@@ -203,11 +203,11 @@ def test_a_search_over_a_pipeline_finds_what_trains(surface):
 
 
 def test_tables_of_every_length_train_by_one_program(surface, fitted):
-    compiled = training.train_block._cache_size()
+    compiled = training.short_block._cache_size()
     for rows in (1, 7, 64, 600):
         clone(fitted).set_params(epochs=1).fit(surface[:rows])
     clone(fitted).set_params(epochs=1).fit(np.tile(surface, (5, 1)))  # of several blocks
-    assert training.train_block._cache_size() == compiled
+    assert training.short_block._cache_size() == compiled
 
 
 def test_a_batch_is_as_good_as_its_rows(surface, fitted):

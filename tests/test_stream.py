@@ -90,7 +90,7 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
     whole, parted = (autoencoder.build(TINY, (6,)) for _ in range(2))
     expected = training.fit(whole, standardised(mapped), **SHORT)
     assert expected["loss"][1] < expected["loss"][0]
-    real, blocks = training.train_block, []
+    real, blocks = training.short_block, []
     monkeypatch.setattr(training, "BLOCK_SECONDS", 0)  # one step a block
 
     def counted(*arguments):
@@ -99,7 +99,7 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_block", counted)
+    monkeypatch.setattr(training, "short_block", counted)
     with pytest.raises(KeyboardInterrupt):
         training.fit(parted, standardised(mapped), folder=tmp_path, **SHORT)
     resumed = autoencoder.build(TINY, (6,))

@@ -94,7 +94,7 @@ def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypat
     whole = tiny()
     training.fit(whole, digits, **SHORT)
     steps_per_epoch = int(len(digits) * 0.9) // 64
-    real, blocks = training.train_block, []
+    real, blocks = training.short_block, []
 
     def counted(*arguments):
         blocks.append(None)
@@ -102,7 +102,7 @@ def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_block", counted)
+    monkeypatch.setattr(training, "short_block", counted)
     with pytest.raises(KeyboardInterrupt):
         training.fit(tiny(), digits, folder=tmp_path, **SHORT)
     assert checkpoints.steps(tmp_path / "latest") == [steps_per_epoch + 5]
@@ -173,6 +173,16 @@ def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch(digits):
             graphdef, negative_log_likelihood, batch_size, params, rest, digits[:101], jax.random.key(0)
         )
         assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_short_training_is_compiled_in_a_hurry_to_the_same_weights(digits, monkeypatch):
+    models = [tiny(), tiny()]
+    training.fit(models[0], digits, **SHORT)
+    monkeypatch.setattr(training, "short_block", None)
+    monkeypatch.setattr(training, "SHORT", 0)
+    training.fit(models[1], digits, **SHORT)
+    for short, long in zip(*map(weights, models), strict=True):
+        np.testing.assert_allclose(short, long, atol=1e-4)
 
 
 def test_microbatches_give_the_gradient_of_the_batch(digits):
