@@ -44,7 +44,7 @@ def batch(
 
 
 def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"]:
-    """The order of an epoch. By NumPy: JAX sorts random numbers for it, which on a CPU takes 30 times as long."""
+    """The order of an epoch. By NumPy: JAX sorts random numbers for it, which takes far longer on a CPU."""
     return np.random.default_rng([seed, epoch]).permutation(examples).astype(np.int32)
 
 

@@ -35,7 +35,7 @@ from flaxae.precision import in_precision
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
 SAVE_SECONDS = 10.0  # between checkpoints
-SHORT = 2e10  # examples times parameters: about a second's training of a fully connected model, on two CPU cores
+SHORT = 2e10  # examples seen times parameters, below which training takes less time than compiling it well
 
 
 # Checked in `check_examples`, with a message: floats, finite, of the model's shape.

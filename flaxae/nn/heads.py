@@ -74,7 +74,7 @@ class TopK(nnx.Module):
 def among_largest(x: Float[Array, "batch n"], k: int) -> Bool[Array, "batch n"]:
     """Which numbers of a row are at least its k-th largest.
 
-    It finds that one bit by bit, from the highest, by counting: on a CPU 10 to 30 times as fast as `lax.top_k`.
+    It finds that one bit by bit, from the highest, by counting: on a CPU far faster than `lax.top_k`, which sorts.
     """
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned, in the order of x
