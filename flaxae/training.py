@@ -277,7 +277,7 @@ def evaluate(
 
 def keys(seed: int) -> Key[Array, "2"]:
     """A run's keys: of the steps, of validation."""
-    return jax.random.split(jax.random.key(seed), 2)
+    return jax.random.split(jax.random.key(seed))
 
 
 def split(

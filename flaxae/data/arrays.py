@@ -18,7 +18,7 @@ from flaxae.data.parts import Parts
 from flaxae.errors import DataError
 
 MAX_BYTES = 16 * 2**30  # what one source may take in memory
-MAP_BYTES = 2**30  # from which on a .npy file is mapped, and streamed, which is then faster than shuffling it in memory
+MAP_BYTES = 2 * 2**30  # from which on a .npy file is mapped instead of read
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
