@@ -173,7 +173,11 @@ def kl_to_standard_normal(
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceWeighted:
-    """−log 1/K Σ_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x), K = `samples` (Burda et al. 2016, eq. 8)."""
+    """−log 1/K Σ_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x), K = `samples` (Burda et al. 2016, eq. 8).
+
+    The encoder's gradient is the doubly reparameterised one (Tucker et al. 2019, eq. 8), of the same mean and less
+    variance, see `log_weights`.
+    """
 
     samples: int = 5
 
@@ -192,16 +196,46 @@ def log_weights(
     key: Key[Array, ""],
     samples: int,
 ) -> Float[Array, "samples batch"]:
-    """log p(x, z) / q(z | seen) at `samples` draws of z from q for each example; nats."""
+    """log p(x, z) / q(z | seen) at `samples` draws of z from q for each example; nats.
+
+    Its gradient is meant for the log of the weights' mean. The encoder's goes through z alone: what comes through the
+    density q has mean 0 but for a part that each draw's share of the weights, taken once more, stands for.
+    """
     encoder_key, sample_key, decoder_key = jax.random.split(key, 3)
     latent = model.head(model.encoder(seen, encoder_key))
     noise = jax.random.normal(sample_key, (samples, *latent.mean.shape))
-    z = latent.mean + jnp.exp(0.5 * latent.logvar) * noise
+    z, zero = _shared_out(latent.mean + jnp.exp(0.5 * latent.logvar) * noise)
+    mean, logvar = lax.stop_gradient((latent.mean, latent.logvar))
     # log N(z; 0, I) − log N(z; mean, exp(logvar)): the constants cancel
-    log_ratio = 0.5 * jnp.sum(jnp.square(noise) + latent.logvar - jnp.square(z), axis=-1)
+    log_ratio = 0.5 * jnp.sum(jnp.square(z - mean) * jnp.exp(-logvar) + logvar - jnp.square(z), axis=-1)
     keys = jax.random.split(decoder_key, samples)
     log_likelihood = jax.vmap(lambda z, key: model.likelihood.log_prob(model.decoder(z, key), x))(z, keys)
-    return log_likelihood + log_ratio
+    return log_likelihood + log_ratio + zero
+
+
+@jax.custom_vjp
+def _shared_out(
+    z: Float[Array, "samples batch latent"],
+) -> tuple[Float[Array, "samples batch latent"], Float[Array, "samples batch"]]:
+    """z, and zeros. z's gradient is multiplied by each draw's share of that of the zeros among an example's draws.
+
+    Added to log weights, the zeros have the gradient of these: of the log of their mean, the normalised weights.
+    """
+    return z, jnp.zeros(z.shape[:2], z.dtype)
+
+
+def _shared_out_forward(z: Array) -> tuple[tuple[Array, Array], None]:
+    return _shared_out(z), None
+
+
+def _shared_out_backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array]:
+    of_z, of_zeros = gradients
+    total = of_zeros.sum(axis=0)
+    share = of_zeros / jnp.where(total == 0, 1.0, total)
+    return (of_z * share[..., None],)
+
+
+_shared_out.defvjp(_shared_out_forward, _shared_out_backward)
 
 
 def vector_quantized(

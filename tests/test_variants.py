@@ -273,6 +273,37 @@ def test_more_importance_samples_make_a_tighter_bound_from_the_elbo_on(digits):
     assert ten < one - 0.1
 
 
+def test_the_doubly_reparameterised_gradient_has_the_plain_ones_mean_and_less_variance(digits):
+    graphdef, params, rest = nnx.split(built("importance_weighted", latent=4, samples=5), nnx.Param, ...)
+    x = jnp.tile(digits[:4], (32, 1, 1, 1))
+
+    def plain(model, x, key):
+        """The bound by its definition, all of whose gradients are taken."""
+        _, key = jax.random.split(key)
+        encoder_key, sample_key, _ = jax.random.split(key, 3)
+        latent = model.head(model.encoder(x, encoder_key))
+        deviation = jnp.exp(latent.logvar / 2)
+        z = latent.mean + deviation * jax.random.normal(sample_key, (5, *latent.mean.shape))
+        prior, density = (jax.scipy.stats.norm.logpdf(z, *q).sum(-1) for q in ((), (latent.mean, deviation)))
+        decoded = jax.vmap(lambda z: model.likelihood.log_prob(model.decoder(z), x))(z)
+        return -jax.nn.logsumexp(decoded + prior - density - jnp.log(5.0), axis=0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def values_and_gradients(objective):
+        def loss(params, key):
+            return objective(nnx.merge(graphdef, params, rest, copy=True), x, key).mean()
+
+        return jax.vmap(jax.value_and_grad(loss), (None, 0))(params, jax.random.split(KEY, 200))
+
+    (value, doubly), (expected, plainly) = map(values_and_gradients, (objectives.ImportanceWeighted(5), plain))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), doubly["decoder"], plainly["decoder"])
+    ours, theirs = (np.asarray(g["head"]["linear"]["kernel"][...]).reshape(200, -1) for g in (doubly, plainly))
+    error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / 200)
+    assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) <= 5 * error).all()
+    assert ours.var(axis=0).sum() < 0.5 * theirs.var(axis=0).sum()
+
+
 def test_the_contraction_is_the_jacobian(digits):
     x = jnp.asarray(digits[:BATCH])
     for name in ("contractive", "pooled"):
