@@ -24,23 +24,25 @@ from flaxae.data.stream import Stream
 WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
 MOST_LANES = 128  # chunks that a window is made of
 
-Window = tuple[Float[Array, "..."], Int[np.ndarray, " examples"] | None]  # the arguments x and order of `batch`
+Order = Int[Array | np.ndarray, "*lanes examples"]
+Window = tuple[Float[Array, "..."], Order]  # the arguments x and order of `batch`
 
 
 def batch(
-    x: Float[Array | np.ndarray, "..."],
-    order: Int[Array | np.ndarray, " examples"] | None,
-    batch_size: int,
-    step: int | Int[Array, ""],
+    x: Float[Array | np.ndarray, "..."], order: Order, batch_size: int, step: int | Int[Array, ""]
 ) -> Float[Array, " batch *shape"]:
-    """The batch of a step: of x [n, *shape] in an order, or without one of x [lanes, steps, batch / lanes, *shape]."""
-    if order is None:
-        examples = lax.dynamic_index_in_dim(x, step % x.shape[1], axis=1, keepdims=False)
-        examples = examples.reshape(batch_size, *x.shape[3:])
-    else:
-        index = lax.dynamic_slice_in_dim(order, (step % (x.shape[0] // batch_size)) * batch_size, batch_size)
-        examples = jnp.take(x, index, axis=0, mode="clip")
-    return distributed.along_data(examples)
+    """The batch of a step: the next of x [n, *shape] in their order; of x [lanes, n, *shape], as many of each lane."""
+    lanes = order.shape[:-1]
+    each = batch_size // math.prod(lanes)
+    start = (step % (order.shape[-1] // each)) * each
+    index = lax.dynamic_slice_in_dim(order, start, each, axis=-1)
+
+    def take(x: Float[Array, " examples *shape"], index: Int[Array, " each"]) -> Float[Array, " each *shape"]:
+        return jnp.take(x, index, axis=0, mode="clip")
+
+    if lanes:
+        return distributed.along_data(jax.vmap(take)(x, index).reshape(batch_size, *x.shape[2:]))
+    return distributed.along_data(take(x, index))
 
 
 def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"]:
@@ -89,6 +91,7 @@ class Windows:
         self.windows = min(math.ceil(examples * bytes_each / WINDOW_BYTES), examples // batch_size)
         self.steps = examples // self.windows // batch_size
         self.lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
+        self.length = self.steps * batch_size // self.lanes  # of a chunk
         self.waited = 0.0
         if mesh is None:
             self.sharding = SingleDeviceSharding(jax.devices()[0])
@@ -109,39 +112,43 @@ class Windows:
         self.waited += time.perf_counter() - began
         self._next = window + 1, self._reader.submit(self._read, window + 1)
         scaling = self.stream.scaling
-        return (stored if scaling is None else _scaled(scaling, stored)), None
+        order = self._order(*divmod(window, self.windows))
+        return (stored if scaling is None else _scaled(scaling, stored)), order
 
     def close(self) -> None:
         """Let go of the window that is being read."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, window: int) -> Shaped[Array, "lanes steps examples *shape"]:
+    def _order(self, epoch: int, place: int) -> Int[np.ndarray, "lanes length"]:
+        """Of a window's examples, within each lane."""
+        within = np.broadcast_to(np.arange(self.length, dtype=np.int32), (self.lanes, self.length))
+        return np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
+
+    def _read(self, window: int) -> Shaped[Array, "lanes length *shape"]:
         """A window as it is stored, on the devices, of which each process reads what its own devices train on."""
         epoch, place = divmod(window, self.windows)
-        per_lane = self.batch_size // self.lanes
-        length = self.steps * per_lane  # of a chunk
-        left_over = len(self.stream) - self.windows * self.lanes * length
+        left_over = len(self.stream) - self.windows * self.lanes * self.length
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(left_over + 1))
         chunks = rng.permutation(self.windows * self.lanes)[place * self.lanes : (place + 1) * self.lanes]
-        within = np.broadcast_to(np.arange(length), (self.lanes, length))
-        orders = np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
-        shape = (self.lanes, self.steps, per_lane, *self.stream.shape[1:])
+        shape = (self.lanes, self.length, *self.stream.shape[1:])
+        scaling = self.stream.scaling
 
         @functools.cache
-        def read(first: int, last: int) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
-            x = _aligned((last - first, length, *shape[3:]), self.stream.example.dtype)
-            starts = (offset + chunks[first:last] * length).tolist()
+        def read(first: int, last: int) -> Shaped[np.ndarray, "lanes length *shape"]:
+            x = _aligned((last - first, *shape[1:]), self.stream.example.dtype)
+            starts = (offset + chunks[first:last] * self.length).tolist()
+            over = None if scaling is None else 0  # a scaling is of each value, by where it is in an example
             low, high = np.inf, -np.inf
-            for lane, chunk in enumerate(self.stream.chunks(starts, length)):
-                low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
-                np.take(chunk, orders[first + lane], axis=0, out=x[lane], mode="clip")
+            for chunk in self.stream.chunks(starts, x):
+                low = np.minimum(low, chunk.min(axis=over))
+                high = np.maximum(high, chunk.max(axis=over))
             bounds = np.stack([low, high]).astype(x.dtype)
-            bounds = bounds if self.stream.scaling is None else self.stream.scaling(bounds)
+            bounds = bounds if scaling is None else scaling(bounds)
             self.check(float(bounds[0].min()), float(bounds[1].max()))
-            return x.reshape(-1, *shape[1:])
+            return x
 
-        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes steps examples *shape"]:
+        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes length *shape"]:
             first, last, _ = index[0].indices(self.lanes)
             return read(first, last)
 

@@ -210,7 +210,7 @@ def train_block(
     program: Program,
     states: State,
     x: Float[Array, "..."],
-    order: Int[Array | np.ndarray, " examples"] | None,
+    order: feed.Order,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],

@@ -214,7 +214,7 @@ def _train_block(
     batch_size: int,
     state: State,
     x: Float[Array | np.ndarray, "..."],
-    order: Int[Array | np.ndarray, " examples"] | None,
+    order: feed.Order,
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],

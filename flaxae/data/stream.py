@@ -76,16 +76,18 @@ class Stream:
         """Examples `lo` to `hi` before the scaling: images as uint8, uint16 or float32, the rest as float32."""
         if lo >= hi:
             return self.example[:0]
-        (chunk,) = self.chunks([lo], hi - lo)
+        out = np.empty((1, hi - lo, *self.example.shape[1:]), self.example.dtype)
+        (chunk,) = self.chunks([lo], out)
         return chunk
 
-    def chunks(self, starts: Iterable[int], length: int) -> Iterator[Shaped[np.ndarray, " length *shape"]]:
-        """`length` examples from each of `starts` on, as `stored` gives them, each in the memory of those before."""
-        chunk = np.empty((length, *self.example.shape[1:]), self.example.dtype)
+    def chunks(
+        self, starts: Iterable[int], out: Shaped[np.ndarray, "starts length *shape"]
+    ) -> Iterator[Shaped[np.ndarray, " length *shape"]]:
+        """Examples from each of `starts` on, as `stored` gives them, read into `out` one chunk after the other."""
         with self._reader() as read:
-            for start in starts:
+            for start, chunk in zip(starts, out, strict=True):
                 done = 0
-                for first, last in self._located(start, start + length):
+                for first, last in self._located(start, start + len(chunk)):
                     read(first, chunk[done : done + last - first])
                     done += last - first
                 yield chunk
