@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 
@@ -23,13 +24,18 @@ def main(arguments: list[str]) -> int:
             return 0
         if chosen.exp not in experiments.FILES:
             raise ConfigError(unknown("experiment", chosen.exp, experiments.FILES))
-        run(chosen.exp, rest + ["--help"] * chosen.help)
+        try:
+            run(chosen.exp, rest + ["--help"] * chosen.help)
+        finally:
+            sys.stdout.flush()
     except FlaxaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
     return 0
 
 

@@ -146,7 +146,7 @@ def init(model: nnx.Module, optimizer: Optimizer, learning_rate: float) -> State
     return _first_state(optimizer, *weights, learning_rate)
 
 
-@functools.partial(jax.jit, static_argnames="optimizer")
+@functools.partial(jax.jit, static_argnames="optimizer", compiler_options=compilation.ONCE)
 def _first_state(
     optimizer: Optimizer, params: nnx.State, rest: nnx.State, learning_rate: float | Float[Array, ""]
 ) -> State:
@@ -287,6 +287,8 @@ def split(
 
     A stream stays one; of it, too much to hold is not held out, see `Stream.split`.
     """
+    if seed < 0:
+        raise errors.ConfigError(f"seed is {seed}; it has to be at least 0.")
     if isinstance(x, np.memmap):
         x = Stream(x)
     place = functools.partial(distributed.place, mesh=mesh)

@@ -40,6 +40,13 @@ def image_size(path: str | pathlib.Path) -> tuple[int, int]:
         return image.size
 
 
+def test_a_reader_that_has_seen_enough_ends_the_output_quietly():
+    with command("--exp", "denoise", "--help") as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_a_run_ends_with_a_table_results_figures_and_a_model_to_use(folder, capsys):
     assert run.main(SHORT) == 0
     output = capsys.readouterr().out
