@@ -251,7 +251,7 @@ def test_trimming_keeps_scattered_anomalies_from_being_learned(rng):
         return 1.5 * rng.standard_normal((n, 6)).astype(np.float32)
 
     train, new = np.concatenate([rows(210, 7), strange(90)]), np.concatenate([rows(200, 8), strange(40)])
-    settings = TRAIN | {"config": dataclasses.replace(CONFIG, latent=3), "epochs": 120, "held_out": 0.0}
+    settings = TRAIN | {"config": dataclasses.replace(CONFIG, latent=3), "epochs": 60, "held_out": 0.0}
 
     def confused(contamination):
         """Of the pairs of a normal and a strange row, the fraction that is ranked the wrong way round."""
