@@ -114,12 +114,12 @@ def rows(folder: pathlib.Path) -> None:
 def stream_rates(path: str, rounds: int) -> list[list[tuple[float, float]]]:
     """Of the reference MLP, in memory and streamed, in turn."""
     ways = [Rate(x, (128, 64), 32, 256) for x in (np.load(path), np.load(path, mmap_mode="r"))]
-    return [[way(100_000) for way in ways] for _ in range(rounds)]
+    return [[way(400_000) for way in ways] for _ in range(rounds)]
 
 
 def stream(folder: pathlib.Path) -> None:
     write(folder / "images.npy", 200_000, 784)
-    found = np.array(apart(stream_rates, str(folder / "images.npy"), 7))  # [round, way, (wall, cpu)]
+    found = np.array(apart(stream_rates, str(folder / "images.npy"), 15))  # [round, way, (wall, cpu)]
     slower = found[:, 1] / found[:, 0] - 1
     for name, column in (("clock", 0), ("processor", 1)):
         ratio, rate = slower[:, column], 1 / np.median(found[..., column], axis=0)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from flaxae.errors import ConfigError, unknown
+from flaxae.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
     import numpy as np
     from jax.sharding import Mesh
 
-    from flaxae.data import Dataset
+    from flaxae.data import Dataset, Stream
     from flaxae.report import Table
     from flaxae.runs import Run
 
@@ -99,6 +99,27 @@ def load(config: Config) -> "Dataset":
     from flaxae import data
 
     return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+
+
+def parts(config: Config, dataset: "Dataset") -> "tuple[np.ndarray | Stream, float | np.ndarray]":
+    """What to train on, scaled, and the `validation` of `fit`: a fraction, drawn there; of a signal the last windows.
+
+    A signal's windows overlap: those drawn at random would be half known from others.
+
+    Raises:
+        DataError: the signal is too short for both.
+    """
+    x, fraction = dataset.scaling(dataset.train), config.validation
+    if dataset.framing is None or not 0 < fraction < 1:
+        return x, fraction
+    held_out = math.ceil(fraction * len(x))
+    kept = len(x) - held_out - dataset.framing.apart
+    if kept < 1:
+        raise DataError(
+            f"{len(x)} windows can't be split into some to train on and some to validate on that share no moment: "
+            "give a longer signal, or --validation 0."
+        )
+    return x[:kept], x[-held_out:]
 
 
 def in_memory(dataset: "Dataset") -> "Dataset":

@@ -65,7 +65,7 @@ def train(
     """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own."""
     from flaxae import autoencoder, stacked, training
 
-    x = dataset.scaling(dataset.train)
+    x, validation = experiments.parts(config, dataset)
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
     folder = run.checkpoints / part
     resume = config.resume and (folder / "latest").exists()
@@ -85,7 +85,7 @@ def train(
             network,
             x,
             epochs=epochs(config, dataset),
-            validation=config.validation,
+            validation=validation,
             patience=config.patience,
             optimizer=config.optimizer,
             precision=config.precision,

@@ -105,13 +105,14 @@ def compare(
         experiments.check_name("sweep", name, variable(model))
     settings |= {"learning_rate": config.learning_rate, **{NAMES.get(name, name): varied[name] for name in varied}}
     mesh = experiments.mesh(config)
+    x, validation = experiments.parts(config, dataset)
     trained = population.fit_population(
         model,
-        dataset.scaling(dataset.train),
+        x,
         seeds=range(config.seed, config.seed + config.seeds),
         epochs=epochs,
         batch_size=config.batch_size,
-        validation=config.validation,
+        validation=validation,
         score=measure.objective,  # the loss itself changes with noise, β and the like
         optimizer=config.optimizer,
         precision=config.precision,

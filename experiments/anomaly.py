@@ -202,7 +202,7 @@ def divide(config: Config, dataset: "Dataset") -> Parts:
         )
     if config.threshold == "f1" and (strange is None or strange.all() or not strange.any()):
         raise ConfigError("--threshold f1 is chosen on labels of the training part, normal and strange ones.")
-    apart = math.ceil(dataset.framing.window / dataset.framing.stride) if dataset.framing else None
+    apart = dataset.framing.apart if dataset.framing else None
     train, held_out = anomaly.hold_out(examples, config.held_out, config.seed, apart=apart)
     if len(held_out) == 0:
         raise DataError(

@@ -88,16 +88,17 @@ def train(config: Config) -> None:
             )
             return
         model = autoencoder.build(preset, dataset.shape, seed=config.seed)
+        x, validation = experiments.parts(config, dataset)
         with experiments.resources(config, run) as resources:
             history = training.fit(
                 model,
-                dataset.scaling(dataset.train),
+                x,
                 epochs=epochs,
                 batch_size=config.batch_size,
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 ema=config.ema,
-                validation=config.validation,
+                validation=validation,
                 patience=config.patience,
                 optimizer=config.optimizer,
                 precision=config.precision,

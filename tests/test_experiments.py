@@ -1,14 +1,18 @@
 """The experiments reconstruct, generate, reduce and anomaly, as the command line runs them, on little data."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
+import experiments
 import flaxae
 import run
+from experiments import reconstruct
 from flaxae import data, denoising, errors
 
 
@@ -248,6 +252,20 @@ def test_anomaly_lays_a_signal_s_scores_on_its_time_line(tmp_path, monkeypatch, 
 
 
 @pytest.mark.filterwarnings("ignore:.*can't promise")
+def test_the_windows_a_signal_is_validated_on_share_no_moment_with_those_trained_on():
+    time = np.arange(400)[:, None]  # each moment's value is its number, until it is scaled
+    dataset = data.load(time, window=20, stride=3)
+    config = reconstruct.Config(validation=0.1)
+    train, validation = experiments.parts(config, dataset)
+    assert len(validation) == math.ceil(0.1 * len(dataset.train))
+    assert train.max() < validation.min()
+    everything = dataset.scaling(dataset.train)
+    np.testing.assert_array_equal(validation, everything[-len(validation) :])
+    with pytest.raises(errors.DataError, match="5 windows can't be split"):
+        experiments.parts(config, dataclasses.replace(dataset, train=dataset.train[:5]))
+    assert experiments.parts(dataclasses.replace(config, validation=0.0), dataset)[1] == 0.0
+
+
 def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits = load_digits()

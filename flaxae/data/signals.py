@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import pathlib
 import struct
 import warnings
@@ -39,6 +40,11 @@ class Framing:
             raise ConfigError(
                 f"The stride, {self.stride}, is more than the window, {self.window}: moments in between would be lost."
             )
+
+    @property
+    def apart(self) -> int:
+        """How many windows between two keep them from having a moment in common."""
+        return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them."""
