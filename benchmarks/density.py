@@ -1,7 +1,7 @@
 """Density: the test likelihood of MNIST by variational autoencoders, as Burda et al. (2016) measure it.
 
     python -m benchmarks.density                 k = 1, 300 epochs, and the NLL: within an hour of two free cores
-    python -m benchmarks.density --samples 5 --objective importance_weighted
+    python -m benchmarks.density --samples 5 --objective importance_weighted --epochs 500
     python -m benchmarks.density --quick         a minute, to see it run
 
 784-200-200-50 networks of tanh units, pixels drawn black or white at every pass, all 60,000 training images, the last
