@@ -287,7 +287,7 @@ def _graphdef(config: Config, shape: tuple[int, ...]) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options=compilation.ONCE)
+@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options=compilation.QUICK)
 def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
     return nnx.state(_make(config, shape, key))
 

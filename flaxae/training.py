@@ -146,7 +146,7 @@ def init(model: nnx.Module, optimizer: Optimizer, learning_rate: float) -> State
     return _first_state(optimizer, *weights, learning_rate)
 
 
-@functools.partial(jax.jit, static_argnames="optimizer", compiler_options=compilation.ONCE)
+@functools.partial(jax.jit, static_argnames="optimizer")
 def _first_state(
     optimizer: Optimizer, params: nnx.State, rest: nnx.State, learning_rate: float | Float[Array, ""]
 ) -> State:
