@@ -175,7 +175,7 @@ def kl_to_standard_normal(
 class ImportanceWeighted:
     """−log 1/K Σ_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x), K = `samples` (Burda et al. 2016, eq. 8).
 
-    The encoder's gradient is the doubly reparameterised one (Tucker et al. 2019, eq. 8), of the same mean and less
+    The encoder's gradient is the doubly reparameterised one (IWAE-DReG, Tucker et al. 2019), of the same mean and less
     variance, see `log_weights`.
     """
 
