@@ -141,8 +141,8 @@ def linear(bench: Bench) -> None:
 def sparse(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}, sparse: test MSE, units on an example, units ever on")
     variants = {
-        **{f"dense, {size}": presets.vanilla(size) for size in (16, 64)},
-        **{f"top-k, {active} of 1024": presets.top_k(1024, active=active) for active in (16, 32, 64)},
+        **{f"dense, {size}": presets.vanilla(size) for size in (16, 64, 1024)},
+        **{f"top-k, {active} of 1024": presets.top_k(1024, active=active) for active in (16, 32, 64, 256)},
         **{f"L1 {sparsity:g}, 1024": presets.sparse(1024, sparsity=sparsity) for sparsity in (0.01, 0.1)},
     }
     for name, config in variants.items():
