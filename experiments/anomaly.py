@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from flaxae import autoencoder
     from flaxae.anomaly import Detector
-    from flaxae.data import Dataset
+    from flaxae.data import Dataset, Framing
     from flaxae.findings import Findings, Rule
     from flaxae.report import Table
     from flaxae.runs import Run, SavedRun
@@ -51,7 +51,8 @@ class Config(experiments.Config):
     score: str | None = None
     """How strange is measured: by default combined, or neighbours under contamination; a wrong name lists the ways."""
     false_alarms: float | None = None
-    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's."""
+    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's. Of a signal's windows
+    it holds as far as the time to come is like that held out."""
     threshold: Literal["conformal", "percentile", "f1"] | None = None
     """Conformal, the default, promises that rate; percentile is the plain quantile of held-out scores; f1 is the best
     on held-out labels."""
@@ -96,7 +97,7 @@ def apply(config: Config) -> None:
     saved = runs.open(config.from_)
     detector = anomaly.load(config.from_ / "detector")
     about = trained.load(config.from_, model=detector.models[0])
-    rule = saved_rule(config, saved, detector)
+    rule = saved_rule(config, saved, detector, about.framing)
     which, x = findings.read(about, config.input)
     x = about.scaling(x)
     found = findings.find(detector, x, which, about, rule)
@@ -108,7 +109,7 @@ def apply(config: Config) -> None:
     print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
 
 
-def saved_rule(config: Config, saved: "SavedRun", detector: "Detector") -> "Rule":
+def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing: "Framing | None") -> "Rule":
     """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
     from flaxae.findings import Rule
 
@@ -118,14 +119,19 @@ def saved_rule(config: Config, saved: "SavedRun", detector: "Detector") -> "Rule
     if not any(given.values()):
         given = {name: saved.config.get("settings", {}).get(name) for name in given}
     if given["threshold"] != "f1":
-        return affordable(**given, normals=len(detector.calibration))
+        return affordable(**given, normals=len(detector.calibration), framing=framing)
     if "threshold" not in saved.results():
         raise RunError(f"{saved.folder} isn't finished, so it has no threshold. Finish it by --resume, or give one.")
     return Rule("f1", threshold=saved.results()["threshold"])
 
 
-def affordable(threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int) -> "Rule":
-    """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %."""
+def affordable(
+    threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: "Framing | None"
+) -> "Rule":
+    """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %.
+
+    Of a signal's windows those count that share no moment: others say much the same.
+    """
     from flaxae import conformal
     from flaxae.findings import Rule
 
@@ -134,13 +140,19 @@ def affordable(threshold: str | None, false_alarms: float | None, fdr: float | N
     rule = Rule(threshold or "conformal", false_alarms or FALSE_ALARMS)
     if rule.name != "conformal":
         return rule
-    if false_alarms is None and normals < 1 / FALSE_ALARMS - 1:
-        rule = dataclasses.replace(rule, rate=1 / (normals + 1))
+    worth, which = normals, "held-out examples"
+    if framing is not None:
+        worth, which = max(1, normals // framing.apart), "held-out windows without a moment in common"
+    least = 1 / (worth + 1)
+    if false_alarms is None and rule.rate < least:
         warnings.warn(
-            f"{normals} held-out examples can't promise {FALSE_ALARMS:.0%} of false alarms; the threshold is set for "
-            f"the least they can, {rule.rate:.1%}.",
+            f"{worth} {which} can't promise {rule.rate:.0%} of false alarms; the threshold is set for the least they "
+            f"can, {least:.1%}.",
             stacklevel=2,
         )
+        rule = dataclasses.replace(rule, rate=least)
+    elif framing is not None and rule.rate < least:
+        warnings.warn(f"{worth} {which} can't promise {rule.rate:.3g}: false alarms may be {least:.1%}.", stacklevel=2)
     conformal.check_false_alarms(normals, rule.rate)
     return rule
 
@@ -153,7 +165,8 @@ def train(config: Config) -> None:
         anomaly.check_score(config.score)
     dataset = experiments.in_memory(experiments.load(config))
     parts = divide(config, dataset)
-    rule = affordable(config.threshold, config.false_alarms, config.fdr, normals=len(parts.held_out))
+    given = (config.threshold, config.false_alarms, config.fdr)
+    rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
     x = dataset.scaling(dataset.train)
     model = preset(config, dataset.kind, x)
     about = {"detector": model.to_dict(), "data": trained.describe(model, dataset)["data"]}
