@@ -3,7 +3,8 @@
     python -m benchmarks.contestants CONTESTANT NETWORK BATCH
 
 answers a line for a line of its standard input: `loss` (of the starting weights), `train` (seconds, for the network's
-number of samples; the first time with compilation), `peak` (FLOP/s of a matrix product), `memory` (its peak, in MiB).
+number of samples; the first time with compilation), `peak` (FLOP/s of a matrix product), `bandwidth` (bytes/s of a
+sum), `memory` (its peak, in MiB); flaxae's also `traffic` (bytes a sample).
 """
 
 import contextlib
@@ -30,10 +31,15 @@ CACHED = 3 * 2**18  # bytes of images that flaxae convolves at a time: what they
 
 
 class Contestant(NamedTuple):
-    """`loss` is of the starting weights on one batch, without noise; `train` returns when the training is done."""
+    """`loss` is of the starting weights on one batch, without noise; `train` returns when the training is done.
+
+    `traffic` is how many bytes a sample the operations of a step read and write, by XLA's count, which takes no account
+    of caches.
+    """
 
     loss: Callable[[], float]
     train: Callable[[], Any]
+    traffic: Callable[[], float] | None = None
 
 
 def flaxae(network: Network, batch: int, members: int | None = None) -> Contestant:
@@ -82,7 +88,12 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
         epoch += 1
         jax.block_until_ready(state)
 
-    return Contestant(lambda: float(model.objective(model, x[:batch], None).mean()), train)
+    def traffic() -> float:
+        step = jax.jit(training.train_step, static_argnames=("graphdef", "objective", "optimizer"))
+        compiled = step.lower(graphdef, model.objective, optimizer, state, x[:batch], step_key, 0).compile()
+        return compiled.cost_analysis()["bytes accessed"] / batch
+
+    return Contestant(lambda: float(model.objective(model, x[:batch], None).mean()), train, traffic)
 
 
 def microbatches(network: Network, batch: int) -> int:
@@ -273,6 +284,19 @@ def peak() -> float:
     return 10 * 2 * 1024**3 / (time.perf_counter() - start)
 
 
+def bandwidth() -> float:
+    """Bytes a second of memory read and written: ten times a number added to 256 MiB of them, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones(2**26)
+    add = jax.jit(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: b + 1, a))
+    jax.block_until_ready(add(a))
+    start = time.perf_counter()
+    jax.block_until_ready(add(a))
+    return 10 * 2 * a.nbytes / (time.perf_counter() - start)
+
+
 def memory() -> float:
     """The peak of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -292,6 +316,10 @@ def main(name: str, network: str, batch: str) -> None:
                     answer = contestant.loss()
                 case "peak":
                     answer = peak()
+                case "bandwidth":
+                    answer = bandwidth()
+                case "traffic":
+                    answer = contestant.traffic()
                 case "memory":
                     answer = memory()
             print(json.dumps(answer), file=answers, flush=True)

@@ -4,8 +4,9 @@
 
 For each network every contestant gets the same weights, must compute the same loss from them, and then trains in turn,
 round by round: ratios are paired within a round. Each lives in its own process and waits while others train. The first
-training, with compilation, is told apart. The matrix peak is that of a product in JAX, in the same rounds. On a machine
-with a GPU the same command measures there. It needs the extra `bench`; contestants that are not installed are left out.
+training, with compilation, is told apart. The matrix peak is that of a product in JAX, in the same rounds, the memory's
+bandwidth that of a sum; of that, flaxae's share counts what stays in caches too. On a machine with a GPU the same
+command measures there. It needs the extra `bench`; contestants that are not installed are left out.
 The machine has to be idle otherwise: torch's threads wait for each other on busy processors.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 from benchmarks import networks
 
 BATCHES = {"conv": (256, 64)}  # of the others 256
+EPOCH = 60_000
 TORCH = ("torch", "torch, channels last", "torch.compile", "torch, DataLoader")
 KERAS = ("Keras, TensorFlow", "Keras, JAX")
 PACKAGES = {**dict.fromkeys(TORCH, "torch"), "Keras, TensorFlow": "tensorflow", "Keras, JAX": "keras"}
@@ -73,9 +75,10 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
         compile_s = {worker.name: worker("train") for worker in workers}
         samples = network.samples // batch * batch
         rates: dict[str, list[float]] = {worker.name: [] for worker in workers}
-        peaks = []
+        traffic, peaks, bandwidths = workers[0]("traffic"), [], []
         for _ in range(rounds):
             peaks.append(workers[0]("peak"))
+            bandwidths.append(workers[0]("bandwidth"))
             for worker in workers:
                 rates[worker.name].append(samples / worker("train"))
     finally:
@@ -91,6 +94,12 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "fraction_of_peak": statistics.median(
             rate * flop / peak for rate, peak in zip(rates["flaxae"], peaks, strict=True)
         ),
+        "bytes_per_sample": traffic,
+        "bandwidth": statistics.median(bandwidths),
+        "fraction_of_bandwidth": statistics.median(
+            rate * traffic / bandwidth for rate, bandwidth in zip(rates["flaxae"], bandwidths, strict=True)
+        ),
+        "seconds_of_100_epochs": 100 * EPOCH / statistics.median(rates["flaxae"]),
         "first_training_s": compile_s,
         "samples_per_s": rates,
         "ratios": {who: ratio(rates["flaxae"], theirs) for who, theirs in with_best_torch(rates).items()},
@@ -114,6 +123,9 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['network']}, batch {result['batch']}: {result['flop_per_sample'] / 1e6:.3f} MFLOP a sample, at "
         f"{result['fraction_of_peak']:.0%} of the matrix peak in flaxae ({result['peak_flops'] / 1e9:.0f} GFLOP/s)",
+        f"  {result['bytes_per_sample'] / 1e3:.0f} kB a sample, {result['fraction_of_bandwidth']:.0%} of the memory's "
+        f"bandwidth ({result['bandwidth'] / 1e9:.0f} GB/s); 100 epochs of {EPOCH:,} samples would take "
+        f"{result['seconds_of_100_epochs']:,.0f} s",
         f"  {'':30}{'samples/s':>12}{'first epoch':>13}   flaxae is faster by",
     ]
     for who, rates in result["samples_per_s"].items():
