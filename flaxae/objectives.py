@@ -198,8 +198,8 @@ def log_weights(
 ) -> Float[Array, "samples batch"]:
     """log p(x, z) / q(z | seen) at `samples` draws of z from q for each example; nats.
 
-    Its gradient is meant for the log of the weights' mean. The encoder's goes through z alone: what comes through the
-    density q has mean 0 but for a part that each draw's share of the weights, taken once more, stands for.
+    Its gradient is meant for the log of the weights' mean. The encoder's goes through z alone, each draw's weighed
+    once more by its share of the weights: in the mean, that stands for what would come through the density q.
     """
     encoder_key, sample_key, decoder_key = jax.random.split(key, 3)
     latent = model.head(model.encoder(seen, encoder_key))

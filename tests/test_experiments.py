@@ -252,7 +252,6 @@ def test_anomaly_lays_a_signal_s_scores_on_its_time_line(tmp_path, monkeypatch, 
     assert pd.read_csv("out_moments.csv").flagged[700:712].all()
 
 
-@pytest.mark.filterwarnings("ignore:.*can't promise")
 def test_the_windows_a_signal_is_validated_on_share_no_moment_with_those_trained_on():
     time = np.arange(400)[:, None]  # each moment's value is its number, until it is scaled
     dataset = data.load(time, window=20, stride=3)
@@ -267,6 +266,7 @@ def test_the_windows_a_signal_is_validated_on_share_no_moment_with_those_trained
     assert experiments.parts(dataclasses.replace(config, validation=0.0), dataset)[1] == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:.*can't promise")
 def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits = load_digits()

@@ -43,7 +43,7 @@ class Framing:
 
     @property
     def apart(self) -> int:
-        """How many windows between two keep them from having a moment in common."""
+        """How many places on the next window is that has no moment in common with one."""
         return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
