@@ -65,11 +65,13 @@ def test_the_transformers_are_what_scikit_learn_expects(estimator, check):
 
 @parametrize_with_checks(
     [
-        AutoencoderDetector(convention=convention, score_name="reconstruction", config=LINEAR_CONFIG, random_state=0)
+        AutoencoderDetector(
+            convention=convention, score_name="reconstruction", config=LINEAR_CONFIG, epochs=1, random_state=0
+        )
         for convention in ("pyod", "sklearn")
     ]
 )
-def test_the_detector_is_what_scikit_learn_expects(estimator, check, untrained):
+def test_the_detector_is_what_scikit_learn_expects(estimator, check):
     check(estimator)
 
 
