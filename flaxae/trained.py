@@ -122,6 +122,11 @@ def load(folder: str | os.PathLike, *, model: Autoencoder | None = None) -> Trai
     """
     folder = pathlib.Path(folder)
     saved = runs.open(folder).config
+    if model is None and "detector" in saved:
+        raise errors.RunError(
+            f"{folder} holds an anomaly detector, which `flaxae.anomaly.load({str(folder / 'detector')!r})` loads; "
+            "--exp anomaly --from scores new data with it."
+        )
     try:
         config = None if model else autoencoder.Config.from_dict(saved["model"])
         about = saved["data"]

@@ -44,3 +44,10 @@ def test_a_config_without_a_model_is_refused(run):
     config.write_text("{}")
     with pytest.raises(errors.RunError, match="does not describe a model"):
         trained.load(run[0])
+
+
+def test_the_folder_of_a_detector_is_refused_with_what_to_call(run):
+    config = run[0] / "config.json"
+    config.write_text(config.read_text().replace('"model"', '"detector"'))
+    with pytest.raises(errors.RunError, match=r"anomaly\.load\('.*detector'\)"):
+        trained.load(run[0])
