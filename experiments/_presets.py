@@ -64,6 +64,7 @@ def train(
 ) -> tuple["Autoencoder", "History"]:
     """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own."""
     from flaxae import autoencoder, stacked, training
+    from flaxae.data import Stream
 
     x, validation = experiments.parts(config, dataset)
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
@@ -71,9 +72,10 @@ def train(
     resume = config.resume and (folder / "latest").exists()
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     if config.model == "stacked" and not resume:
+        known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without what `fit` validates on
         stacked.pretrain(
             network,
-            dataset.scaling(dataset.train_sample),
+            dataset.scaling(dataset.train_sample) if isinstance(known, Stream) else known,
             epochs=PRETRAINING_EPOCHS,
             validation=0.0,
             folder=run.folder / "pretraining" / part,

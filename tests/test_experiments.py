@@ -13,7 +13,8 @@ import experiments
 import flaxae
 import run
 from experiments import reconstruct
-from flaxae import data, denoising, errors
+from flaxae import autoencoder, data, denoising, errors, presets, stacked, training
+from flaxae.likelihoods import Gaussian
 
 
 @pytest.fixture
@@ -305,3 +306,15 @@ def test_finetune_compares_and_classifies(images, monkeypatch):
     # any run's encoder will do
     assert command_line(f"finetune --from runs/finetune/1 --data digits.npz --labels 10 {flags} --name again") == 0
     assert command_line("finetune --data digits.npz --labels 5") == 2
+
+
+def test_a_stack_is_pretrained_on_what_it_is_trained_on(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    np.save("table.npy", rng.normal(size=(60, 6)).astype(np.float32))
+    pretrained = []
+    monkeypatch.setattr(stacked, "pretrain", lambda model, x, **settings: pretrained.append(np.asarray(x)))
+    assert command_line("reconstruct --data table.npy --model stacked --latent 2 --epochs 1 --validation 0.3") == 0
+    dataset = data.load("table.npy")
+    model = autoencoder.build(presets.vanilla(2, Gaussian()), dataset.shape)
+    trained, _ = training.split(model, dataset.scaling(dataset.train), 0.3, seed=0, mesh=None)
+    np.testing.assert_array_equal(pretrained[0], trained)
