@@ -124,6 +124,7 @@ class Autoencoder(nnx.Module):
         return self.decode(self.head.sample(n, key))
 
 
+FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
 BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer, "Recognizer": Recognizer}
 LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian, "DiscretizedLogistic": DiscretizedLogistic}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
@@ -261,7 +262,9 @@ def build(config: Config, shape: tuple[int, ...], *, seed: int = 0) -> Autoencod
     key = jax.random.key(seed)
     if isinstance(key, jax.core.Tracer):  # in the midst of another program, which has options of its own
         return _make(config, shape, key)
-    return nnx.merge(_graphdef(config, shape), _initial_state(config, shape, key))
+    graphdef, numbers = _abstract(config, shape)
+    draw = _draw_few if numbers < FEW else _draw
+    return nnx.merge(graphdef, draw(config, shape, key))
 
 
 def _make(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> Autoencoder:
@@ -283,13 +286,19 @@ def _make(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> Autoen
 
 
 @functools.cache
-def _graphdef(config: Config, shape: tuple[int, ...]) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))[0]
+def _abstract(config: Config, shape: tuple[int, ...]) -> tuple[nnx.GraphDef, int]:
+    """The structure, and how many numbers it holds."""
+    graphdef, state = nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))
+    return graphdef, sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "shape"), compiler_options=compilation.QUICK)
 def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
     return nnx.state(_make(config, shape, key))
+
+
+_jit_initial_state = functools.partial(jax.jit, _initial_state, static_argnames=("config", "shape"))
+_draw = _jit_initial_state(compiler_options=compilation.QUICK)
+_draw_few = _jit_initial_state(compiler_options=compilation.ONCE)
 
 
 def _checked(cls: type, values: Mapping[str, Any]) -> Any:

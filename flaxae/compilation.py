@@ -9,6 +9,8 @@ import jax
 # Options of the compiler for what runs for less time than it takes to compile. On CPU it then compiles sooner, to
 # programs that are slower, as their loops are by XLA's older emitters.
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+# And of what runs once, for milliseconds.
+ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 MOST_BYTES = 2**30  # of the folder; what was used longest ago goes first
 
 

@@ -283,5 +283,6 @@ class Trimmed:
         self, model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
     ) -> Float[Array, " batch"]:
         loss = self.objective(model, x, key)
-        kept = loss <= jnp.quantile(lax.stop_gradient(loss), 1 - self.fraction)
+        left_out = math.ceil(self.fraction * (len(loss) - 1))
+        kept = loss <= lax.top_k(lax.stop_gradient(loss), left_out + 1)[0][-1]
         return jnp.where(kept, loss, 0.0) / kept.mean()

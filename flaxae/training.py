@@ -69,6 +69,7 @@ class Optimizer:
         microbatches: equal parts of a batch whose gradients are computed one after the other, and averaged. It takes
             less memory, and on CPU parts that fit the cache take less time: of images convolved, about a megabyte.
             What a model or an objective takes from a whole batch, such as batch norm, it takes from each part.
+        flat: Adam's moments in one vector, which compiles sooner and runs slower: for trainings of a second or two.
     """
 
     steps: int
@@ -78,6 +79,7 @@ class Optimizer:
     ema: float | None = None
     method: str = "adam"
     microbatches: int = 1
+    flat: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in ("adam", "muon"):
@@ -92,8 +94,9 @@ class Optimizer:
             shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(self.steps, warmup + 1))
         else:
             shape = optax.warmup_constant_schedule(0.0 if warmup else 1.0, 1.0, warmup)
+        adam = optax.flatten(scale_by_adam()) if self.flat else scale_by_adam()
         return optax.chain(
-            scale_by_adam() if self.method == "adam" else scale_by_muon(),
+            adam if self.method == "adam" else scale_by_muon(),
             optax.add_decayed_weights(
                 self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
             ),
@@ -394,11 +397,12 @@ def fit(
     source = feed_of(model, x, batch_size, seed, mesh)
     steps_per_epoch = source.windows * source.steps
     check_microbatches(batch_size, microbatches, mesh)
-    update = Optimizer(epochs * steps_per_epoch, warmup, schedule, weight_decay, ema, optimizer, microbatches)
+    steps = epochs * steps_per_epoch
     step_key, held_out_key = keys(seed)
     graphdef, params, _ = nnx.split(model, nnx.Param, ...)
-    work = update.steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params))
-    run_block = short_block if work < SHORT else train_block
+    short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
+    update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
+    run_block = short_block if short else train_block
 
     settings = {
         "seed": float(seed),
