@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from flaxae import autoencoder, errors, metrics, presets
 from flaxae.autoencoder import Autoencoder, Config
@@ -58,6 +59,13 @@ def test_build_is_a_function_of_the_seed():
     assert (first(1) != first(2)).any()
 
 
+def test_large_models_begin_as_small_ones_do(monkeypatch):
+    small = autoencoder.build(Config(body=MLP((16,))), (8, 8, 1), seed=3)
+    monkeypatch.setattr(autoencoder, "FEW", 0)
+    large = autoencoder.build(Config(body=MLP((16,))), (8, 8, 1), seed=3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), nnx.state(small), nnx.state(large))
+
+
 def test_corruption_is_for_training_alone(digits):
     config = Config(body=MLP((16,)), corruption="gaussian", noise=0.5, clip=(0.0, 1.0))
     model = autoencoder.build(config, (8, 8, 1))
@@ -82,7 +90,6 @@ def test_the_profile_likelihood_is_psnr_in_nats(digits):
 
 def test_parts_of_ones_own_fit_in(digits):
     """The researcher's ten lines: a head that is not in any table."""
-    import flax.nnx as nnx
 
     class Unit(nnx.Module):
         def __init__(self, features, latent, *, rngs):

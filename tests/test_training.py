@@ -277,6 +277,18 @@ def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     assert steps[0] > 0
 
 
+def test_moments_in_one_vector_give_the_same_updates(rng):
+    params = {"a": jnp.float32(rng.standard_normal((3, 4))), "b": jnp.float32(rng.standard_normal(5))}
+    gradient = jax.tree.map(jnp.cos, params)
+    settings = {"steps": 3, "warmup": 0.0, "weight_decay": 0.1}
+    (apart, _), (flat, moments) = (
+        update.update(gradient, update.init(params), params)
+        for update in (training.Optimizer(**settings, flat=flat).transformation() for flat in (False, True))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apart, flat)
+    assert moments[0].mu.shape == (17,)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_without_a_warm_up_the_first_step_already_moves(digits, schedule):
     model = tiny()
