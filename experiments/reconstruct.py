@@ -121,15 +121,16 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     rebuilt = training.apply(Autoencoder.reconstruct, model, x)
     seen = dataset.scaling(dataset.train[: len(x)])
     error, train_error = float(np.mean(np.square(rebuilt - x))), _presets.mean_squared_error(model, seen)
-    pca = _presets.pca_error(dataset, code.shape[1])
     spread, used = code.std(axis=0), activity(code)
+    components = max(1, round(used["on"]))  # of a sparse code, as many as tell of one example
+    pca = _presets.pca_error(dataset, components)
     table = report.Table(
         f"{len(x):,} test examples, {dataset.name}",
         ["", "value"],
         [
             ["test MSE", error],
             ["MSE on as many training examples", train_error],
-            *([] if pca is None else [["PCA's test MSE, as many numbers", pca]]),
+            *([] if pca is None else [[f"PCA's test MSE, {components} numbers", pca]]),
             ["units of the code", len(spread)],
             ["units in use", used["units"]],
             ["units on, of an example", used["on"]],
