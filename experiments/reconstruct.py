@@ -124,17 +124,19 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     spread, used = code.std(axis=0), activity(code)
     components = max(1, round(used["on"]))  # of a sparse code, as many as tell of one example
     pca = _presets.pca_error(dataset, components)
-    table = report.Table(
+    errors = report.Table(
         f"{len(x):,} test examples, {dataset.name}",
-        ["", "value"],
+        ["", "MSE"],
         [
-            ["test MSE", error],
-            ["MSE on as many training examples", train_error],
-            *([] if pca is None else [[f"PCA's test MSE, {components} numbers", pca]]),
-            ["units of the code", len(spread)],
-            ["units in use", used["units"]],
-            ["units on, of an example", used["on"]],
+            ["test", error],
+            ["as many training examples", train_error],
+            *([] if pca is None else [[f"PCA, test, {components} numbers", pca]]),
         ],
+    )
+    units = report.Table(
+        "the code",
+        ["", "units"],
+        [["in all", len(spread)], ["in use", used["units"]], ["on, of an example", round(used["on"])]],
     )
     grid = report.image_grid if dataset.kind == "image" else report.line_grid
     shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
@@ -159,7 +161,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     ]
     usage = f'import flaxae\nmodel = flaxae.load("{run.folder}")\nmodel.reconstruct(x), model.encode(x)'
     summary = f"Test MSE {error:.4g}. {memory(train_error, error)}"
-    _presets.finish(run, f"Reconstructing {dataset.name}", summary, [table], figures, results, usage)
+    _presets.finish(run, f"Reconstructing {dataset.name}", summary, [errors, units], figures, results, usage)
 
 
 def activity(code: "np.ndarray") -> dict[str, float]:
