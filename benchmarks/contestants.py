@@ -48,15 +48,18 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     import jax.numpy as jnp
     from flax import nnx
 
-    from flaxae import autoencoder, feed, population, training
+    from flaxae import autoencoder, training
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.convnet import ConvNet
+    from flaxae.nn.heads import Deterministic, Variational
     from flaxae.nn.mlp import MLP
+    from flaxae.objectives import ELBO
+    from flaxae.training import feed, fitting, population, step
 
     body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
-    config = autoencoder.Config(body=body, latent=network.latent, likelihood=Gaussian())
+    config = autoencoder.Config(body=body, head=Deterministic(network.latent), likelihood=Gaussian())
     if network.variational:
-        config = dataclasses.replace(config, head="gaussian", objective="elbo")
+        config = dataclasses.replace(config, head=Variational(network.latent), objective=ELBO())
     model = autoencoder.build(config, network.shape)
     w = networks.weights(network)
     encoder, decoder = model.encoder, model.decoder
@@ -72,9 +75,9 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     steps = network.samples // batch
     optimizer = training.Optimizer(1000 * steps, microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
-    step_key, _ = training.keys(0)
-    program = population.Program(graphdef, model.objective, optimizer, batch)
-    state, epoch = training.init(model, optimizer, LEARNING_RATE), 0
+    step_key, _ = fitting.keys(0)
+    program = population.Program(graphdef, autoencoder.own_objective, optimizer, batch)
+    state, epoch = step.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:
         state = population.stack([state] * members)
 
@@ -82,16 +85,16 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
         nonlocal state, epoch
         block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
         if members is None:
-            state = training.train_block(*program, state, *block)
+            state = step.train_block(*program[:4], state, *block)
         else:
             state = population.train_block(program, state, *block)
         epoch += 1
         jax.block_until_ready(state)
 
     def traffic() -> float:
-        step = jax.jit(training.train_step, static_argnames=("graphdef", "objective", "optimizer"))
+        one_step = jax.jit(step.train_step, static_argnames=("graphdef", "objective", "optimizer"))
         whole = dataclasses.replace(optimizer, microbatches=1)  # of a loop over parts XLA counts one
-        compiled = step.lower(graphdef, model.objective, whole, state, x[:batch], step_key, 0).compile()
+        compiled = one_step.lower(graphdef, autoencoder.own_objective, whole, state, x[:batch], step_key, 0).compile()
         return compiled.cost_analysis()["bytes accessed"] / batch
 
     return Contestant(lambda: float(model.objective(model, x[:batch], None).mean()), train, traffic)

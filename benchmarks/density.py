@@ -19,7 +19,9 @@ import numpy as np
 
 from flaxae import autoencoder, data, density, training
 from flaxae.autoencoder import Config
+from flaxae.nn.heads import Variational
 from flaxae.nn.mlp import MLP
+from flaxae.objectives import ELBO, Binarised, ImportanceWeighted
 
 
 def main() -> None:
@@ -38,11 +40,8 @@ def main() -> None:
     mnist = data.load("mnist")
     config = Config(
         body=MLP((200, 200), "tanh"),
-        latent=50,
-        head="gaussian",
-        objective=options.objective,
-        samples=options.samples,
-        binarise=True,
+        head=Variational(50),
+        objective=Binarised(ELBO() if options.objective == "elbo" else ImportanceWeighted(options.samples)),
     )
     name = "vae" if options.objective == "elbo" else f"iwae-{options.samples}"
     folder = options.folder / f"{name}-{epochs}-epochs-seed-{options.seed}"

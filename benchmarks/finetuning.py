@@ -37,15 +37,16 @@ import tyro
 from flax import nnx
 
 from experiments import finetune
-from flaxae import autoencoder, checkpoints, corruptions, data, finetuning, presets, propagation, training
+from flaxae import autoencoder, corruptions, data, finetuning, presets, propagation, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.finetuning import FineTuning, Labels, Probabilities, Targets
+from flaxae.training import checkpoints
 
 PRETRAINING: dict[str, Callable[[], autoencoder.Config]] = {
     **presets.PRESETS,
-    "reconstruction": lambda: dataclasses.replace(presets.transformed(), corruption="none"),
-    "masked_pixels": lambda: dataclasses.replace(presets.masked(), corruption="masking"),
+    "reconstruction": lambda: dataclasses.replace(presets.transformed(), corruption=None),
+    "masked_pixels": lambda: dataclasses.replace(presets.masked(), corruption=corruptions.Masking(0.5)),
 }
 LONG = {"epochs": 30, "steps": 3000, "rounds": 4}
 SHORT = {"epochs": 10, "steps": 600, "rounds": 1}  # to leave ingredients out of
@@ -140,8 +141,7 @@ def plan_for(config: Config, pretraining: str) -> FineTuning:
         steps=config.steps,
         batch_size=128,
         learning_rate=2e-3,
-        corruption=corruptions.get(preset.corruption),
-        noise=preset.noise,
+        corruption=preset.corruption,
         ema=0.995,
     )
 

@@ -20,9 +20,11 @@ import numpy as np
 import tyro
 
 from experiments import denoise
-from flaxae import autoencoder, data, density, metrics, population, presets, training
+from flaxae import autoencoder, data, density, metrics, presets, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.precision import PRECISIONS
+from flaxae.objectives import ELBO, Binarised
+from flaxae.training import population
+from flaxae.training.precision import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ def contests() -> dict[str, Contest]:
         "vanilla": Contest(presets.vanilla(), "MSE ↓", error),
         "denoising": Contest(denoise.network(denoise.Config(model="denoising"), "image"), "PSNR (dB) ↑", psnr),
         "variational": Contest(
-            dataclasses.replace(presets.variational(), binarise=True), "−ELBO (nats) ↓", negative_elbo
+            dataclasses.replace(presets.variational(), objective=Binarised(ELBO())), "−ELBO (nats) ↓", negative_elbo
         ),
     }
 

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import tyro
 
-from flaxae import autoencoder, baselines, data, training
+from flaxae import autoencoder, baselines, data, objectives, training
 from flaxae.autoencoder import Autoencoder
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 
 
@@ -40,8 +41,8 @@ class Recipe:
 
 
 def recipes(latent: int) -> dict[str, Recipe]:
-    by_cross_entropy = autoencoder.Config(body=MLP((512,)), latent=latent)
-    by_error = dataclasses.replace(by_cross_entropy, objective="profile_likelihood")
+    by_cross_entropy = autoencoder.Config(body=MLP((512,)), head=Deterministic(latent))
+    by_error = dataclasses.replace(by_cross_entropy, objective=objectives.profile_likelihood)
     return {
         "within ten seconds": Recipe(by_cross_entropy, epochs=4, learning_rate=3e-3, batch_size=128),
         "within a minute": Recipe(by_error, epochs=50, learning_rate=3e-3, batch_size=256),

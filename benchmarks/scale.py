@@ -30,10 +30,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The command line, but that it streams however small the file is, and saves often.
 RUN = """
 import sys, run
-from flaxae import feed, training
+from flaxae.training import feed, loop
 from flaxae.data import arrays
 arrays.MAP_BYTES, feed.WINDOW_BYTES = 0, 100_000
-training.SAVE_SECONDS, training.BLOCK_SECONDS = 0.5, 0.05
+loop.SAVE_SECONDS, loop.BLOCK_SECONDS = 0.5, 0.05
 sys.exit(run.main(sys.argv[1:]))
 """
 FLAGS = "--exp reconstruct --data table.npy --latent 4 --batch-size 512 --learning-rate 0.01"
@@ -53,17 +53,20 @@ class Rate:
 
         from flaxae import autoencoder, training
         from flaxae.likelihoods import Gaussian
+        from flaxae.nn.heads import Deterministic
         from flaxae.nn.mlp import MLP
+        from flaxae.training import fitting, step
 
-        config = autoencoder.Config(body=MLP(hidden), latent=latent, likelihood=Gaussian())
+        config = autoencoder.Config(body=MLP(hidden), head=Deterministic(latent), likelihood=Gaussian())
         model = autoencoder.build(config, x.shape[1:])
         x, _ = training.split(model, x, 0.0, 0, None)
         self.batch_size = batch_size
-        self.source = training.feed_of(model, x, batch_size, 0, None)
+        self.source = fitting.feed_of(model, x, batch_size, 0, None)
         optimizer = training.Optimizer(10**6)
-        self.key = training.keys(0)[0]
-        self.program = nnx.split(model)[0], model.objective, optimizer, batch_size
-        self.state = training.init(model, optimizer, 1e-3)
+        self.key = fitting.keys(0)[0]
+        self.program = nnx.split(model)[0], autoencoder.own_objective, optimizer, batch_size
+        self.state = step.init(model, optimizer, 1e-3)
+        self.step = step
         self.window = 0
         self(1)
 
@@ -71,15 +74,13 @@ class Rate:
         """Seconds, and processor seconds, a sample; over whole windows."""
         import jax
 
-        from flaxae import training
-
         began, cpu_began, windows = time.perf_counter(), time.process_time(), 0
         per_window = self.source.steps * self.batch_size
         while windows * per_window < samples:
             x, order = self.source(self.window)
             first = self.window * self.source.steps
             last = first + self.source.steps
-            self.state = training.train_block(*self.program, self.state, x, order, self.key, first, last)
+            self.state = self.step.train_block(*self.program, self.state, x, order, self.key, first, last)
             jax.block_until_ready(self.state)
             self.window += 1
             windows += 1
@@ -134,9 +135,10 @@ def stream_peak(path: str) -> tuple[float, float, float]:
     """Peak MiB of the process over an epoch, the seconds it took, and those of them spent waiting for data."""
     from flaxae import autoencoder, training
     from flaxae.likelihoods import Gaussian
+    from flaxae.nn.heads import Deterministic
     from flaxae.nn.mlp import MLP
 
-    config = autoencoder.Config(body=MLP((128, 64)), latent=32, likelihood=Gaussian())
+    config = autoencoder.Config(body=MLP((128, 64)), head=Deterministic(32), likelihood=Gaussian())
     x, logged = np.load(path, mmap_mode="r"), []
     training.fit(autoencoder.build(config, x.shape[1:]), x, epochs=1, show=False, on_epoch=logged.append)
     # not getrusage's, which begins with what the parent had
@@ -161,13 +163,18 @@ def mesh_losses(cases: list[tuple[str | None, bool, bool]]) -> list[list[float]]
 
     The many are a population of 8.
     """
-    from flaxae import autoencoder, data, distributed, feed, population, training
+    from flaxae import autoencoder, data, distributed, training
+    from flaxae.corruptions import GaussianNoise
     from flaxae.likelihoods import Gaussian
+    from flaxae.nn.heads import Deterministic
     from flaxae.nn.mlp import MLP
+    from flaxae.training import feed, population
 
     feed.WINDOW_BYTES = 50_000
     x = np.random.default_rng(0).standard_normal((2000, 20)).astype(np.float32)
-    config = autoencoder.Config(body=MLP((32,)), latent=4, likelihood=Gaussian(), corruption="gaussian", noise=0.3)
+    config = autoencoder.Config(
+        body=MLP((32,)), head=Deterministic(4), likelihood=Gaussian(), corruption=GaussianNoise(0.3)
+    )
     found = []
     for shape, streamed, many in cases:
         mesh = None if shape is None else distributed.mesh(shape)

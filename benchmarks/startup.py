@@ -30,9 +30,12 @@ def script(contestant: str, epochs: int) -> None:
         import flaxae
         from flaxae import compilation
         from flaxae.likelihoods import Gaussian
+        from flaxae.nn.heads import Deterministic
 
         compilation.enable_cache()
-        config = flaxae.Config(body=flaxae.MLP(network.hidden), latent=network.latent, likelihood=Gaussian())
+        config = flaxae.Config(
+            body=flaxae.MLP(network.hidden), head=Deterministic(network).latent, likelihood=Gaussian()
+        )
         model = flaxae.build(config, network.shape)
         x = networks.images(network, SAMPLES)
         flaxae.fit(model, x, epochs=epochs, validation=0.0, learning_rate=networks.LEARNING_RATE, show=False)

@@ -28,7 +28,9 @@ from flaxae import autoencoder, baselines, data, density, objectives, presets, s
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.data import Dataset
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic, Variational
 from flaxae.nn.mlp import MLP
+from flaxae.objectives import ELBO
 
 
 def main() -> None:
@@ -108,7 +110,8 @@ def sizes(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}: test MSE     PCA   flaxae   ratio")
     for latent in (2, 10, 32, 64):
         body = MLP((512, 256, 128) if latent <= 10 else (512,))
-        config = Config(body=body, latent=latent, objective="profile_likelihood")  # of the squared error, of sigmoids
+        objective = objectives.profile_likelihood  # of the squared error, of sigmoids
+        config = Config(body=body, head=Deterministic(latent), objective=objective)
         error = bench.error(bench.fit(f"size-{latent}", config, epochs=2 * bench.epochs, batch_size=128))
         pca = baselines.pca_reconstruct(bench.test, train=bench.train, components=latent)
         pca_error = float(np.mean(np.square(pca - bench.test)))
@@ -124,7 +127,10 @@ def linear(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}, linear, closed form: −log p {closed:.2f} nats a training image")
     for beta in (0.0, 1.0):
         config = Config(
-            body=MLP(()), latent=latent, head="gaussian", objective="elbo", beta=beta, likelihood=Gaussian(noise)
+            body=MLP(()),
+            head=Variational(latent),
+            objective=ELBO(beta),
+            likelihood=Gaussian(noise),
         )
         model = bench.fit(f"linear-beta-{beta:g}", config, epochs=2 * bench.epochs, learning_rate=2e-2)
         cosines = np.linalg.svd(
@@ -161,8 +167,8 @@ def sparse(bench: Bench) -> None:
 def contractive(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}, contractive: test MSE, mean ‖∂z/∂x‖²")
     for weight in (0.0, 0.1, 1.0):
-        objective = "contractive" if weight else "likelihood"
-        config = dataclasses.replace(presets.contractive(), objective=objective, contraction=weight)
+        objective = objectives.Contractive(weight) if weight else objectives.negative_log_likelihood
+        config = dataclasses.replace(presets.contractive(), objective=objective)
         model = bench.fit(f"contractive-{weight}", config, epochs=max(1, bench.epochs // 4))
         jacobian = training.apply(_squared_jacobian, model, bench.test[:1000])
         print(f"weight {weight:<5g} {bench.error(model):.5f} {jacobian.mean():8.3f}", flush=True)
@@ -196,11 +202,11 @@ def quantized(bench: Bench) -> None:
     config = presets.vector_quantized()
     model = bench.fit("quantized", config)
     codes = training.apply(_codes, model, bench.test)
-    share = np.stack([np.bincount(group, minlength=config.codebook) / len(codes) for group in codes.T])
+    share = np.stack([np.bincount(group, minlength=config.head.codebook) / len(codes) for group in codes.T])
     entropy = -np.sum(share * np.log2(np.maximum(share, 1e-12)), axis=1)
-    bits = codes.shape[1] * np.log2(config.codebook)
+    bits = codes.shape[1] * np.log2(config.head.codebook)
     print(f"\n{bench.dataset.name}, {codes.shape[1]} indices, {bits:.0f} bits: test MSE {bench.error(model):.5f}")
-    print(f"perplexity {np.mean(2**entropy):.0f} of {config.codebook} vectors; {entropy.sum():.0f} bits an image")
+    print(f"perplexity {np.mean(2**entropy):.0f} of {config.head.codebook} vectors; {entropy.sum():.0f} bits an image")
 
 
 def _codes(model: Autoencoder, x: jax.Array) -> jax.Array:

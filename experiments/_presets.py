@@ -25,7 +25,7 @@ class Config(experiments.Config):
     """Flags of an experiment that trains any preset."""
 
     model: str = "vanilla"
-    """The preset to train; a wrong name lists them."""
+    """The preset to train; a wrong name lists them. `package.module:preset` is one of your own."""
     latent: int | None = None
     """Size of the code; by default the preset's."""
     batch_size: int = 256
@@ -48,10 +48,9 @@ def preset(config: Config, dataset: "Dataset", *, latent: int | None = None) -> 
     from flaxae import presets
     from flaxae.likelihoods import Bernoulli, Gaussian
 
-    experiments.check_name("model", config.model, tuple(presets.PRESETS))
-    likelihood = Bernoulli() if dataset.kind == "image" else Gaussian()
-    made = presets.PRESETS[config.model](likelihood=likelihood)
-    return dataclasses.replace(made, latent=latent or config.latent or made.latent)
+    made = presets.find(config.model, Bernoulli() if dataset.kind == "image" else Gaussian())
+    size = latent or config.latent
+    return made.with_latent(size) if size else made
 
 
 def epochs(config: Config, dataset: "Dataset", *, least: int = EPOCHS) -> int:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from flaxae.autoencoder import Autoencoder
     from flaxae.data import Dataset
     from flaxae.objectives import Objective
-    from flaxae.population import Population
     from flaxae.runs import Run
+    from flaxae.training.population import Population
 
-NAMES = {"lr": "learning_rate"}  # of settings that `fit_population` calls otherwise
+NAMES = {"lr": "learning_rate", "noise": "level"}  # of settings that `fit_population` calls otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,8 @@ class Config(_presets.Config):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
-        if self.sweep and "latent" not in axes(self):
-            alone = {"patience": self.patience, "logger": self.logger, "model stacked": self.model == "stacked" or None}
-            for flag in (flag for flag, given in alone.items() if given is not None):
-                raise ConfigError(f"--{flag} is for one model; those of a --sweep train side by side. Leave it out.")
+        if self.sweep and "latent" not in axes(self) and self.model == "stacked":
+            raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
 
 class Measure(NamedTuple):
@@ -98,29 +96,33 @@ def compare(
 
     `epochs` and `settings` are as in `fit_population`.
     """
-    from flaxae import population, processes
+    from flaxae import processes
+    from flaxae.training import population
 
     varied = axes(config)
     for name in varied:
         experiments.check_name("sweep", name, variable(model))
     settings |= {"learning_rate": config.learning_rate, **{NAMES.get(name, name): varied[name] for name in varied}}
-    mesh = experiments.mesh(config)
     x, validation = experiments.parts(config, dataset)
-    trained = population.fit_population(
-        model,
-        x,
-        seeds=range(config.seed, config.seed + config.seeds),
-        epochs=epochs,
-        batch_size=config.batch_size,
-        validation=validation,
-        score=measure.objective,  # the loss itself changes with noise, β and the like
-        optimizer=config.optimizer,
-        precision=config.precision,
-        seed=config.seed,
-        mesh=mesh,
-        **settings,
-    )
-    keep(run, trained.best.model, mesh)
+    with experiments.resources(config, run) as resources:
+        trained = population.fit_population(
+            model,
+            x,
+            seeds=range(config.seed, config.seed + config.seeds),
+            epochs=epochs,
+            batch_size=config.batch_size,
+            validation=validation,
+            patience=config.patience,
+            score=measure.objective,  # the loss itself changes with noise, β and the like
+            optimizer=config.optimizer,
+            precision=config.precision,
+            seed=config.seed,
+            folder=run.checkpoints,
+            resume=config.resume,
+            **settings,
+            **resources,
+        )
+    keep(run, trained.best.model, resources["mesh"])
     processes.leave_to_first()
     evaluate(config, run, dataset, trained, measure)
 
@@ -129,7 +131,8 @@ def keep(run: "Run", model: "Autoencoder", mesh: "Mesh | None") -> None:
     """Save the model where `training.fit` saves a run's. Called by all processes."""
     from flax import nnx
 
-    from flaxae import checkpoints, distributed
+    from flaxae import distributed
+    from flaxae.training import checkpoints
 
     weights = nnx.split(model, nnx.Param, ...)[1:]
     weights = distributed.place(weights, mesh or distributed.default_mesh())
@@ -208,19 +211,17 @@ def on_test(config: Config, dataset: "Dataset", model: "Autoencoder", measure: M
     import jax
     from flax import nnx
 
-    from flaxae import training
+    from flaxae.training import step
 
     graphdef, *weights = nnx.split(model, nnx.Param, ...)
     test, key = dataset.scaling(dataset.test), jax.random.key(config.seed)
-    return float(training.evaluate(graphdef, measure.objective, config.batch_size, *weights, test, key))
+    return float(step.evaluate(graphdef, measure.objective, config.batch_size, *weights, test, key)["loss"])
 
 
 def variable(model: "autoencoder.Config") -> tuple[str, ...]:
     """The settings that models of that kind can be swept over."""
-    from flaxae import autoencoder
-
-    noise = () if model.corruption == "none" else ("noise",)
-    return ("lr", *noise, *autoencoder.OBJECTIVES[model.objective].hyper)
+    flags = {setting: flag for flag, setting in NAMES.items()}
+    return ("lr", *(flags.get(name, name) for name in model.hyper))
 
 
 def usage(config: Config, run: "Run", dataset: "Dataset") -> str:

@@ -259,9 +259,8 @@ def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
     if config.model is None:
         made = anomaly.default_config(kind, anomaly.Views(kind)(x[:1]).shape[1:])
     else:
-        experiments.check_name("model", config.model, tuple(presets.PRESETS))
-        made = presets.PRESETS[config.model](likelihood=Gaussian())
-    return dataclasses.replace(made, latent=config.latent or made.latent)
+        made = presets.find(config.model, Gaussian())
+    return made.with_latent(config.latent) if config.latent else made
 
 
 def best_on_labels(config: Config, detector: "Detector", x: "np.ndarray", parts: Parts) -> float:

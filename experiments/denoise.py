@@ -40,7 +40,8 @@ class Config(_sweep.Config):
     """Flags of the denoising experiment."""
 
     model: str | None = None
-    """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest."""
+    """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest.
+    `package.module:preset` is one of your own, with its own corruption."""
     corruption: str = "gaussian"
     """What the model learns to undo: gaussian, masking or salt_and_pepper."""
     noise: float = 0.5
@@ -56,7 +57,7 @@ class Config(_sweep.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model is not None:
+        if self.model is not None and ":" not in self.model:
             experiments.check_name("model", self.model, MODELS)
         experiments.check_name("corruption", self.corruption, CORRUPTIONS)
         if not self.noise > 0:
@@ -113,20 +114,21 @@ def train(config: Config) -> None:
 
 def network(config: Config, kind: str) -> "autoencoder.Config":
     """The denoiser that the flags ask for, on data of that kind. Images are trained for PSNR, each weighing alike."""
-    from flaxae import presets
+    from flaxae import corruptions, objectives, presets
     from flaxae.likelihoods import Bernoulli, Gaussian
 
     is_image = kind == "image"
     name = config.model or ("mixer" if is_image else "denoising")
-    preset = presets.PRESETS[name](likelihood=Bernoulli() if is_image else Gaussian())
-    return dataclasses.replace(
-        preset,
-        latent=config.latent or preset.latent,
-        corruption=config.corruption,
-        noise=config.noise,
-        clip=(0.0, 1.0) if config.clip and is_image else None,
-        objective="profile_likelihood" if is_image else "likelihood",
-    )
+    preset = presets.find(name, Bernoulli() if is_image else Gaussian())
+    if config.latent is not None:
+        preset = preset.with_latent(config.latent)
+    if ":" in name:  # with parts of its own
+        return preset
+    corruption = corruptions.CORRUPTIONS[config.corruption](level=config.noise)
+    if config.clip and is_image and config.corruption == "gaussian":
+        corruption = dataclasses.replace(corruption, clip=(0.0, 1.0))
+    objective = objectives.profile_likelihood if is_image else objectives.negative_log_likelihood
+    return dataclasses.replace(preset, corruption=corruption, objective=objective)
 
 
 def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "History", *, seed: int) -> None:
@@ -192,7 +194,7 @@ def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, s
 
     from flaxae import baselines
 
-    low, high = model.clip or (-np.inf, np.inf)
+    low, high = model.likelihood.support
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
     if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
         train = dataset.scaling(dataset.train_sample)

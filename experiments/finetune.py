@@ -98,14 +98,17 @@ def load(config: Config) -> "tuple[Trained, Classifier]":
     """The autoencoder and the classifier of a finished run."""
     from flax import nnx
 
-    from flaxae import checkpoints, runs, trained
+    from flaxae import runs, trained
+    from flaxae.autoencoder import Config as Model
     from flaxae.finetuning import Classifier
+    from flaxae.training import checkpoints
 
     saved = runs.open(config.from_).config
     if "classes" not in saved:
         raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
     autoencoder = trained.load(config.from_)
-    classifier = Classifier(autoencoder.model, saved["model"]["latent"], len(saved["classes"]), rngs=nnx.Rngs(0))
+    latent = Model.from_dict(saved["model"]).latent
+    classifier = Classifier(autoencoder.model, latent, len(saved["classes"]), rngs=nnx.Rngs(0))
     weights = nnx.split(classifier, nnx.Param, ...)[1:]
     nnx.update(classifier, *checkpoints.restore(config.from_ / "checkpoints" / "classifier", weights)[1])
     return autoencoder, classifier
@@ -115,7 +118,7 @@ def save(run: "Run", part: str, model: "nnx.Module") -> None:
     """Keep a trained model among the checkpoints of the run."""
     from flax import nnx
 
-    from flaxae import checkpoints
+    from flaxae.training import checkpoints
 
     checkpoints.save(run.checkpoints / part, 0, nnx.split(model, nnx.Param, ...)[1:], keep=1)
 
@@ -327,8 +330,7 @@ def fine_tuning(model: "Autoencoder", count: int) -> "FineTuning":
     return FineTuning(
         steps=max(STEPS, PASSES * count // FineTuning.batch_size),
         layer_decay=0.7,
-        corruption=model.corruption,
-        noise=float(model.hyper.noise[...]),
+        corruption=model.spec("corruption"),
     )
 
 

@@ -78,11 +78,14 @@ def apply(config: Config) -> None:
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
     from flaxae import processes, runs, trained
+    from flaxae.nn.heads import Variational
+    from flaxae.objectives import Binarised
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
-    binarise = config.binarise and dataset.kind == "image" and model.head == "gaussian"
-    model = dataclasses.replace(model, binarise=binarise)
+    binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
+    if binarise:
+        model = dataclasses.replace(model, objective=Binarised(model.objective))
     settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
     with runs.start("generate", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         if config.sweep:
@@ -97,11 +100,12 @@ def train(config: Config) -> None:
 def measure(model: "autoencoder.Config") -> _sweep.Measure:
     """What a sweep ranks by: −ELBO, at β = 1 whatever a model was trained under; or the error without a prior."""
     from flaxae import objectives
+    from flaxae.nn.heads import Variational
 
-    if model.head != "gaussian":
+    if not isinstance(model.head, Variational):
         return _sweep.reconstruction()
     bound = objectives.ImportanceWeighted(samples=1)  # a single sample's: the ELBO
-    objective = objectives.Binarised(bound) if model.binarise else bound
+    objective = objectives.Binarised(bound) if isinstance(model.objective, objectives.Binarised) else bound
     return _sweep.Measure(objective, "negative_elbo_nats", "−ELBO (nats)")
 
 
@@ -117,7 +121,7 @@ def evaluate(
     def decode(z: "np.ndarray") -> "np.ndarray":
         return np.asarray(model.decode(np.asarray(z, np.float32)))
 
-    is_variational = isinstance(model.head, heads.Gaussian)
+    is_variational = isinstance(model.head, heads.Probabilistic)
     draw = grid if dataset.kind == "image" else curves
     samples = sample(config, model, dataset, decode)
     data.write(
@@ -171,7 +175,7 @@ def sample(
     from flaxae.autoencoder import Autoencoder
     from flaxae.nn import heads
 
-    if isinstance(model.head, heads.Gaussian):
+    if isinstance(model.head, heads.Probabilistic):
         return np.asarray(model.sample(ROWS * COLUMNS, jax.random.key(config.seed)))
     codes = training.apply(Autoencoder.encode, model, dataset.scaling(dataset.train[:CODES_FOR_MIXTURE]))
     components = min(config.components, max(1, len(codes) // 2))

@@ -9,10 +9,12 @@ _HOMES = {
     "Autoencoder": "autoencoder",
     "Config": "autoencoder",
     "build": "autoencoder",
+    "Batch": "batches",
+    "register": "specs",
     "History": "training",
     "apply": "training",
     "fit": "training",
-    "fit_population": "population",
+    "fit_population": "training",
     "Trained": "trained",
     "load": "trained",
     "denoise": "denoising",
@@ -25,17 +27,19 @@ _HOMES = {
     "Mixer": "nn.mixer",
 }
 _MODULES = (
-    "anomaly", "augmentation", "conformal", "corruptions", "data", "density", "errors", "estimators", "finetuning",
-    "likelihoods", "metrics", "objectives", "presets", "propagation", "report", "runs", "stacked",
+    "anomaly", "augmentation", "autoencoder", "batches", "conformal", "corruptions", "data", "density", "errors",
+    "estimators", "finetuning", "likelihoods", "metrics", "nn", "objectives", "presets", "propagation", "report",
+    "runs", "specs", "stacked", "training",
 )  # fmt: skip
+_MOVED = {name: f"training.{name}" for name in ("checkpoints", "feed", "population", "precision", "progress")}
 __all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"flaxae.{_HOMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"flaxae.{name}")
+    if name in _MODULES or name in _MOVED:
+        return importlib.import_module(f"flaxae.{_MOVED.get(name, name)}")
     raise AttributeError(f"module 'flaxae' has no attribute {name!r}")
 
 

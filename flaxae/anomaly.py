@@ -25,13 +25,14 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import autoencoder, checkpoints, compilation, conformal, data, density, errors, population, training
-from flaxae.autoencoder import Autoencoder, Config
+from flaxae import autoencoder, compilation, conformal, data, density, errors, training
+from flaxae.autoencoder import Autoencoder, Config, own_objective
+from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
-from flaxae.nn import heads
+from flaxae.nn.heads import Deterministic, Probabilistic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
-from flaxae.training import Examples
+from flaxae.training import Examples, checkpoints, population
 
 MAX_REFERENCES = 4096  # normal examples that others are compared with
 MAX_REFERENCES_FOR_FRACTION = 1024  # where neighbours are a fraction of them, which are as far off in a smaller sample
@@ -215,7 +216,7 @@ def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, 
 
 def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     """−log p(x), importance-sampled under one key whatever the batch; −log p(x | z) where there is no q(z | x)."""
-    if not isinstance(model.head, heads.Gaussian):
+    if not isinstance(model.head, Probabilistic):
         return -model.likelihood.log_prob(model(passed.x).params, passed.x)[:, None]
     graphdef, state = nnx.split(model)
     estimate = functools.partial(density.log_mean_weight, graphdef, SAMPLES, 16, state)
@@ -475,10 +476,10 @@ def default_config(kind: str, shape: tuple[int, ...]) -> Config:
     """
     values = math.prod(shape)
     if kind == "image":
-        return Config(body=MLP((256,)), latent=16, likelihood=Gaussian())
+        return Config(body=MLP((256,)), head=Deterministic(16), likelihood=Gaussian())
     latent = max(1, values // 2) if kind == "tabular" else max(2, min(64, values // 4))
     body = MLP((128,), "tanh")
-    return Config(body=body, latent=latent, likelihood=Gaussian(), corruption="gaussian", noise=0.3)
+    return Config(body=body, head=Deterministic(latent), corruption=GaussianNoise(0.3), likelihood=Gaussian())
 
 
 def fit(
@@ -588,13 +589,12 @@ def training_settings(
     examples: int, *, config: Config, epochs: int | None = None, contamination: float = 0.0
 ) -> dict[str, Any]:
     """The arguments of `training.fit` and `fit_population` that a detector is trained with."""
-    objective = autoencoder.OBJECTIVES[config.objective].make(config)
     return {
         "epochs": epochs or min(MOST_EPOCHS, math.ceil(STEPS / max(1, examples // BATCH))),
         "batch_size": BATCH,
         "learning_rate": LEARNING_RATE,
         "validation": 0.0,
-        "objective": Trimmed(objective, contamination) if contamination else objective,
+        "objective": Trimmed(own_objective, contamination) if contamination else None,
     }
 
 

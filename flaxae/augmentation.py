@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from flaxae import specs
 
+
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class Transform:
     """A random affine map, elastic deformation and cut-out of each image, [batch, height, width, channels].
 
-    All are drawn anew for each image, evenly within ± the number given, and all shrink with the corruption's `level`,
-    which is 1 for the numbers given. What comes from outside the image is 0. Of tables and signals single values are
+    All are drawn anew for each image, evenly within ± the number given, and all shrink with `level`, which is 1 for the
+    numbers given. What comes from outside the image is 0. Of tables and signals single values are
     cut out, a fraction of `cutout`: nothing else leaves them what they are.
 
     Args:
@@ -30,32 +33,40 @@ class Transform:
             image (after Simard et al. 2003).
         cutout: side of a square set to 0, as a fraction of height and width; its centre is anywhere in the image
             (DeVries & Taylor 2017).
+        level: of all of them.
     """
 
-    rotation: float = 15.0
-    scale: float = 0.12
-    shear: float = 0.2
-    shift: float = 2 / 28
-    elastic: float = 0.03
-    cutout: float = 0.3
+    rotation: float = specs.static(15.0)
+    scale: float = specs.static(0.12)
+    shear: float = specs.static(0.2)
+    shift: float = specs.static(2 / 28)
+    elastic: float = specs.static(0.03)
+    cutout: float = specs.static(0.3)
+    level: float = 1.0
 
-    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+    def __post_init__(self) -> None:
+        names = [field.name for field in dataclasses.fields(self)]
+        specs.check_not_negative(self, *names)
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
         if x.ndim != 4:
-            return jnp.where(jax.random.uniform(key, x.shape) < self.cutout * level, 0, x)
+            return jnp.where(jax.random.uniform(key, x.shape) < self.cutout * self.level, 0, x)
         affine_key, elastic_key, cutout_key = jax.random.split(key, 3)
-        rows, columns = self._affine(affine_key, x.shape, level)
+        rows, columns = self._affine(affine_key, x.shape)
         if self.elastic:
-            down, right = self._elastic(elastic_key, x.shape, level)
+            down, right = self._elastic(elastic_key, x.shape)
             rows, columns = rows + down, columns + right
         x = sample(x, rows, columns)
-        return self._cut(cutout_key, x, level) if self.cutout else x
+        return self._cut(cutout_key, x) if self.cutout else x
 
     def _affine(
-        self, key: Key[Array, ""], shape: tuple[int, ...], level: Float[Array, ""]
+        self, key: Key[Array, ""], shape: tuple[int, ...]
     ) -> tuple[Float[Array, "batch height width"], Float[Array, "batch height width"]]:
         """Where each pixel of the result comes from: rows and columns, in pixels."""
         batch, height, width, _ = shape
-        angle, tall, wide, shear, down, right = level * jax.random.uniform(key, (6, batch, 1, 1), minval=-1, maxval=1)
+        angle, tall, wide, shear, down, right = self.level * jax.random.uniform(
+            key, (6, batch, 1, 1), minval=-1, maxval=1
+        )
         angle = jnp.deg2rad(self.rotation) * angle
         row = (jnp.arange(height) - (height - 1) / 2)[:, None]
         column = jnp.arange(width) - (width - 1) / 2
@@ -66,21 +77,19 @@ class Transform:
             x + (width - 1) / 2 + self.shift * width * right,
         )
 
-    def _elastic(
-        self, key: Key[Array, ""], shape: tuple[int, ...], level: Float[Array, ""]
-    ) -> Float[Array, "2 batch height width"]:
+    def _elastic(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "2 batch height width"]:
         """Smooth displacements, down and right, in pixels: normal at the knots of a grid, mixed between them."""
         batch, height, width, _ = shape
         knots = jax.random.normal(key, (2, batch, _KNOTS, _KNOTS))
         smooth = jnp.einsum("hk,dbkl,wl->dbhw", _mixing(height), knots, _mixing(width))
-        return level * self.elastic * jnp.array([height, width]).reshape(2, 1, 1, 1) * smooth
+        return self.level * self.elastic * jnp.array([height, width]).reshape(2, 1, 1, 1) * smooth
 
     def _cut(
-        self, key: Key[Array, ""], x: Float[Array, "batch height width channels"], level: Float[Array, ""]
+        self, key: Key[Array, ""], x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
         batch, height, width, _ = x.shape
         centre = jax.random.uniform(key, (2, batch, 1, 1))
-        side = self.cutout * level / 2
+        side = self.cutout * self.level / 2
         rows = jnp.abs((jnp.arange(height)[:, None] + 0.5) / height - centre[0]) < side
         columns = jnp.abs((jnp.arange(width) + 0.5) / width - centre[1]) < side
         return jnp.where((rows & columns)[..., None], 0, x)

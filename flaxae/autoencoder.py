@@ -1,6 +1,6 @@
 """The five parts put together: corruption, encoder, head, decoder, likelihood.
 
-`Autoencoder` takes any five; `Config` and `build` make the stock ones from plain values that fit in a JSON file.
+`Autoencoder` takes any five; `Config` and `build` make one from specs (`flaxae.specs`), which fit in a JSON file.
 """
 
 import dataclasses
@@ -12,44 +12,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from flaxae import compilation, corruptions, errors, objectives
+from flaxae import compilation, errors, first_form, objectives, specs
+from flaxae.batches import Batch, Examples
 from flaxae.corruptions import Corruption
-from flaxae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
-from flaxae.nn import heads
-from flaxae.nn.convnet import ConvNet
-from flaxae.nn.heads import Latent
-from flaxae.nn.layers import check_sizes
-from flaxae.nn.mixer import Mixer
+from flaxae.likelihoods import Bernoulli, Likelihood
+from flaxae.nn.bodies import Body
+from flaxae.nn.heads import Deterministic, Head
 from flaxae.nn.mlp import MLP
-from flaxae.nn.recognizer import Recognizer
-from flaxae.objectives import Binarised, ImportanceWeighted, Objective
+from flaxae.objectives import Objective
+
+FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
+SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, by whose names hyper-parameters go
+
+EXAMPLES = {
+    "body": "MLP((512,))",
+    "head": "TopK(latent=256, active=8)",
+    "objective": "L1(sparsity=0.1)",
+    "corruption": "Masking(level=0.3)",
+    "likelihood": "Gaussian()",
+}
+
+Condition = Float[Array | np.ndarray, " batch conditions"]
 
 
 class Hyper(nnx.Variable):
-    """A scalar that a run is trained under, not trained itself: noise level, β, the weight of a penalty."""
+    """A number that a run is trained under, not trained itself: noise level, β, the weight of a penalty."""
 
 
 class Output(NamedTuple):
-    """A forward pass: the likelihood's parameters, [batch, *shape], and what the head returned."""
+    """A forward pass: the likelihood's parameters, [batch, *params], and what the head returned."""
 
-    params: Float[Array, " batch *shape"]
-    latent: Latent
+    params: Float[Array, " batch *params"]
+    latent: Any
 
 
 class Autoencoder(nnx.Module):
     """x ── corruption ─▶ x̃ ── encoder ─▶ h ── head ─▶ latent ── decoder ─▶ params ── likelihood ─▶ x̂.
 
+    Whatever takes x takes a tree that says more of it as well, see `flaxae.batches`.
+
     Args:
-        encoder: module `(x, key) -> features [batch, features]`.
+        encoder: module `(x, key) -> features`, an array [batch, *features] or a tree of such.
         head: module `(features, key) -> Latent`.
-        decoder: module `(z, key) -> params [batch, *shape]`.
-        likelihood: of the values, with `log_prob`, `mean` and `sample`.
-        corruption: function `(key, x, level) -> x̃`, applied in training alone, at the level `noise`.
-        clip: bounds that a corrupted input is clipped to.
-        objective: what training minimises, `(model, x, key) -> [batch]`.
-        hyper: scalars that the objective reads as `model.hyper.NAME[...]`.
+        decoder: module `(z, key) -> params [batch, *params]`.
+        likelihood: of the values, see `likelihoods.Likelihood`.
+        corruption: `(key, x) -> x̃`, applied in training alone.
+        objective: what training minimises, `(model, batch, key) -> [batch]`.
+        conditions: numbers in the condition of an example, which features and code are told besides; 0 for none.
+
+    `hyper` holds the float fields of corruption, objective and likelihood as arrays, `model.hyper.beta[...]`; two of
+    the same name go by their parts, `model.hyper["likelihood.scale"]`.
     """
 
     def __init__(
@@ -60,57 +74,133 @@ class Autoencoder(nnx.Module):
         *,
         likelihood: Likelihood,
         corruption: Corruption | None = None,
-        noise: float = 0.0,
-        clip: tuple[float, float] | None = None,
         objective: Objective = objectives.negative_log_likelihood,
-        hyper: Mapping[str, float] | None = None,
+        conditions: int = 0,
     ):
         self.encoder = encoder
         self.head = head
         self.decoder = decoder
-        self.likelihood = likelihood
-        self.corruption = corruption
-        self.clip = clip
-        self.objective = objective
-        scalars = {"noise": noise, **(hyper or {})}
-        self.hyper = nnx.Dict({name: Hyper(jnp.float32(value)) for name, value in scalars.items()})
+        self.specs = (corruption, objective, likelihood)
+        self.conditions = conditions
+        self.paths, values = _hyper(self.specs)
+        self.hyper = nnx.Dict({name: Hyper(jnp.float32(value)) for name, value in values.items()})
 
-    def __call__(self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None) -> Output:
+    @property
+    def corruption(self) -> Corruption | None:
+        """Under the model's hyper-parameters, as arrays."""
+        return self._bound(0)
+
+    @property
+    def objective(self) -> Objective:
+        """Under the model's hyper-parameters, as arrays."""
+        return self._bound(1)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Under the model's hyper-parameters, as arrays."""
+        return self._bound(2)
+
+    def _bound(self, part: int) -> Any:
+        values = {path: self.hyper[name][...] for name, of, path in self.paths if of == part}
+        return specs.bind(self.specs[part], values) if values else self.specs[part]
+
+    def spec(self, name: str) -> Any:
+        """The part "corruption", "objective" or "likelihood" under the model's hyper-parameters, as plain numbers."""
+        part = SPECS.index(name)
+        values = {path: float(self.hyper[name][...]) for name, of, path in self.paths if of == part}
+        return specs.bind(self.specs[part], values) if values else self.specs[part]
+
+    def __call__(self, x: Examples, key: Key[Array, ""] | None = None) -> Output:
         """With a key a pass of training, with corruption, dropout, sampling; without one the deterministic pass."""
+        batch = Batch.of(x)
         if key is None:
-            return self.forward(x)
+            return self.forward(batch.x, None, batch.condition, batch.observed)
         corruption_key, key = jax.random.split(key)
-        return self.forward(self.corrupt(x, corruption_key), key)
+        return self.forward(self.corrupt(batch.x, corruption_key), key, batch.condition, batch.observed)
 
-    def forward(self, seen: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None) -> Output:
+    def forward(
+        self,
+        seen: Float[Array | np.ndarray, " batch *shape"],
+        key: Key[Array, ""] | None = None,
+        condition: Condition | None = None,
+        observed: Any = None,
+    ) -> Output:
         """The pass after the corruption: encoder, head, decoder."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        latent = self.head(self.encoder(jnp.asarray(seen), keys[0]), keys[1])
-        return Output(params=self.decoder(latent.z, keys[2]), latent=latent)
+        seen = jnp.asarray(seen)
+        if observed is not None:
+            seen = jnp.where(observed, seen, jnp.zeros((), seen.dtype))
+        latent = self.head(self.features(seen, keys[0], condition), keys[1])
+        return Output(self.params(latent.z, keys[2], condition, like=seen), latent)
 
-    def corrupt(
-        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""], level: Float[Array, ""] | None = None
-    ) -> Float[Array, " batch *shape"]:
-        """x̃, what the encoder sees of x in training; at another `level` than the model's own, if one is given."""
+    def features(
+        self, seen: Array, key: Key[Array, ""] | None = None, condition: Condition | None = None
+    ) -> PyTree[Array]:
+        """What the head is given: the encoder's features, and the condition beside them."""
+        return self._told(self.encoder(seen, key), condition)
+
+    def params(
+        self,
+        z: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        condition: Condition | None = None,
+        *,
+        like: Array | None = None,
+    ) -> Float[Array, " batch *params"]:
+        """The likelihood's parameters at z; cut to the size of examples `like`, where a body's grid is larger."""
+        params = self.decoder(self._told(z, condition), key)
+        if like is not None and params.ndim == like.ndim:
+            sizes = zip(params.shape[1:-1], like.shape[1:-1], strict=True)
+            if any(made > given for made, given in sizes):
+                params = params[:, *(slice(size) for size in like.shape[1:-1])]
+        return params
+
+    def _told(self, tree: PyTree[Array], condition: Condition | None) -> PyTree[Array]:
+        if not self.conditions:
+            if condition is not None:
+                raise errors.ConfigError(
+                    "A condition is given, and the model was built without: build(config, shape, conditions=…)."
+                )
+            return tree
+        if condition is None or condition.shape[-1] != self.conditions:
+            given = "none" if condition is None else f"one of {condition.shape[-1]} numbers"
+            raise errors.DataError(
+                f"The model is built for examples with a condition of {self.conditions} numbers; given was {given}."
+            )
+
+        def tell(leaf: Array) -> Array:
+            told = jnp.asarray(condition).reshape(len(leaf), *[1] * (leaf.ndim - 2), -1)
+            return jnp.concatenate([leaf, jnp.broadcast_to(told, (*leaf.shape[:-1], self.conditions))], axis=-1)
+
+        return jax.tree.map(tell, tree)
+
+    def corrupt(self, x: Any, key: Key[Array, ""]) -> Array:
+        """x̃, what the encoder sees of x in training."""
         x = jnp.asarray(x)
-        if self.corruption is None:
-            return x
-        x = self.corruption(key, x, self.hyper.noise[...] if level is None else level)
-        return x if self.clip is None else jnp.clip(x, *self.clip)
+        return x if self.corruption is None else self.corruption(key, x)
 
-    def encode(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch latent"]:
-        """The deterministic code of x."""
-        return self.head(self.encoder(jnp.asarray(x))).z
+    def log_likelihood(self, params: Float[Array, " batch *params"], batch: Batch) -> Float[Array, " batch"]:
+        """log p(wanted | params) of each example, of the values that are observed; nats."""
+        return self.likelihood.log_prob(params, batch.wanted, where=batch.where)
 
-    def decode(self, z: Float[Array | np.ndarray, " batch latent"]) -> Float[Array, " batch *shape"]:
+    def encode(self, x: Examples, condition: Condition | None = None) -> PyTree[Array]:
+        """The deterministic code of x: [batch, *code], or a tree of such."""
+        batch = Batch.of(x)
+        seen = jnp.asarray(batch.x)
+        if batch.observed is not None:
+            seen = jnp.where(batch.observed, seen, jnp.zeros((), seen.dtype))
+        return self.head(self.features(seen, None, batch.condition if condition is None else condition)).z
+
+    def decode(self, z: PyTree[Any], condition: Condition | None = None) -> Float[Array, " batch *shape"]:
         """The mean of p(x | z)."""
-        return self.likelihood.mean(self.decoder(jnp.asarray(z)))
+        return self.likelihood.mean(self.params(jax.tree.map(jnp.asarray, z), None, condition))
 
-    def reconstruct(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[Array, " batch *shape"]:
-        """decode(encode(x)): of a noisy x, the denoised one."""
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Examples) -> Float[Array, " batch *shape"]:
+        """The mean of p(x | z) at the deterministic code of x: of a noisy x, the denoised one."""
+        batch = Batch.of(x)
+        return self.likelihood.mean(self(batch).params, batch.x)
 
-    def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *shape"]:
+    def sample(self, n: int, key: Key[Array, ""], condition: Condition | None = None) -> Float[Array, " n *shape"]:
         """The means of p(x | z) at n draws of z from the head's prior.
 
         Raises:
@@ -118,199 +208,181 @@ class Autoencoder(nnx.Module):
         """
         if not hasattr(self.head, "sample"):
             raise errors.ConfigError(
-                f"The head {type(self.head).__name__} has no prior to sample from. Take the Gaussian head, or fit a "
+                f"The head {type(self.head).__name__} has no prior to sample from. Take the head Variational, or fit a "
                 "density to the codes: `density.Mixture.fit(codes)`."
             )
-        return self.decode(self.head.sample(n, key))
+        return self.decode(self.head.sample(n, key), condition)
 
 
-FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
-BODIES = {"MLP": MLP, "ConvNet": ConvNet, "Mixer": Mixer, "Recognizer": Recognizer}
-LIKELIHOODS = {"Bernoulli": Bernoulli, "Gaussian": Gaussian, "DiscretizedLogistic": DiscretizedLogistic}
-HEADS: dict[str, Callable[..., nnx.Module]] = {
-    "deterministic": lambda config, features, rngs: heads.Deterministic(features, config.latent, rngs=rngs),
-    "relu": lambda config, features, rngs: heads.Sparse(features, config.latent, "relu", rngs=rngs),
-    "sigmoid": lambda config, features, rngs: heads.Sparse(features, config.latent, "sigmoid", rngs=rngs),
-    "top_k": lambda config, features, rngs: heads.TopK(features, config.latent, config.active, rngs=rngs),
-    "gaussian": lambda config, features, rngs: heads.Gaussian(features, config.latent, rngs=rngs),
-    "vector_quantized": lambda config, features, rngs: heads.VectorQuantized(
-        features, config.latent, config.codebook, config.width, rngs=rngs
-    ),
-}
+def own_objective(model: Autoencoder, batch: Examples, key: Key[Array, ""]) -> Any:
+    """The model's own objective under its hyper-parameters: what training takes when nothing else is asked for."""
+    return model.objective(model, batch, key)
 
 
-class Recipe(NamedTuple):
-    """How `Config` makes an objective, the scalars that it reads, the heads that it works with (all if none)."""
-
-    make: Callable[["Config"], Objective]
-    hyper: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-
-
-OBJECTIVES: dict[str, Recipe] = {
-    "likelihood": Recipe(lambda config: objectives.negative_log_likelihood),
-    "profile_likelihood": Recipe(lambda config: objectives.profile_likelihood),
-    "masked": Recipe(lambda config: objectives.masked),
-    "layerwise": Recipe(lambda config: objectives.layerwise, hyper=("layerwise",)),
-    "l1_sparse": Recipe(lambda config: objectives.l1_sparse, hyper=("sparsity",)),
-    "rate_sparse": Recipe(lambda config: objectives.rate_sparse, hyper=("sparsity", "rate"), heads=("sigmoid",)),
-    "contractive": Recipe(lambda config: objectives.contractive, hyper=("contraction",)),
-    "elbo": Recipe(lambda config: objectives.negative_elbo, hyper=("beta", "free_bits"), heads=("gaussian",)),
-    "importance_weighted": Recipe(lambda config: ImportanceWeighted(config.samples), heads=("gaussian",)),
-    "vector_quantized": Recipe(
-        lambda config: objectives.vector_quantized, hyper=("commitment",), heads=("vector_quantized",)
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Config:
-    """Plain values that an autoencoder of stock parts is built from. `dataclasses.replace` makes variants.
+    """The five parts of an autoencoder as specs. `dataclasses.replace` makes and crosses variants.
 
     Args:
         body: encoder and decoder.
-        latent: numbers in the code.
-        head: a name in `HEADS`; "top_k" keeps `active` numbers of the code, "vector_quantized" takes groups of `width`
-            numbers to the nearest of `codebook` vectors.
+        head: from the encoder's features to the code.
+        objective: what training minimises.
+        corruption: what training undoes; None for nothing.
         likelihood: of the values.
-        corruption, noise, clip: a name in `corruptions.CORRUPTIONS` or "none", its level, and bounds after it.
-        objective: a name in `OBJECTIVES`. "l1_sparse" and "rate_sparse" weigh their penalty by `sparsity`, and the
-            latter aims at a mean activity of `rate`; "layerwise" weighs its hidden layers by `layerwise`; "contractive"
-            weighs its penalty by `contraction`; "elbo" its KL by `beta`, with `free_bits` (nats) a latent;
-            "importance_weighted" draws `samples`; "vector_quantized" has `commitment`.
-        binarise: draw the values, in [0, 1], as 0 or 1 at every pass.
+
+    Raises:
+        ConfigError: a part is not one.
     """
 
-    body: MLP | ConvNet | Mixer | Recognizer = MLP()
-    latent: int = 32
-    head: str = "deterministic"
+    body: Body = MLP()
+    head: Head = Deterministic()
+    objective: Objective = objectives.negative_log_likelihood
+    corruption: Corruption | None = None
     likelihood: Likelihood = Bernoulli()
-    corruption: str = "none"
-    noise: float = 0.0
-    clip: tuple[float, float] | None = None
-    objective: str = "likelihood"
-    binarise: bool = False
-    beta: float = 1.0
-    free_bits: float = 0.0
-    samples: int = 5
-    sparsity: float = 0.0
-    rate: float = 0.05
-    active: int = 8
-    layerwise: float = 0.0
-    contraction: float = 0.0
-    commitment: float = 0.25
-    codebook: int = 128
-    width: int = 4
 
     def __post_init__(self) -> None:
-        check_sizes("latent", (self.latent,))
-        check_sizes("samples", (self.samples,))
-        for what, name, table in (("head", self.head, HEADS), ("objective", self.objective, OBJECTIVES)):
-            if name not in table:
-                raise errors.ConfigError(errors.unknown(what, name, table))
-        suitable = OBJECTIVES[self.objective].heads
-        if suitable and self.head not in suitable:
-            raise errors.ConfigError(
-                f"The objective {self.objective!r} needs the head {suitable[0]!r}; given was {self.head!r}."
-            )
-        if self.objective == "masked" and self.corruption not in ("masking", "patches"):
-            raise errors.ConfigError(
-                f"The objective 'masked' needs the corruption 'masking' or 'patches'; given was {self.corruption!r}."
-            )
-        if self.objective == "layerwise" and not isinstance(self.body, MLP):
-            raise errors.ConfigError(
-                f"The objective 'layerwise' needs a fully connected body, MLP; given was {type(self.body).__name__}."
-            )
-        if self.binarise and not isinstance(self.likelihood, Bernoulli):
-            raise errors.ConfigError("binarise makes values 0 or 1: it needs the Bernoulli likelihood.")
-        corruptions.get(self.corruption)
-        for name in ("noise", "beta", "free_bits", "sparsity", "layerwise", "contraction", "commitment"):
-            if not getattr(self, name) >= 0:
-                raise errors.ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 0.")
-        if not 0 < self.rate < 1:
-            raise errors.ConfigError(f"rate is {self.rate}; it has to be above 0 and below 1.")
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise errors.ConfigError(f"clip is {self.clip}; it has to be (low, high) with low below high.")
+        kinds = {"body": Body, "head": Head, "objective": Objective, "corruption": Corruption, "likelihood": Likelihood}
+        for name, kind in kinds.items():
+            part = getattr(self, name)
+            if (part is None and name == "corruption") or (isinstance(part, kind) and not isinstance(part, type)):
+                continue
+            raise errors.ConfigError(f"Config.{name} is {part!r}; expected a part, such as {EXAMPLES[name]}.")
+
+    def __repr__(self) -> str:
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shown = [f"{name}={getattr(part, '__name__', repr(part))}" for name, part in parts.items()]
+        return f"Config({', '.join(shown)})"
+
+    @property
+    def latent(self) -> int:
+        """Numbers in the code (at each place of a grid).
+
+        Raises:
+            ConfigError: the head has no such number.
+        """
+        if not hasattr(self.head, "latent"):
+            raise errors.ConfigError(f"The head {type(self.head).__name__} has no size of its own.")
+        return self.head.latent
+
+    def with_latent(self, latent: int) -> "Config":
+        """The same with a code of another size."""
+        if latent == self.latent:
+            return self
+        return dataclasses.replace(self, head=dataclasses.replace(self.head, latent=latent))
+
+    @property
+    def hyper(self) -> dict[str, float]:
+        """The hyper-parameters by name: those of the model that it builds."""
+        return _hyper(tuple(getattr(self, name) for name in SPECS))[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` undoes it."""
-        values = dataclasses.asdict(self)
-        for part in ("body", "likelihood"):
-            values[part] = {"kind": type(getattr(self, part)).__name__, **values[part]}
-        return values
+        """JSON-able; `from_dict` undoes it.
+
+        Raises:
+            ConfigError: a part that was not registered (`flaxae.register`).
+        """
+        return {field.name: specs.to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """Rebuild from JSON, by a fixed table of names, never an import.
+        """Rebuild from JSON, by the table of registered names, never an import.
 
         Raises:
             ConfigError: an unknown name or field, or a value out of range.
         """
-        values = dict(values)
-        for part, table in (("body", BODIES), ("likelihood", LIKELIHOODS)):
-            if part in values:
-                kind = values[part].get("kind")
-                if kind not in table:
-                    raise errors.ConfigError(errors.unknown(part, str(kind), table))
-                fields = {name: value for name, value in values[part].items() if name != "kind"}
-                values[part] = _checked(table[kind], fields)
-        return _checked(cls, values)
+        if first_form.is_of(values):
+            return cls(**first_form.parts(values))
+        return specs.checked(cls, {name: specs.from_json(value, name) for name, value in values.items()})
 
 
-def build(config: Config, shape: tuple[int, ...], *, seed: int = 0) -> Autoencoder:
-    """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call."""
+def _hyper(parts: tuple[Any, ...]) -> tuple[tuple[tuple[str, int, specs.Path], ...], dict[str, float]]:
+    """The float fields of corruption, objective and likelihood: (name, part, path) each, and values by name."""
+    found = [(i, path, value) for i, part in enumerate(parts) for path, value in specs.hyper(part)]
+    last = [path[-1] for _, path, _ in found]
+    names = [path[-1] if last.count(path[-1]) == 1 else ".".join((SPECS[i], *path)) for i, path, _ in found]
+    paths = tuple((name, i, path) for name, (i, path, _) in zip(names, found, strict=True))
+    return paths, {name: value for name, (_, _, value) in zip(names, found, strict=True)}
+
+
+def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: int = 0) -> Autoencoder:
+    """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call.
+
+    Args:
+        conditions: numbers in the condition of an example, see `Batch.condition`.
+
+    Raises:
+        ConfigError: parts that don't go together, or a body that doesn't take such examples.
+    """
     key = jax.random.key(seed)
     if isinstance(key, jax.core.Tracer):  # in the midst of another program, which has options of its own
-        return _make(config, shape, key)
-    graphdef, numbers = _abstract(config, shape)
+        return _make(config, shape, conditions, key)
+    graphdef, numbers = _abstract(config, shape, conditions)
     draw = _draw_few if numbers < FEW else _draw
-    return nnx.merge(graphdef, draw(config, shape, key))
+    return nnx.merge(graphdef, draw(config, shape, conditions, key))
 
 
-def _make(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> Autoencoder:
+def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Array, ""]) -> Autoencoder:
     rngs = nnx.Rngs(key)
-    recipe = OBJECTIVES[config.objective]
-    objective = recipe.make(config)
     encoder = config.body.encoder(shape, rngs=rngs)
+    features = _wider(_output_shapes(encoder, shape), conditions)
+    head = config.head.make(features, rngs=rngs)
+    code = _wider(_output_shapes(head, features, lambda latent: latent.z), conditions)
     return Autoencoder(
         encoder,
-        HEADS[config.head](config, encoder.features, rngs),
-        config.body.decoder(config.latent, shape, rngs=rngs),
+        head,
+        config.body.decoder(code, config.likelihood.params_shape(shape), rngs=rngs),
         likelihood=config.likelihood,
-        corruption=corruptions.get(config.corruption),
-        noise=config.noise,
-        clip=config.clip,
-        objective=Binarised(objective) if config.binarise else objective,
-        hyper={name: getattr(config, name) for name in recipe.hyper},
+        corruption=config.corruption,
+        objective=config.objective,
+        conditions=conditions,
     )
 
 
+Shapes = Any  # of one example's array, or a tree of them
+
+
+def _is_shape(tree: Shapes) -> bool:
+    return isinstance(tree, tuple) and all(isinstance(size, int) for size in tree)
+
+
+def _output_shapes(module: nnx.Module, inputs: Shapes, pick: Callable[[Any], Any] = lambda out: out) -> Shapes:
+    """Of what a module makes of an example, found by tracing it."""
+    graphdef, state = nnx.split(module)
+    examples = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s), jnp.float32), inputs, is_leaf=_is_shape)
+    made = jax.eval_shape(lambda state, x: pick(nnx.merge(graphdef, state, copy=True)(x)), state, examples)
+    return jax.tree.map(lambda leaf: leaf.shape[1:], made)
+
+
+def _wider(shapes: Shapes, more: int) -> Shapes:
+    """With so many more numbers on the last axis."""
+    return jax.tree.map(lambda s: (*s[:-1], s[-1] + more), shapes, is_leaf=_is_shape) if more else shapes
+
+
 @functools.cache
-def _abstract(config: Config, shape: tuple[int, ...]) -> tuple[nnx.GraphDef, int]:
-    """The structure, and how many numbers it holds."""
-    graphdef, state = nnx.split(nnx.eval_shape(functools.partial(_make, config, shape), jax.random.key(0)))
+def _abstract(config: Config, shape: tuple[int, ...], conditions: int) -> tuple[nnx.GraphDef, int]:
+    """The structure, and how many numbers it holds. An objective that can't do with the other parts is met here."""
+    make = functools.partial(_make, config, shape, conditions)
+    model = nnx.eval_shape(make, jax.random.key(0))
+    graphdef, state = nnx.split(model)
+    condition = {"condition": jax.ShapeDtypeStruct((2, conditions), jnp.float32)} if conditions else {}
+    batch = {"x": jax.ShapeDtypeStruct((2, *shape), jnp.float32), **condition}
+
+    def loss(state: nnx.State, batch: Any, key: Key[Array, ""]) -> Any:
+        return own_objective(nnx.merge(graphdef, state, copy=True), batch, key)
+
+    try:
+        jax.eval_shape(loss, state, batch, jax.random.key(0))
+    except errors.ConfigError:
+        raise
+    except Exception:
+        pass  # it may want more than x: training asks it for its loss of the data themselves
     return graphdef, sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def _initial_state(config: Config, shape: tuple[int, ...], key: Key[Array, ""]) -> nnx.State:
-    return nnx.state(_make(config, shape, key))
+def _initial_state(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Array, ""]) -> nnx.State:
+    return nnx.state(_make(config, shape, conditions, key))
 
 
-_jit_initial_state = functools.partial(jax.jit, _initial_state, static_argnames=("config", "shape"))
+_jit_initial_state = functools.partial(jax.jit, _initial_state, static_argnames=("config", "shape", "conditions"))
 _draw = _jit_initial_state(compiler_options=compilation.QUICK)
 _draw_few = _jit_initial_state(compiler_options=compilation.ONCE)
-
-
-def _checked(cls: type, values: Mapping[str, Any]) -> Any:
-    """A config dataclass from JSON values, each of the type of the field's default."""
-    fields = {field.name: field.default for field in dataclasses.fields(cls)}
-    for name, value in values.items():
-        if name not in fields:
-            raise errors.ConfigError(errors.unknown(f"field of {cls.__name__}", name, fields))
-        default = fields[name]
-        if default is None or dataclasses.is_dataclass(value):  # checked where it was made
-            continue
-        allowed = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
-        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            raise errors.ConfigError(f"{cls.__name__}.{name} is {value!r}; expected a value like {default!r}.")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

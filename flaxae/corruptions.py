@@ -1,39 +1,84 @@
 """Corruptions: what a denoising autoencoder is asked to undo (Vincent et al. 2010, JMLR 11, section 3.3).
 
-A corruption is any function `(key, x, level) -> x̃` of the same shape as `x`. It is called inside the
-compiled step with a fresh key, so that no example is ever seen with the same noise twice. `level` is an array
-argument: changing it compiles nothing, and members of a population may each have their own.
+A corruption is any `(key, x) -> x̃` of the same shape as `x`: a function, or a frozen dataclass. It is called inside the
+compiled step with a fresh key, so that no example is ever seen with the same noise twice. Its float fields, such as
+`level`, are hyper-parameters (see `flaxae.specs`): changing one compiles nothing, and members of a population may each
+have their own.
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flaxae import errors
+from flaxae import specs
 from flaxae.augmentation import Transform
 
-Corruption = Callable[[Key[Array, ""], Float[Array, "..."], Float[Array, ""]], Float[Array, "..."]]
+Clip = tuple[float, float] | None
 
 
-def gaussian(key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
-    """Add normal noise of standard deviation `level`."""
-    return x + level * jax.random.normal(key, x.shape, x.dtype)
+@runtime_checkable
+class Corruption(Protocol):
+    """What a corruption has to be: `(key, x) -> x̃`."""
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."], /) -> Float[Array, "..."]: ...
 
 
-def masking(key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise:
+    """Add normal noise of standard deviation `level`.
+
+    Args:
+        level: the deviation, in the units of the (scaled) data.
+        clip: bounds that the noisy values are clipped to.
+    """
+
+    level: float = 0.1
+    clip: Clip = None
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level")
+        specs.check_clip(self)
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        noisy = x + self.level * jax.random.normal(key, x.shape, x.dtype)
+        return noisy if self.clip is None else jnp.clip(noisy, *self.clip)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Masking:
     """Set each value to 0 with probability `level`."""
-    return jnp.where(jax.random.uniform(key, x.shape, x.dtype) < level, 0, x)
+
+    hides: ClassVar[bool] = True  # what it changes is 0 afterwards
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level")
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.where(jax.random.uniform(key, x.shape, x.dtype) < self.level, jnp.zeros((), x.dtype), x)
 
 
-def salt_and_pepper(key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class SaltAndPepper:
     """Set each value to 0 or to 1, evenly, with probability `level`; for data scaled to [0, 1]."""
-    u = jax.random.uniform(key, x.shape, x.dtype)
-    return jnp.where(u < level, jnp.where(u < level / 2, 0, 1).astype(x.dtype), x)
+
+    level: float = 0.1
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level")
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        u = jax.random.uniform(key, x.shape, x.dtype)
+        return jnp.where(u < self.level, jnp.where(u < self.level / 2, 0, 1).astype(x.dtype), x)
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class Patches:
     """Set whole patches to 0, each with probability `level`: what the neighbours of a value give away goes with it.
@@ -43,40 +88,30 @@ class Patches:
     single values.
     """
 
+    hides: ClassVar[bool] = True
     size: int = 4
+    level: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise errors.ConfigError(f"The size of patches is {self.size}; it has to be at least 1.")
+        specs.check_sizes(self, "size")
+        specs.check_not_negative(self, "level")
 
-    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."], level: Float[Array, ""]) -> Float[Array, "..."]:
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
         if x.ndim == 2:
-            return masking(key, x, level)
+            return jnp.where(jax.random.uniform(key, x.shape, x.dtype) < self.level, jnp.zeros((), x.dtype), x)
         batch, *extent, _ = x.shape
         patches = (batch, *(-(-side // self.size) for side in extent), 1)
-        hidden = jax.random.uniform(key, patches) < level
+        hidden = jax.random.uniform(key, patches) < self.level
         for axis, side in enumerate(extent, 1):
             hidden = jnp.repeat(hidden, self.size, axis=axis).take(jnp.arange(side), axis=axis)
-        return jnp.where(hidden, 0, x)
+        return jnp.where(hidden, jnp.zeros((), x.dtype), x)
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian": gaussian,
-    "masking": masking,
-    "salt_and_pepper": salt_and_pepper,
-    "patches": Patches(),
-    "transform": Transform(),
+CORRUPTIONS = {
+    "gaussian": GaussianNoise,
+    "masking": Masking,
+    "salt_and_pepper": SaltAndPepper,
+    "patches": Patches,
+    "transform": Transform,
 }
-
-
-def get(name: str) -> Corruption | None:
-    """The corruption of that name, None for "none".
-
-    Raises:
-        ConfigError: the name is not known.
-    """
-    if name == "none":
-        return None
-    if name not in CORRUPTIONS:
-        raise errors.ConfigError(errors.unknown("corruption", name, [*CORRUPTIONS, "none"]))
-    return CORRUPTIONS[name]
+"""The stock ones by the names that flags have for them; each takes a `level`."""

@@ -12,11 +12,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from flaxae import errors, training
+from flaxae import batches, errors, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.nn import heads
-from flaxae.objectives import kl_to_standard_normal, log_weights
-from flaxae.training import Examples
+from flaxae.batches import Batch, Examples
+from flaxae.objectives import check_probabilistic, log_weights
 
 DECODED_AT_ONCE = 4096  # codes: what the decoder's widest layer makes of them has to stay small
 
@@ -32,19 +31,20 @@ def negative_log_likelihood(
         ConfigError: the model's head gives no q(z | x).
         DataError: x doesn't fit the model.
     """
-    _check_variational(model)
-    x = np.asarray(training.check_examples(model, x))
-    examples_at_once = min(examples_at_once, len(x))
+    check_probabilistic(model, "The likelihood of x")
+    x = training.check_examples(model, x)
+    examples = batches.count(x)
+    examples_at_once = min(examples_at_once, examples)
     chunk = max(1, min(samples, DECODED_AT_ONCE // examples_at_once))
     model.eval()
     graphdef, state = nnx.split(model)
-    starts = range(0, len(x), examples_at_once)
+    starts = range(0, examples, examples_at_once)
     keys = jax.random.split(jax.random.key(seed), len(starts))
     parts = []
     for start, key in zip(starts, keys, strict=True):
-        index = np.minimum(np.arange(start, start + examples_at_once), len(x) - 1)
-        parts.append(log_mean_weight(graphdef, samples, chunk, state, x[index], key))
-    return -np.concatenate(parts)[: len(x)]
+        index = np.minimum(np.arange(start, start + examples_at_once), examples - 1)
+        parts.append(log_mean_weight(graphdef, samples, chunk, state, batches.take(x, index), key))
+    return -np.concatenate(parts)[:examples]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "samples", "chunk"))
@@ -53,18 +53,19 @@ def log_mean_weight(
     samples: int,
     chunk: int,
     state: nnx.State,
-    x: Float[Array | np.ndarray, " batch *shape"],
+    x: Examples,
     key: Key[Array, ""],
 ) -> Float[Array, " batch"]:
     """log of the mean of `samples` importance weights, by a loop over `chunk` of them at a time."""
-    model = nnx.merge(graphdef, state)
+    model = nnx.merge(graphdef, state, copy=True)
+    batch = Batch.of(x)
 
     def body(i: Int[Array, ""], total: Float[Array, " batch"]) -> Float[Array, " batch"]:
-        weights = log_weights(model, x, x, jax.random.fold_in(key, i), chunk)
+        weights = log_weights(model, jnp.asarray(batch.x), batch, jax.random.fold_in(key, i), chunk)
         wanted = (i * chunk + jnp.arange(chunk) < samples)[:, None]
         return jnp.logaddexp(total, jax.nn.logsumexp(weights, axis=0, where=wanted))
 
-    total = lax.fori_loop(0, math.ceil(samples / chunk), body, jnp.full(len(x), -jnp.inf))
+    total = lax.fori_loop(0, math.ceil(samples / chunk), body, jnp.full(len(batch.x), -jnp.inf))
     return total - math.log(samples)
 
 
@@ -72,7 +73,7 @@ class Elbo(NamedTuple):
     """The two terms of log p(x) ≥ log p(x | z) − Σ_j KL_j, nats."""
 
     log_likelihood: Float[Array | np.ndarray, " examples"]  # at one z ~ q(z | x)
-    kl: Float[Array | np.ndarray, " examples latent"]
+    kl: Float[Array | np.ndarray, " examples *code"]  # in the terms that the head gives
 
 
 def elbo(model: Autoencoder, x: Examples, *, seed: int = 0, batch_size: int = 1024) -> Elbo:
@@ -82,31 +83,23 @@ def elbo(model: Autoencoder, x: Examples, *, seed: int = 0, batch_size: int = 10
         ConfigError: the model's head gives no q(z | x).
         DataError: x doesn't fit the model.
     """
-    _check_variational(model)
-    x = np.asarray(training.check_examples(model, x))
+    check_probabilistic(model, "The evidence lower bound")
+    x = training.check_examples(model, x)
     model.eval()
     graphdef, state = nnx.split(model)
-    keys = jax.random.split(jax.random.key(seed), math.ceil(len(x) / batch_size))
-    batches = [x[i * batch_size : (i + 1) * batch_size] for i in range(len(keys))]
-    parts = [_elbo(graphdef, state, batch, key) for batch, key in zip(batches, keys, strict=True)]
+    keys = jax.random.split(jax.random.key(seed), math.ceil(batches.count(x) / batch_size))
+    parts = [
+        _elbo(graphdef, state, batches.take(x, slice(i * batch_size, (i + 1) * batch_size)), key)
+        for i, key in enumerate(keys)
+    ]
     return Elbo(*(np.concatenate(terms) for terms in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _elbo(
-    graphdef: nnx.GraphDef, state: nnx.State, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
-) -> Elbo:
-    model = nnx.merge(graphdef, state)
-    params, latent = model.forward(x, key)
-    return Elbo(model.likelihood.log_prob(params, x), kl_to_standard_normal(latent.mean, latent.logvar))
-
-
-def _check_variational(model: Autoencoder) -> None:
-    if not isinstance(model.head, heads.Gaussian):
-        raise errors.ConfigError(
-            f"The head {type(model.head).__name__} gives no q(z | x), so there is no likelihood of x to estimate. "
-            "Train a variational model, such as `presets.variational()`."
-        )
+def _elbo(graphdef: nnx.GraphDef, state: nnx.State, x: Examples, key: Key[Array, ""]) -> Elbo:
+    model, batch = nnx.merge(graphdef, state, copy=True), Batch.of(x)
+    params, latent = model.forward(batch.x, key, batch.condition, batch.observed)
+    return Elbo(model.log_likelihood(params, batch), model.head.kl(latent))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

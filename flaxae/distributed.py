@@ -1,16 +1,19 @@
 """More devices and more processes, on JAX's own engine: the mesh, what lies where on it, what processes agree on."""
 
 import contextlib
+import functools
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from flaxae import errors, processes
 
@@ -64,8 +67,8 @@ def on(mesh: Mesh | None) -> Iterator[None]:
         yield
 
 
-def along_data(batch: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:
-    """The batch, each device of the mesh that is computed on having its part of it."""
+def along_data(batch: PyTree) -> PyTree:
+    """The batch, an array or a tree, each device of the mesh that is computed on having its part of it."""
     if jax.sharding.get_abstract_mesh().empty:
         return batch
     return lax.with_sharding_constraint(batch, PartitionSpec("data"))
@@ -93,12 +96,38 @@ def place(tree: PyTree, mesh: Mesh | None, *axes: str | None) -> PyTree:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(put, tree)
+    return keyed(functools.partial(jax.tree.map, put), tree)
 
 
 def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Arrays that lie on a mesh in whatever way, whole on this process' first device. Called by all processes."""
-    return tree if mesh is None else jax.device_put(numbers(tree))
+    return tree if mesh is None else keyed(lambda tree: jax.device_put(numbers(tree)), tree)
+
+
+def keyed(function: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
+    """`function` of a tree in which random keys are given as the numbers that they are made of, and made keys again."""
+
+    def wrap(new: Any, old: Any) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(new)) if is_key(old) else new
+
+    return jax.tree.map(wrap, function(without_keys(tree)), tree)
+
+
+def without_keys(tree: PyTree) -> PyTree:
+    """Random keys as the numbers that they are made of."""
+
+    def unwrap(leaf: Any) -> Any:
+        if not is_key(leaf):
+            return leaf
+        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
+
+    return jax.tree.map(unwrap, tree)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether it holds random keys, which are no numbers."""
+    return jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jax.dtypes.prng_key)
 
 
 def numbers(tree: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import functools
 import json
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, no_type_check
 
@@ -31,16 +31,21 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, autoencoder, checkpoints, conformal, errors, finetuning, propagation, training
+from flaxae import anomaly, autoencoder, conformal, errors, finetuning, propagation, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.corruptions import GaussianNoise, Masking
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
+from flaxae.training import checkpoints, loop, step
+from flaxae.training.step import State
 
 BLOCK = 32  # steps
 FAR = 1e15  # standard deviations; float32 still holds the square
 FLOATS = (np.float64, np.float32)
 # A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
+CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
 
 
@@ -155,7 +160,7 @@ class _TableAutoencoder(_TableEstimator):
     def model_(self) -> Autoencoder:
         """The trained network, of standardised columns in float32."""
         check_is_fitted(self)
-        return nnx.merge(_graphdef(self.config_, self.n_features_in_), *training.weights(self._state))
+        return nnx.merge(_graphdef(self.config_, self.n_features_in_), *step.weights(self._state))
 
     def _start(self, X: Float[np.ndarray, "n columns"]) -> None:
         for name, kind, least in (
@@ -166,14 +171,13 @@ class _TableAutoencoder(_TableEstimator):
             ("learning_rate", numbers.Real, 0),
         ):
             check_scalar(getattr(self, name), name, kind, min_val=least)
-        if self.corruption not in ("gaussian", "masking"):
-            raise errors.ConfigError(errors.unknown("corruption", self.corruption, ("gaussian", "masking")))
+        if self.corruption not in CORRUPTIONS:
+            raise errors.ConfigError(errors.unknown("corruption", self.corruption, CORRUPTIONS))
         self.config_ = Config(
             body=MLP(tuple(np.atleast_1d(self.hidden).tolist())),
-            latent=int(self.latent),
+            head=Deterministic(int(self.latent)),
+            corruption=CORRUPTIONS[self.corruption](level=float(self.noise)) if self.noise else None,
             likelihood=Gaussian(),
-            corruption=self.corruption if self.noise else "none",
-            noise=float(self.noise),
         )
         self._fit_units(X)
         self.loss_curve_ = []
@@ -181,34 +185,41 @@ class _TableAutoencoder(_TableEstimator):
         self._seed = _seed(self.random_state)
         self._state = self._initial_state()
 
-    def _initial_state(self) -> training.State:
+    def _initial_state(self) -> State:
         model = autoencoder.build(self.config_, (self.n_features_in_,), seed=self._seed)
-        return training.init(model, OPTIMIZER, float(self.learning_rate))
+        return step.init(model, OPTIMIZER, float(self.learning_rate))
 
     def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> None:
-        x = self._standardised(X)
+        source = _Blocks(self._standardised(X), int(self.batch_size), self._seed, self._steps)
         graphdef, key = _graphdef(self.config_, self.n_features_in_), jax.random.key(self._seed)
-        batch_size = int(self.batch_size)
-        steps, rows = -(-len(x) // batch_size), BLOCK * batch_size
-        for _ in range(epochs):
-            start, stop = self._steps, self._steps + steps
-            shuffled = np.random.default_rng((self._seed, start)).permutation(len(x))
-            blocks = np.resize(shuffled, (-(-steps // BLOCK), rows))
-            order = np.roll(np.arange(rows), start % BLOCK * batch_size)  # step `start` takes the first rows
-            rate, loss_sum = jnp.float32(self.learning_rate), jnp.float32(0)
-            self._state = self._state._replace(learning_rate=rate, loss_sum=loss_sum)
-            for first, block in zip(range(start, stop, BLOCK), blocks, strict=True):
-                self._state = training.train_block(
-                    graphdef, negative_log_likelihood, OPTIMIZER, batch_size,
-                    self._state, x[block], order, key, first, min(first + BLOCK, stop),
-                )  # fmt: skip
-            if not self._state.ok:
-                raise errors.DivergedError(
-                    "The loss stopped being finite. The estimator holds the last good weights. Try a lower learning "
-                    f"rate than {self.learning_rate:g}, and check X for extreme values."
+
+        def block(state: State, shuffled: Int[np.ndarray, " n"], start: int, stop: int) -> State:
+            for x, order, first, last in source.cut(shuffled, start, stop):
+                state = step.train_block(
+                    graphdef, negative_log_likelihood, OPTIMIZER, source.batch_size, state, x, order, key, first, last
                 )
-            self._steps = stop
-            self.loss_curve_.append(float(self._state.loss_sum) / steps)
+            return state
+
+        work = loop.Work(
+            block=block,
+            sums=lambda state: (state.ok, state.sums),
+            begin=lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)),
+            weights=lambda state: (),
+            validate=None,
+            chosen_by="loss",
+            source=source,
+            samples=source.batch_size,
+        )
+        state = work.begin(self._state)._replace(learning_rate=jnp.float32(self.learning_rate))
+        run = loop.train(work, loop.start(work, state, epochs, {}), block=BLOCK)
+        self._state, done = run.state, loop.done(run.history)
+        self._steps += done * source.steps
+        self.loss_curve_ += run.history["loss"][:done].tolist()
+        if not run.state.ok:
+            raise errors.DivergedError(
+                "The loss stopped being finite. The estimator holds the last good weights. Try a lower learning "
+                f"rate than {self.learning_rate:g}, and check X for extreme values."
+            )
 
     def _codes(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n latent"]:
         return _apply(Autoencoder.encode, self.model_, self._standardised(X))
@@ -217,6 +228,43 @@ class _TableAutoencoder(_TableEstimator):
         state = jax.eval_shape(self._initial_state)
         state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)  # not bound to a device
         return {**super()._arrays_like(), "_state": state}
+
+
+class _Blocks:
+    """The batches of a table, whose blocks have one size whatever its length, so that few programs are compiled.
+
+    Args:
+        taken: steps that were taken before.
+    """
+
+    windows = 1
+    waited = 0.0
+
+    def __init__(self, x: Float[np.ndarray, "n columns"], batch_size: int, seed: int, taken: int):
+        self.x, self.batch_size, self.seed, self.taken = x, batch_size, seed, taken
+        self.steps = -(-len(x) // batch_size)  # an epoch
+
+    def __call__(self, window: int) -> tuple[Int[np.ndarray, " n"]]:
+        first = self.taken + window * self.steps
+        return (np.random.default_rng((self.seed, first)).permutation(len(self.x)),)
+
+    def cut(
+        self, shuffled: Int[np.ndarray, " n"], start: int, stop: int
+    ) -> Iterator[tuple[Float[np.ndarray, "rows columns"], Int[np.ndarray, " rows"], int, int]]:
+        """The arguments of `train_block` for steps `start` to `stop`: rows, their order, and steps from the first."""
+        rows = BLOCK * self.batch_size
+        blocks = np.resize(shuffled, (-(-self.steps // BLOCK), rows))
+        epoch = start - start % self.steps
+        while start < stop:
+            number = (start - epoch) // BLOCK
+            first = epoch + number * BLOCK
+            last = min(stop, first + BLOCK, epoch + self.steps)
+            order = np.roll(np.arange(rows), (self.taken + first) % BLOCK * self.batch_size)  # `first` takes the first
+            yield self.x[blocks[number]], order, self.taken + start, self.taken + last
+            start = last
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
 
 class _TableTransformer(TransformerMixin, _TableAutoencoder):

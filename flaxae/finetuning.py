@@ -12,6 +12,7 @@ the strongest with few labels of many examples.
 
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,10 +26,14 @@ from jax import lax
 from jax.extend.core import Literal
 from jaxtyping import Array, Float, Int, Key
 
-from flaxae import errors, propagation, training
+from flaxae import errors, propagation, specs, training
 from flaxae.autoencoder import Autoencoder
+from flaxae.batches import Examples
 from flaxae.corruptions import Corruption
-from flaxae.population import stack
+from flaxae.training import feed, fitting, loop
+from flaxae.training.optimizers import Optimizer
+from flaxae.training.population import stack
+from flaxae.training.step import State, Weights, init, train_step, weights
 
 Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
 Codes = Float[np.ndarray, "examples latent"]
@@ -190,18 +195,15 @@ class Views:
     """`number` corrupted versions of an example beside itself, to average over; the same draws at each call."""
 
     corruption: Corruption
-    noise: float
     number: int = 4
 
 
-def encode(model: Autoencoder | Classifier, x: training.Examples, views: Views | None = None) -> Codes:
+def encode(model: Autoencoder | Classifier, x: Examples, views: Views | None = None) -> Codes:
     """The codes of x, or their means over views of it."""
     return training.apply(_Averaged(type(model).encode, views), model, x)
 
 
-def predict(
-    classifier: Classifier, x: training.Examples, views: Views | None = None
-) -> Float[np.ndarray, " examples classes"]:
+def predict(classifier: Classifier, x: Examples, views: Views | None = None) -> Float[np.ndarray, " examples classes"]:
     """The classes' probabilities of x, or their means over views of it."""
     return training.apply(_Averaged(Classifier.probabilities, views), classifier, x)
 
@@ -216,9 +218,9 @@ class _Averaged:
     def __call__(self, model: nnx.Module, x: Float[Array, " batch *shape"]) -> Float[Array, " batch out"]:
         if self.views is None:
             return self.function(model, x)
-        corruption, noise, number = self.views.corruption, jnp.float32(self.views.noise), self.views.number
+        corruption, number = self.views.corruption, self.views.number
         keys = jax.random.split(jax.random.key(0), number)
-        seen = lax.map(lambda key: self.function(model, corruption(key, x, noise)), keys)
+        seen = lax.map(lambda key: self.function(model, corruption(key, x)), keys)
         return (self.function(model, x) + seen.sum(axis=0)) / (number + 1)
 
 
@@ -240,7 +242,7 @@ class FineTuning:
         layer_decay: factor of the rate from each layer to the one before it (Clark et al. 2020).
         unfreeze: fraction of the steps over which the layers join in, from the last to the first (Howard & Ruder 2018).
         weight_decay: decoupled, on matrices and kernels.
-        corruption, noise: of the inputs, and its level.
+        corruption: of the inputs.
         consistency: weight of a second cost, on as many examples drawn evenly from all, with or without a label: the
             cross-entropy of the classes of their corrupted versions to those that the average of the weights sees in
             the examples themselves (mean teachers, Tarvainen & Valpola 2017; the divergence is that of Xie et al. 2020,
@@ -255,12 +257,11 @@ class FineTuning:
     unfreeze: float = 0.0
     weight_decay: float = 1e-2
     corruption: Corruption | None = None
-    noise: float = 0.0
     consistency: float = 0.0
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        training.check_settings(1, self.batch_size, self.learning_rate, 0.0, self.weight_decay, self.ema, None)
+        fitting.check_settings(1, self.batch_size, self.learning_rate, 0.0, "cosine", self.weight_decay, self.ema, None)
         if self.steps < 1:
             raise errors.ConfigError(f"steps is {self.steps}; it has to be at least 1.")
         for name in ("layer_decay", "unfreeze"):
@@ -274,8 +275,12 @@ class FineTuning:
             )
 
     def views(self, number: int = 4) -> Views | None:
-        """Views under the plan's corruption, half as strong as in training; None where there is none."""
-        return Views(self.corruption, self.noise / 2, number) if self.corruption and number else None
+        """Views under the plan's corruption, at half its level where it has one; None where there is none."""
+        if self.corruption is None or not number:
+            return None
+        level = getattr(self.corruption, "level", None)
+        milder = self.corruption if level is None else specs.bind(self.corruption, {("level",): level / 2})
+        return Views(milder, number)
 
 
 class Targets(NamedTuple):
@@ -323,7 +328,7 @@ class Distilled(NamedTuple):
 
 def distil(
     start: Autoencoder | Sequence[Classifier],
-    x: training.Examples,
+    x: Examples,
     draws: Sequence[Labels],
     plan: FineTuning,
     *,
@@ -354,8 +359,8 @@ def distil(
 
 
 class _State(NamedTuple):
-    run: training.State
-    average: training.Weights
+    run: State
+    average: Weights
 
 
 class _Pace(NamedTuple):
@@ -363,17 +368,28 @@ class _Pace(NamedTuple):
 
     rate: Float[Array, " layers"]  # of each layer, the last first, as a fraction of the learning rate
     joins: Float[Array, " layers"]  # the step at which it does
-    noise: Float[Array, ""]
     consistency: Float[Array, ""]
     ema: Float[Array, ""]
 
 
 def fit(
-    classifiers: Sequence[Classifier], x: training.Examples, targets: Targets, plan: FineTuning, *, seed: int = 0
+    classifiers: Sequence[Classifier],
+    x: Examples,
+    targets: Targets,
+    plan: FineTuning,
+    *,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    show: bool = False,
+    on_epoch: loop.OnEpoch | None = None,
 ) -> None:
     """Train classifiers of one architecture side by side, in place, each towards its own targets of the same examples.
 
     They end with the average of their weights over about the last 1 / (1 − ema) steps.
+
+    Args:
+        folder, resume, show, on_epoch: as in `training.fit`, an epoch being `BLOCK_STEPS` steps or so.
 
     Raises:
         DataError: a classifier has nothing to be trained on.
@@ -387,23 +403,38 @@ def fit(
     depth = depths(classifiers[0], x[:1])
     place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
     joins = plan.unfreeze * plan.steps * place / max(1, place[-1])
-    pace = _Pace(plan.layer_decay**place, joins, plan.noise, plan.consistency, plan.ema)
+    pace = _Pace(plan.layer_decay**place, joins, plan.consistency, plan.ema)
     pace = jax.tree.map(jnp.float32, pace)
-    optimizer = training.Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
-    runs = [training.init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
-    state = stack([_State(run, jax.tree.map(jnp.copy, training.weights(run))) for run in runs])
+    optimizer = Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
+    runs = [init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
+    state = stack([_State(run, jax.tree.map(jnp.copy, weights(run))) for run in runs])
     state = jax.device_put(state, jax.local_devices()[0])  # restored weights are, new ones aren't: would compile twice
     keys = jax.random.split(jax.random.key(seed), len(classifiers))
     program = (nnx.split(classifiers[0])[0], plan.corruption, plan.consistency > 0, optimizer, plan.batch_size, depth)
-    for start in range(0, plan.steps, BLOCK_STEPS):
-        stop = min(start + BLOCK_STEPS, plan.steps)
-        state = _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
-        if not np.isfinite(state.run.loss_sum).all():
-            raise errors.DivergedError(
-                f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
-            )
+
+    def block(state: _State, start: int, stop: int) -> _State:
+        return _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
+
+    work = loop.Work(
+        block=block,
+        sums=lambda state: (jnp.isfinite(state.run.sums["loss"]), state.run.sums),
+        begin=lambda state: state._replace(run=state.run._replace(sums=jax.tree.map(jnp.zeros_like, state.run.sums))),
+        weights=lambda state: jax.tree.map(jnp.copy, state.average),
+        validate=None,
+        chosen_by="loss",
+        source=feed.Drawn(plan.steps, BLOCK_STEPS),
+        samples=len(classifiers) * plan.batch_size,
+    )
+    epochs = plan.steps // work.source.steps
+    settings = {"seed": float(seed), "steps": float(plan.steps), "learning_rate": plan.learning_rate}
+    started = loop.start(work, state, epochs, settings)
+    run = loop.train(work, started, folder=folder, resume=resume, show=show, on_epoch=on_epoch)
+    if not np.isfinite(run.history["loss"]).all():
+        raise errors.DivergedError(
+            f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
+        )
     for member, classifier in enumerate(classifiers):
-        nnx.update(classifier, *jax.tree.map(lambda leaf, member=member: leaf[member], state.average))
+        nnx.update(classifier, *jax.tree.map(lambda leaf, member=member: leaf[member], run.best))
 
 
 @functools.partial(
@@ -415,7 +446,7 @@ def _train_block(
     graphdef: nnx.GraphDef,
     corruption: Corruption | None,
     consistent: bool,
-    optimizer: training.Optimizer,
+    optimizer: Optimizer,
     batch_size: int,
     depth: tuple[tuple[str, int], ...],
     pace: _Pace,
@@ -442,15 +473,15 @@ def _train_block(
             seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, taught])
             weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # of the mean over both halves
         if corruption is not None:
-            seen = corruption(noise_key, seen, pace.noise)
+            seen = corruption(noise_key, seen)
 
         def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
             return weight * optax.softmax_cross_entropy(model(x, key), wanted)
 
-        run = training.train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
+        run = train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
         run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))
         decay = jnp.minimum(pace.ema, (1 + step) / (10 + step))
-        return _State(run, optax.incremental_update(training.weights(run), state.average, 1 - decay))
+        return _State(run, optax.incremental_update(weights(run), state.average, 1 - decay))
 
     def member(state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
         return lax.fori_loop(start, stop, lambda step, state: body(step, state, probabilities, cumulative, key), state)

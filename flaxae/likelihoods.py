@@ -1,118 +1,323 @@
 """Likelihoods p(x | z): everything that depends on the range of the values.
 
-The decoder's last layer has no activation; what it returns, the likelihood's `params`, has one number a value of x (the
-`Bernoulli` logit, the `Gaussian` mean). The reconstruction is the likelihood's `mean`. So a sigmoid is never put on
-standardised data, and no logarithm is ever taken of one.
+The decoder's last layer has no activation; it returns the likelihood's `params`, which have one number a value of x
+(the `Bernoulli` logit, the `Gaussian` mean), or as many as `params_shape` says. The reconstruction is the likelihood's
+`mean`. So a sigmoid is never put on standardised data, and no logarithm is ever taken of one.
 
-A likelihood is any hashable object with `log_prob`, `mean`, `sample`, and `support`: the range of values it is for.
-`log_prob` sums over an example's values, or over those `where` is True.
+A likelihood of one's own is a frozen dataclass with the methods of `Likelihood`; `flaxae.register` makes it known to
+saved models. Its float fields are hyper-parameters (see `flaxae.specs`).
 """
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
-from flaxae import errors
+from flaxae import errors, specs
+
+Params = Float[Array, " batch *params"]
+Values = Shaped[Array | np.ndarray, " batch *shape"]
+Where = Bool[Array | np.ndarray, " batch *shape"] | None
+
+MIN_SCALE = 1e-3  # of what is learnt a scale of: below it a value counts as known
+UNIT = (0.0, 1.0)
+REAL = (-math.inf, math.inf)
 
 
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a likelihood has to have. `support` is the range of the values that it is for."""
+
+    @property
+    def support(self) -> tuple[float, float]: ...
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what the decoder returns for an example of that shape; more on the last axis fits every body."""
+        ...
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log p(x | params), summed over an example's values, or over those `where` is True; nats."""
+        ...
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        """The reconstruction. `x` is what was encoded, where that is known (a row's total, say)."""
+        ...
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        """A draw from p(x | params)."""
+        ...
+
+
+class _OneEach:
+    """One parameter a value."""
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+
+@specs.register
 @dataclasses.dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(_OneEach):
     """Values in [0, 1], by their logits. For grey levels, the cross-entropy; its optimum is still the mean."""
 
-    support: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    support: ClassVar[tuple[float, float]] = UNIT
 
-    def log_prob(
-        self,
-        params: Float[Array, " batch *shape"],
-        x: Float[Array | np.ndarray, " batch *shape"],
-        where: Bool[Array, " batch *shape"] | None = None,
-    ) -> Float[Array, " batch"]:
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """x log σ(params) + (1 − x) log(1 − σ(params)), summed; nats."""
-        return _sum(x * params - jax.nn.softplus(params), where)
+        return total(x * params - jax.nn.softplus(params), where)
 
-    def mean(self, params: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def mean(self, params: Params, x: Values | None = None) -> Params:
         return jax.nn.sigmoid(params)
 
-    def sample(self, params: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
         return jax.random.bernoulli(key, jax.nn.sigmoid(params)).astype(params.dtype)
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
-class Gaussian:
+class Gaussian(_OneEach):
     """Real values with a fixed standard deviation; maximising it is minimising the squared error."""
 
-    support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    support: ClassVar[tuple[float, float]] = REAL
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise errors.ConfigError(f"A Gaussian's scale is {self.scale}; it has to be finite and above 0.")
+        specs.check_positive(self, "scale")
 
-    def log_prob(
-        self,
-        params: Float[Array, " batch *shape"],
-        x: Float[Array | np.ndarray, " batch *shape"],
-        where: Bool[Array, " batch *shape"] | None = None,
-    ) -> Float[Array, " batch"]:
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; params, scale²), summed; nats."""
-        log_scale = math.log(self.scale * math.sqrt(2 * math.pi))
-        return _sum(-0.5 * jnp.square((x - params) / self.scale) - log_scale, where)
+        log_scale = jnp.log(self.scale) + 0.5 * math.log(2 * math.pi)
+        return total(-0.5 * jnp.square((x - params) / self.scale) - log_scale, where)
 
-    def mean(self, params: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def mean(self, params: Params, x: Values | None = None) -> Params:
         return params
 
-    def sample(self, params: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
         return params + self.scale * jax.random.normal(key, params.shape, params.dtype)
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
-class DiscretizedLogistic:
+class Laplace(_OneEach):
+    """Real values with heavier tails than a Gaussian's; maximising it is minimising the absolute error."""
+
+    support: ClassVar[tuple[float, float]] = REAL
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        specs.check_positive(self, "scale")
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """−|x − params| / scale − log(2 scale), summed; nats."""
+        return total(-jnp.abs(x - params) / self.scale - jnp.log(2.0 * self.scale), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Params:
+        return params
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
+        return params + self.scale * jax.random.laplace(key, params.shape, params.dtype)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class StudentT(_OneEach):
+    """Real values among which some are far out: Student's t around the mean.
+
+    Args:
+        scale: of the values.
+        degrees: of freedom; few make the tails heavy, and the mean exists above 1.
+    """
+
+    support: ClassVar[tuple[float, float]] = REAL
+    scale: float = 1.0
+    degrees: float = 5.0
+
+    def __post_init__(self) -> None:
+        specs.check_positive(self, "scale", "degrees")
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log of the density of Student's t, summed; nats."""
+        degrees, gamma = jnp.asarray(self.degrees, jnp.float32), jax.lax.lgamma
+        constant = gamma(0.5 * (degrees + 1)) - gamma(0.5 * degrees) - 0.5 * jnp.log(degrees * math.pi)
+        tail = 0.5 * (degrees + 1) * jnp.log1p(jnp.square((x - params) / self.scale) / degrees)
+        return total(constant - jnp.log(self.scale) - tail, where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Params:
+        return params
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
+        return params + self.scale * jax.random.t(key, self.degrees, params.shape, params.dtype)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class LearnedVariance:
+    """Real values, each under a Gaussian whose mean and variance the decoder gives (Nix & Weigend 1994).
+
+    The params have, on the last axis, the means, and after them what softplus makes the standard deviations of, which
+    `MIN_SCALE` is added to.
+    """
+
+    support: ClassVar[tuple[float, float]] = REAL
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 2 * shape[-1])
+
+    def moments(self, params: Params) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
+        """Mean and standard deviation of each value."""
+        mean, raw = jnp.split(params, 2, axis=-1)
+        return mean, jax.nn.softplus(raw) + MIN_SCALE
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log N(x; mean, scale²), summed; nats."""
+        mean, scale = self.moments(params)
+        return total(-0.5 * jnp.square((x - mean) / scale) - jnp.log(scale) - 0.5 * math.log(2 * math.pi), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        return self.moments(params)[0]
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        mean, scale = self.moments(params)
+        return mean + scale * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class DiscretizedLogistic(_OneEach):
     """Grey levels in [0, 1], each with the mass that a logistic distribution around the mean has in its bin.
 
     So its densities are probabilities of the stored 8-bit pixels, comparable with a compressor's (Kingma et al. 2016,
     appendix; Salimans et al. 2017, eq. 2). The outermost bins reach to infinity.
     """
 
-    support: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    support: ClassVar[tuple[float, float]] = UNIT
     scale: float = 0.05
     levels: int = 256
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise errors.ConfigError(f"A logistic's scale is {self.scale}; it has to be finite and above 0.")
-        if self.levels < 2:
-            raise errors.ConfigError(f"levels is {self.levels}; it has to be at least 2.")
+        specs.check_positive(self, "scale")
+        _check_number("levels", self.levels)
 
-    def log_prob(
-        self,
-        params: Float[Array, " batch *shape"],
-        x: Float[Array | np.ndarray, " batch *shape"],
-        where: Bool[Array, " batch *shape"] | None = None,
-    ) -> Float[Array, " batch"]:
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log [σ(b) − σ(a)], the bin of the level nearest to x being [a, b] in scales from the mean, summed; nats."""
-        level = jnp.rint(x * (self.levels - 1))
-        centre = (level / (self.levels - 1) - self.mean(params)) / self.scale
-        width = 1 / ((self.levels - 1) * self.scale)
-        below, above = jax.nn.log_sigmoid(centre + 0.5 * width), jax.nn.log_sigmoid(0.5 * width - centre)
-        # σ(b) − σ(a) = σ(b) σ(−a) (1 − exp(a − b)), which takes no difference of nearly equal numbers
-        inside = below + above + math.log(-math.expm1(-width))
-        return _sum(jnp.where(level <= 0, below, jnp.where(level >= self.levels - 1, above, inside)), where)
+        return total(log_mass(x, self.mean(params), self.scale, self.levels), where)
 
-    def mean(self, params: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def mean(self, params: Params, x: Values | None = None) -> Params:
         return jax.nn.sigmoid(params)
 
-    def sample(self, params: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
         x = self.mean(params) + self.scale * jax.random.logistic(key, params.shape, params.dtype)
-        return jnp.clip(jnp.rint(x * (self.levels - 1)), 0, self.levels - 1) / (self.levels - 1)
+        return nearest_level(x, self.levels)
 
 
-Likelihood = Bernoulli | Gaussian | DiscretizedLogistic
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class LogisticMixture:
+    """Levels in [0, 1], each with the mass that a mixture of logistics has in its bin (Salimans et al. 2017, eq. 2).
+
+    The params have, on the last axis, for each component and value its weight's logit, its mean's logit, and what
+    softplus makes its scale of, in widths of a level.
+    """
+
+    support: ClassVar[tuple[float, float]] = UNIT
+    components: int = 5
+    levels: int = 256
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "components")
+        _check_number("levels", self.levels)
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 3 * self.components * shape[-1])
+
+    def split(self, params: Params) -> tuple[Array, Array, Array]:
+        """Log weights, means and scales, each [batch, *shape, components]."""
+        split = params.reshape(*params.shape[:-1], 3, -1, self.components)
+        weights, means, scales = (split[..., i, :, :] for i in range(3))
+        scales = (jax.nn.softplus(scales) + 0.1) / (self.levels - 1)
+        return jax.nn.log_softmax(weights), jax.nn.sigmoid(means), scales
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log Σ_k π_k [σ(b_k) − σ(a_k)], summed over the values; nats."""
+        weights, means, scales = self.split(params)
+        mass = log_mass(jnp.asarray(x)[..., None], means, scales, self.levels)
+        return total(jax.nn.logsumexp(weights + mass, axis=-1), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        weights, means, _ = self.split(params)
+        return jnp.sum(jnp.exp(weights) * means, axis=-1)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        weights, means, scales = self.split(params)
+        which_key, key = jax.random.split(key)
+        which = jax.random.categorical(which_key, weights)[..., None]
+        mean, scale = (jnp.take_along_axis(part, which, axis=-1)[..., 0] for part in (means, scales))
+        return nearest_level(mean + scale * jax.random.logistic(key, mean.shape, mean.dtype), self.levels)
 
 
-def _sum(x: Float[Array, " batch *shape"], where: Bool[Array, " batch *shape"] | None) -> Float[Array, " batch"]:
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+    """Whole numbers from 0 to `categories` − 1, each by its logits, which lie on the last axis of the params."""
+
+    categories: int = 2
+
+    def __post_init__(self) -> None:
+        _check_number("categories", self.categories)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return (0.0, self.categories - 1.0)
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.categories * shape[-1])
+
+    def logits(self, params: Params) -> Float[Array, " batch *shape categories"]:
+        return params.reshape(*params.shape[:-1], -1, self.categories)
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log softmax(logits) at x, summed over the values; nats."""
+        index = jnp.asarray(x).astype(jnp.int32)[..., None]
+        return total(jnp.take_along_axis(jax.nn.log_softmax(self.logits(params)), index, axis=-1)[..., 0], where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        """The likeliest category: of names there is no mean."""
+        return jnp.argmax(self.logits(params), axis=-1).astype(params.dtype)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        return jax.random.categorical(key, self.logits(params)).astype(params.dtype)
+
+
+def log_mass(
+    x: Float[Array | np.ndarray, "*#shape"],
+    mean: Float[Array, "*#shape"],
+    scale: float | Float[Array, "*#shape"],
+    levels: int,
+) -> Float[Array, "*#shape"]:
+    """log of the mass that a logistic distribution has in the bin of the level nearest to x; nats."""
+    level = jnp.rint(x * (levels - 1))
+    centre = (level / (levels - 1) - mean) / scale
+    width = 1 / ((levels - 1) * jnp.asarray(scale, mean.dtype))
+    below, above = jax.nn.log_sigmoid(centre + 0.5 * width), jax.nn.log_sigmoid(0.5 * width - centre)
+    # σ(b) − σ(a) = σ(b) σ(−a) (1 − exp(a − b)), which takes no difference of nearly equal numbers
+    inside = below + above + jnp.log(-jnp.expm1(-width))
+    return jnp.where(level <= 0, below, jnp.where(level >= levels - 1, above, inside))
+
+
+def nearest_level(x: Float[Array, "*shape"], levels: int) -> Float[Array, "*shape"]:
+    """The nearest of so many levels from 0 to 1."""
+    return jnp.clip(jnp.rint(x * (levels - 1)), 0, levels - 1) / (levels - 1)
+
+
+def total(x: Float[Array, " batch *shape"], where: Where = None) -> Float[Array, " batch"]:
+    """The sum over every axis but the first, or over what is True there."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), where=where)
+
+
+def _check_number(what: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 2:
+        raise errors.ConfigError(f"{what} is {number!r}; it has to be a whole number, at least 2.")

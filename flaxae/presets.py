@@ -1,25 +1,44 @@
 """Presets: the named choices of parts. Each gives a `Config`; `dataclasses.replace` varies and crosses them."""
 
+import importlib
+import inspect
+import math
+import os
+import sys
+import types
 from collections.abc import Callable
 
+from flaxae import errors, objectives
+from flaxae.augmentation import Transform
 from flaxae.autoencoder import Config
-from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
+from flaxae.corruptions import GaussianNoise, Patches
+from flaxae.likelihoods import Bernoulli, Likelihood
 from flaxae.nn.convnet import ConvNet
+from flaxae.nn.heads import Deterministic, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.recognizer import Recognizer
+from flaxae.objectives import (
+    ELBO,
+    L1,
+    ActivityRate,
+    Contractive,
+    ImportanceWeighted,
+    Layerwise,
+    VectorQuantization,
+)
 
 BERNOULLI = Bernoulli()
 
 
 def vanilla(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
     """Fully connected, with a linear bottleneck."""
-    return Config(body=MLP((512,)), latent=latent, likelihood=likelihood)
+    return Config(body=MLP((512,)), head=Deterministic(latent), likelihood=likelihood)
 
 
 def convolutional(latent: int = 32, likelihood: Likelihood = BERNOULLI, pool: bool = False) -> Config:
     """Convolutions down, by strides or pooling, transposed ones up; for images and signals."""
-    return Config(body=ConvNet(pool=pool), latent=latent, likelihood=likelihood)
+    return Config(body=ConvNet(pool=pool), head=Deterministic(latent), likelihood=likelihood)
 
 
 def pooled(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
@@ -29,18 +48,17 @@ def pooled(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
 
 def mixer(latent: int = 256, likelihood: Likelihood = BERNOULLI) -> Config:
     """An MLP-Mixer on patches, the strongest for images at a given time of training."""
-    return Config(body=Mixer(), latent=latent, likelihood=likelihood)
+    return Config(body=Mixer(), head=Deterministic(latent), likelihood=likelihood)
 
 
 def denoising(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float = 0.5) -> Config:
     """Fully connected and wide, trained to undo Gaussian noise, clipped as the values are (Vincent et al. 2010)."""
+    bounded = all(map(math.isfinite, likelihood.support))
     return Config(
         body=MLP((1024,)),
-        latent=latent,
+        head=Deterministic(latent),
         likelihood=likelihood,
-        corruption="gaussian",
-        noise=noise,
-        clip=None if isinstance(likelihood, Gaussian) else likelihood.support,
+        corruption=GaussianNoise(noise, clip=likelihood.support if bounded else None),
     )
 
 
@@ -50,20 +68,16 @@ def layerwise(
     """Noise at every layer of the encoder, undone layer by layer in the decoder (after Rasmus et al. 2015)."""
     return Config(
         body=MLP((1024, 512)),
-        latent=latent,
+        head=Deterministic(latent),
         likelihood=likelihood,
-        corruption="gaussian",
-        noise=noise,
-        objective="layerwise",
-        layerwise=weight,
+        objective=Layerwise(weight),
+        corruption=GaussianNoise(noise),
     )
 
 
 def sparse(latent: int = 256, likelihood: Likelihood = BERNOULLI, sparsity: float = 0.1) -> Config:
     """A wide code of which an L1 penalty turns most units off."""
-    return Config(
-        body=MLP((512,)), latent=latent, likelihood=likelihood, head="relu", objective="l1_sparse", sparsity=sparsity
-    )
+    return Config(body=MLP((512,)), head=Sparse(latent), objective=L1(sparsity), likelihood=likelihood)
 
 
 def sparse_rate(
@@ -72,28 +86,24 @@ def sparse_rate(
     """A wide code of sigmoid units that are each on for about `rate` of the examples (Ng 2011)."""
     return Config(
         body=MLP((512,)),
-        latent=latent,
+        head=Sparse(latent, "sigmoid"),
+        objective=ActivityRate(sparsity, rate),
         likelihood=likelihood,
-        head="sigmoid",
-        objective="rate_sparse",
-        sparsity=sparsity,
-        rate=rate,
     )
 
 
 def top_k(latent: int = 256, likelihood: Likelihood = BERNOULLI, active: int = 8) -> Config:
     """A wide code of which the `active` numbers largest in size are kept (after Makhzani & Frey 2014)."""
-    return Config(body=MLP((512,)), latent=latent, likelihood=likelihood, head="top_k", active=active)
+    return Config(body=MLP((512,)), head=TopK(latent, active), likelihood=likelihood)
 
 
 def contractive(latent: int = 32, likelihood: Likelihood = BERNOULLI, contraction: float = 0.1) -> Config:
     """Smooth, with a penalty on how much the code moves with the input (Rifai et al. 2011)."""
     return Config(
         body=MLP((256,), "tanh"),
-        latent=latent,
+        head=Deterministic(latent),
         likelihood=likelihood,
-        objective="contractive",
-        contraction=contraction,
+        objective=Contractive(contraction),
     )
 
 
@@ -103,12 +113,9 @@ def variational(
     """A Gaussian code near N(0, I), so that it can be sampled (Kingma & Welling 2014; β: Higgins et al. 2017)."""
     return Config(
         body=MLP((512,)),
-        latent=latent,
+        head=Variational(latent),
+        objective=ELBO(beta, free_bits),
         likelihood=likelihood,
-        head="gaussian",
-        objective="elbo",
-        beta=beta,
-        free_bits=free_bits,
     )
 
 
@@ -116,11 +123,9 @@ def importance_weighted(latent: int = 32, likelihood: Likelihood = BERNOULLI, sa
     """A variational one under a bound that `samples` draws make tighter (Burda et al. 2016)."""
     return Config(
         body=MLP((512,)),
-        latent=latent,
+        head=Variational(latent),
+        objective=ImportanceWeighted(samples),
         likelihood=likelihood,
-        head="gaussian",
-        objective="importance_weighted",
-        samples=samples,
     )
 
 
@@ -130,35 +135,33 @@ def vector_quantized(
     """A discrete code: groups of `width` numbers are each one of `codebook` vectors (van den Oord et al. 2017)."""
     return Config(
         body=MLP((512,)),
-        latent=latent,
+        head=VectorQuantizer(latent, codebook, width),
+        objective=VectorQuantization(),
         likelihood=likelihood,
-        head="vector_quantized",
-        objective="vector_quantized",
-        codebook=codebook,
-        width=width,
     )
 
 
 def stacked(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
     """Deep and fully connected, for `stacked.pretrain` to train layer by layer first (Bengio et al. 2007)."""
-    return Config(body=MLP((512, 256, 128)), latent=latent, likelihood=likelihood)
+    return Config(body=MLP((512, 256, 128)), head=Deterministic(latent), likelihood=likelihood)
 
 
 def masked(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float = 0.5) -> Config:
     """Trained to fill in patches that are hidden with probability `noise` (He et al. 2022)."""
     return Config(
         body=MLP((1024,)),
-        latent=latent,
+        head=Deterministic(latent),
         likelihood=likelihood,
-        corruption="patches",
-        noise=noise,
-        objective="masked",
+        objective=objectives.masked,
+        corruption=Patches(level=noise),
     )
 
 
 def transformed(latent: int = 64, likelihood: Likelihood = BERNOULLI, noise: float = 1.0) -> Config:
     """Trained to undo random affine maps, elastic deformation and cut-out: a code for recognising images by."""
-    return Config(body=Recognizer(), latent=latent, likelihood=likelihood, corruption="transform", noise=noise)
+    return Config(
+        body=Recognizer(), head=Deterministic(latent), likelihood=likelihood, corruption=Transform(level=noise)
+    )
 
 
 PRESETS: dict[str, Callable[..., Config]] = {
@@ -180,3 +183,45 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "masked": masked,
     "transformed": transformed,
 }
+
+
+def find(name: str, likelihood: Likelihood) -> Config:
+    """The preset of that name for values of that likelihood: one in `PRESETS`, or `package.module:preset`.
+
+    The latter is imported from where Python finds packages, or from the current folder. It is a `Config`, which is
+    taken as it is, or a function that gives one, and may take the `likelihood`.
+
+    Raises:
+        ConfigError: there is none of that name, or it gives no config.
+    """
+    if ":" not in name:
+        if name not in PRESETS:
+            raise errors.ConfigError(errors.unknown("--model", name, PRESETS))
+        return PRESETS[name](likelihood=likelihood)
+    module, _, attribute = name.partition(":")
+    found = getattr(imported(module), attribute, None)
+    if callable(found):
+        takes = "likelihood" in inspect.signature(found).parameters
+        found = found(likelihood=likelihood) if takes else found()
+    if not isinstance(found, Config):
+        raise errors.ConfigError(
+            f"{name!r} gives {'no preset' if found is None else repr(found)}; expected a flaxae.Config, or a function "
+            "that returns one."
+        )
+    return found
+
+
+def imported(module: str) -> types.ModuleType:
+    """A module of the user's, which registers its parts, from where Python finds packages or the current folder.
+
+    Raises:
+        ConfigError: there is none, or it fails.
+    """
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise errors.ConfigError(f"Can't import {module!r}, for its preset: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(here)

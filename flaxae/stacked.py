@@ -48,7 +48,7 @@ def pretrain(
         DataError: x doesn't fit the model.
     """
     parts = (model.encoder, model.head, model.decoder)
-    if not all(map(isinstance, parts, (MLPEncoder, heads.Deterministic, MLPDecoder))):
+    if not all(map(isinstance, parts, (MLPEncoder, heads.LinearHead, MLPDecoder))):
         raise errors.ConfigError(
             "Only a fully connected stack with a deterministic head is trained layer by layer, such as "
             f"`presets.stacked()`; the model has {', '.join(type(part).__name__ for part in parts)}."
@@ -60,11 +60,10 @@ def pretrain(
         innermost = i == len(encoders)
         layer = Autoencoder(
             _Layer(None if innermost else encoders[i]),
-            model.head if innermost else _Code(),
+            model.head if innermost else heads.IdentityHead(),
             _Layer(decoder),
             likelihood=model.likelihood if i == 0 else Gaussian(),
-            corruption=corruptions.masking,
-            noise=noise,
+            corruption=corruptions.Masking(noise),
         )
         own = None if folder is None else pathlib.Path(folder, f"layer-{i + 1}")
         begun = resume and own is not None and (own / "latest").exists()
@@ -86,10 +85,3 @@ class _Layer(nnx.Module):
         if self.layer is None:
             return x
         return self.layer(x, key) if isinstance(self.layer, Dense) else self.layer(x)
-
-
-class _Code(nnx.Module):
-    """The head of a layer whose output is its code."""
-
-    def __call__(self, features: Float[Array, "batch features"], key: Key[Array, ""] | None = None) -> heads.Latent:
-        return heads.Latent(z=features)

@@ -3,17 +3,19 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Shaped
 
-from flaxae import autoencoder, checkpoints, data, errors, runs, training
-from flaxae.autoencoder import Autoencoder
+from flaxae import autoencoder, data, errors, first_form, runs, training
+from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
+from flaxae.training import checkpoints
 
 PARTS = {"encoding": Encoding, "framing": Framing}  # of what is known of the data, where they have them
 
@@ -100,7 +102,7 @@ class Trained:
         return training.check_examples(self.model, self.scaling(x))
 
 
-def describe(config: autoencoder.Config, dataset: Dataset) -> dict[str, Any]:
+def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model."""
     about = {"source": dataset.name, "kind": dataset.kind, "shape": dataset.shape, "columns": dataset.columns}
     about |= {"scaling": dataset.scaling.to_dict()}
@@ -128,7 +130,6 @@ def load(folder: str | os.PathLike, *, model: Autoencoder | None = None) -> Trai
             "--exp anomaly --from scores new data with it."
         )
     try:
-        config = None if model else autoencoder.Config.from_dict(saved["model"])
         about = saved["data"]
         shape, kind, scaling = tuple(about["shape"]), about["kind"], Scaling.from_dict(about["scaling"])
         columns = None if about["columns"] is None else tuple(about["columns"])
@@ -136,8 +137,23 @@ def load(folder: str | os.PathLike, *, model: Autoencoder | None = None) -> Trai
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
     if model is None:
-        abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape))
-        graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
-        _, (params, rest) = checkpoints.restore(folder / "checkpoints" / "best", (params, rest))
-        model = nnx.merge(graphdef, *jax.device_put((params, rest)))
+        model = _restored(folder / "checkpoints" / "best", saved["model"], shape)
     return Trained(model, scaling, shape, kind, columns, **parts)
+
+
+def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...]) -> Autoencoder:
+    """The model of a config as it was saved, with the weights of a folder's newest good checkpoint."""
+    config = Config.from_dict(saved)
+    abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape))
+    graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
+    if not first_form.is_of(saved):
+        _, (params, rest) = checkpoints.restore(folder, (params, rest))
+        return nnx.merge(graphdef, *jax.device_put((params, rest)))
+    # The hyper-parameters had other names then; their values are in the config.
+    number = jax.ShapeDtypeStruct((), np.float32)
+    others = {name: part for name, part in rest.items() if name != "hyper"}
+    like = nnx.State({**others, "hyper": nnx.State({name: Hyper(number) for name in first_form.hyper(saved)})})
+    _, (params, restored) = checkpoints.restore(folder, (params, like))
+    hyper = nnx.State({name: Hyper(jnp.float32(value)) for name, value in config.hyper.items()})
+    rest = nnx.State({**{name: restored[name] for name in others}, "hyper": hyper})
+    return nnx.merge(graphdef, *jax.device_put((params, rest)))

@@ -18,10 +18,11 @@ from flaxae import anomaly, autoencoder, conformal, data, density, errors, prese
 from flaxae.anomaly import Detector, Views
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
 
-CONFIG = Config(body=MLP((16,)), latent=2, likelihood=Gaussian())
+CONFIG = Config(body=MLP((16,)), head=Deterministic(2), likelihood=Gaussian())
 TRAIN = {"kind": "tabular", "config": CONFIG, "epochs": 60}
 
 
@@ -172,7 +173,7 @@ def test_contributions_point_at_the_column(detector):
 
 @pytest.fixture(scope="session")
 def of_images(digits):
-    config = Config(body=MLP((32,)), latent=4, likelihood=Gaussian())
+    config = Config(body=MLP((32,)), head=Deterministic(4), likelihood=Gaussian())
     return anomaly.fit(digits[:400], kind="image", config=config, epochs=20)
 
 
@@ -251,7 +252,7 @@ def test_trimming_keeps_scattered_anomalies_from_being_learned(rng):
         return 1.5 * rng.standard_normal((n, 6)).astype(np.float32)
 
     train, new = np.concatenate([rows(210, 7), strange(90)]), np.concatenate([rows(200, 8), strange(40)])
-    settings = TRAIN | {"config": dataclasses.replace(CONFIG, latent=3), "epochs": 60, "held_out": 0.0}
+    settings = TRAIN | {"config": CONFIG.with_latent(3), "epochs": 60, "held_out": 0.0}
 
     def confused(contamination):
         """Of the pairs of a normal and a strange row, the fraction that is ranked the wrong way round."""

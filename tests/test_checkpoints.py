@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flaxae import checkpoints
 from flaxae.errors import CheckpointError
+from flaxae.training import checkpoints
 
 
 def example(seed: int) -> dict:
@@ -215,7 +215,7 @@ def test_restored_onto_other_devices_than_saved_from(tmp_path):
 SAVE_IN_A_LOOP = """
 import itertools, sys
 import numpy as np
-from flaxae import checkpoints
+from flaxae.training import checkpoints
 for step in itertools.count(int(sys.argv[2])):
     checkpoints.save(sys.argv[1], step, {"x": np.full(1000, step), "step": step})
     print(step, flush=True)

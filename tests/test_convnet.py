@@ -6,6 +6,7 @@ import pytest
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.nn.convnet import ConvNet
+from flaxae.nn.heads import Deterministic
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from flaxae.nn.convnet import ConvNet
     ids=repr,
 )
 def test_any_size_and_channels_come_back_in_shape(shape, spec, rng):
-    model = autoencoder.build(Config(body=spec, latent=4), shape)
+    model = autoencoder.build(Config(body=spec, head=Deterministic(4)), shape)
     x = rng.uniform(size=(2, *shape)).astype(np.float32)
     assert training.apply(Autoencoder.encode, model, x).shape == (2, 4)
     reconstruction = training.apply(Autoencoder.reconstruct, model, x)
@@ -27,14 +28,14 @@ def test_any_size_and_channels_come_back_in_shape(shape, spec, rng):
 
 
 def test_it_learns(digits):
-    model = autoencoder.build(Config(body=ConvNet((8, 16)), latent=16), (8, 8, 1))
+    model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(16)), (8, 8, 1))
     history = training.fit(model, digits[:512], epochs=8, batch_size=64, learning_rate=1e-2, show=False)
     assert history["val_loss"][-1] < 0.7 * history["val_loss"][0]
 
 
 def test_examples_of_a_batch_do_not_mix(digits):
     """The batch is the last axis inside, where a wrong reshape would mix it with the pixels."""
-    model = autoencoder.build(Config(body=ConvNet((4, 6), residual=1), latent=8), (8, 8, 1))
+    model = autoencoder.build(Config(body=ConvNet((4, 6), residual=1), head=Deterministic(8)), (8, 8, 1))
     together = training.apply(Autoencoder.reconstruct, model, digits[:5])
     apart = training.apply(Autoencoder.reconstruct, model, digits[:5], batch_size=1)
     np.testing.assert_allclose(together, apart, atol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 from flaxae import autoencoder, data, denoising, errors
 from flaxae.autoencoder import Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.trained import Trained
 
@@ -14,7 +15,7 @@ from flaxae.trained import Trained
 def identity(shape: tuple[int, ...], dtype: str = "uint8") -> Trained:
     """A linear autoencoder that gives back what it is given."""
     size = int(np.prod(shape))
-    model = autoencoder.build(Config(body=MLP(()), latent=size, likelihood=Gaussian()), shape)
+    model = autoencoder.build(Config(body=MLP(()), head=Deterministic(size), likelihood=Gaussian()), shape)
     for linear in (model.head.linear, model.decoder.out):
         linear.kernel[...] = jnp.eye(size)
     full = 255.0 if dtype == "uint8" else 1.0

@@ -7,7 +7,9 @@ from scipy import stats
 from flaxae import autoencoder, density, errors
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic, Variational
 from flaxae.nn.mlp import MLP
+from flaxae.objectives import ELBO
 
 NOISE = 0.7
 
@@ -17,7 +19,7 @@ def linear_gaussian() -> tuple[Autoencoder, np.ndarray, np.ndarray]:
     """p(z) = N(0, I), p(x | z) = N(W z + b, NOISE² I), with a q(z | x) somewhat off the posterior; x, and log p(x)."""
     rng = np.random.default_rng(1)
     weights, bias = rng.standard_normal((2, 5)), rng.standard_normal(5)
-    config = Config(body=MLP(()), latent=2, head="gaussian", objective="elbo", likelihood=Gaussian(NOISE))
+    config = Config(body=MLP(()), head=Variational(2), objective=ELBO(), likelihood=Gaussian(NOISE))
     model = autoencoder.build(config, (5,))
     covariance = np.linalg.inv(np.eye(2) + weights @ weights.T / NOISE**2)  # of the posterior
     to_mean = weights.T @ covariance / NOISE**2
@@ -63,7 +65,7 @@ def test_the_elbo_lies_below_by_the_gap_of_q(linear_gaussian):
 
 
 def test_a_model_without_a_posterior_is_refused(linear_gaussian):
-    model = autoencoder.build(Config(body=MLP(()), latent=2, likelihood=Gaussian()), (5,))
+    model = autoencoder.build(Config(body=MLP(()), head=Deterministic(2), likelihood=Gaussian()), (5,))
     for function in (density.negative_log_likelihood, density.elbo):
         with pytest.raises(errors.ConfigError, match="variational"):
             function(model, linear_gaussian[1])

@@ -16,11 +16,12 @@ from benchmarks import scale
 from flaxae import autoencoder, distributed, errors, processes, training
 from flaxae.autoencoder import Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from tests.test_training import _InterruptAt
 
 ROOT = pathlib.Path(scale.__file__).parent.parent
-TINY = Config(body=MLP((8,)), latent=4, likelihood=Gaussian())
+TINY = Config(body=MLP((8,)), head=Deterministic(4), likelihood=Gaussian())
 
 
 def test_eight_devices_give_the_losses_of_one(monkeypatch):

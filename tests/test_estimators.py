@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import check_classifiers_classes, parametriz
 
 from flaxae import errors, finetuning, training
 from flaxae.autoencoder import Config
+from flaxae.corruptions import GaussianNoise
 from flaxae.estimators import (
     AutoencoderClassifier,
     AutoencoderDetector,
@@ -24,12 +25,14 @@ from flaxae.estimators import (
     DenoisingAutoencoder,
 )
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
+from flaxae.training import step
 
 # The same network for all, so that one program for each number of columns serves every test here.
 TINY = {"latent": 2, "hidden": (8,), "noise": 0.1, "epochs": 2, "random_state": 0}
 LINEAR = {**TINY, "hidden": ()}  # the quickest to compile, for checks with tables of many widths
-LINEAR_CONFIG = Config(body=MLP(()), latent=2, likelihood=Gaussian(), corruption="gaussian", noise=0.1)
+LINEAR_CONFIG = Config(body=MLP(()), head=Deterministic(2), likelihood=Gaussian(), corruption=GaussianNoise(0.1))
 BOTH = pytest.mark.parametrize("kind", [AutoencoderTransformer, DenoisingAutoencoder])
 OFFSET, SCALE = np.array([1e6, 0.0, -3.0]), np.array([1e3, 1.0, 1e-3])
 
@@ -205,11 +208,11 @@ def test_a_search_over_a_pipeline_finds_what_trains(surface):
 
 
 def test_tables_of_every_length_train_by_one_program(surface, fitted):
-    compiled = training.short_block._cache_size()
+    compiled = step.short_block._cache_size()
     for rows in (1, 7, 64, 600):
         clone(fitted).set_params(epochs=1).fit(surface[:rows])
     clone(fitted).set_params(epochs=1).fit(np.tile(surface, (5, 1)))  # of several blocks
-    assert training.short_block._cache_size() == compiled
+    assert step.short_block._cache_size() == compiled
 
 
 def test_a_batch_is_as_good_as_its_rows(surface, fitted):

@@ -79,7 +79,7 @@ def test_a_sweep_trains_every_combination_and_keeps_the_best(images, capsys):
     usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Use it: "))
     assert command_line(usage.split("--exp ")[1].replace("new.npy", "digits.npz")) == 0
     kept, digits = flaxae.load(folder), data.load("digits.npz")
-    assert kept.model.hyper.noise[...] == np.float32(measured["kept/noise"])
+    assert kept.model.hyper.level[...] == np.float32(measured["kept/noise"])
     np.testing.assert_array_equal(data.read("made.npy"), denoising.denoise(kept, data.read("digits.npz")))
     test = digits.scaling(digits.test)
     noisy = np.clip(test + 0.3 * np.random.default_rng(0).standard_normal(test.shape), 0, 1).astype(np.float32)
@@ -105,7 +105,7 @@ def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
         ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
         ("denoise --sweep noise=nan", "such as lr="),
         ("reconstruct --sweep latent=2,8 lr=1e-3", "goes alone"),
-        ("generate --sweep lr=1e-3 --patience 3", "--patience is for one model"),
+        ("generate --sweep lr=1e-3 --model stacked", "--model stacked is for one model"),
         ("reconstruct --sweep lr=1e-3 --model stacked", "--model stacked is for one model"),
         ("denoise --seeds 3", "--seeds goes with a --sweep"),
         ("reduce --precision bf-16", "'float32', 'bf16'"),

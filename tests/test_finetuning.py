@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from flaxae import autoencoder, corruptions, errors, finetuning, training
+from flaxae import autoencoder, errors, finetuning, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.corruptions import GaussianNoise
 from flaxae.finetuning import Classifier, FineTuning
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.nn.recognizer import Recognizer
 
-CONFIG = Config(body=MLP((32, 16)), latent=8, corruption="gaussian", noise=0.2)
+CONFIG = Config(body=MLP((32, 16)), head=Deterministic(8), corruption=GaussianNoise(0.2))
 QUICK = FineTuning(steps=150, batch_size=16, learning_rate=1e-2, ema=0.9)
 
 
@@ -151,7 +153,7 @@ def test_consistency_makes_examples_without_labels_keep_their_class_under_corrup
 
     def moved(consistency):
         """How far the probabilities of those without labels go."""
-        plan = dataclasses.replace(QUICK, corruption=corruptions.gaussian, noise=0.3, consistency=consistency)
+        plan = dataclasses.replace(QUICK, corruption=GaussianNoise(0.3), consistency=consistency)
         learnt = [Classifier(model, 8, 10, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
         finetuning.fit(learnt, x, finetuning.supervised(draws, 10), plan)
         distance = [np.abs(finetuning.predict(own, x) - finetuning.predict(own, noisy)).sum(axis=1) for own in learnt]
@@ -163,10 +165,10 @@ def test_consistency_makes_examples_without_labels_keep_their_class_under_corrup
 def test_a_teacher_normalises_as_its_pupil_does(x, y):
     """By the batch: running statistics, however far off, don't reach what is learnt."""
     body = Recognizer(channels=(4,), kernels=(3,), hidden=(16,))
-    one = Classifier(autoencoder.build(Config(body=body, latent=8), x.shape[1:]), 8, 10, rngs=nnx.Rngs(0))
+    one = Classifier(autoencoder.build(Config(body=body, head=Deterministic(8)), x.shape[1:]), 8, 10, rngs=nnx.Rngs(0))
     off = nnx.clone(one)
     off.encoder.stages[0].norm.mean[...] += 3
-    plan = FineTuning(steps=5, corruption=corruptions.gaussian, noise=0.3, consistency=1.0)
+    plan = FineTuning(steps=5, corruption=GaussianNoise(0.3), consistency=1.0)
     for classifier in (one, off):
         finetuning.fit([classifier], x, finetuning.supervised([y], 10), plan)
     np.testing.assert_allclose(off.out.kernel[...], one.out.kernel[...], atol=1e-6)
@@ -202,9 +204,9 @@ def test_distillation_follows_the_clusters(rng):
     """Of two labels a class, a probe can't tell which directions matter; the graph of all examples can."""
     y = np.arange(240) % 4
     x = (2.5 * np.eye(4, 12)[y] + rng.standard_normal((240, 12)) * ([0.3] * 4 + [0.8] * 8)).astype(np.float32)
-    model = autoencoder.build(Config(body=MLP((32,)), latent=12, likelihood=Gaussian()), (12,))
+    model = autoencoder.build(Config(body=MLP((32,)), head=Deterministic(12), likelihood=Gaussian()), (12,))
     draws = [finetuning.draw(y, 8, seed=seed) for seed in range(3)]
-    plan = FineTuning(steps=100, batch_size=32, learning_rate=3e-3, corruption=corruptions.gaussian, noise=0.3, ema=0.9)
+    plan = FineTuning(steps=100, batch_size=32, learning_rate=3e-3, corruption=GaussianNoise(0.3), ema=0.9)
     first = finetuning.distil(model, x, draws, plan, classes=4, views=2)
     second = finetuning.distil(first.classifiers, x, draws, plan, classes=4, views=2)
     assert [reached.shape for reached in second.probabilities] == [(240, 4)] * 3
@@ -218,11 +220,11 @@ def test_distillation_follows_the_clusters(rng):
 
 
 def test_over_views_is_the_mean_of_an_example_and_corrupted_ones(model, x):
-    def brighter(key, x, level):
-        return x + 2 * level
+    def brighter(key, x):
+        return x + 1
 
     clean, bright = np.asarray(model.encode(x[:50])), np.asarray(model.encode(x[:50] + 1))
-    seen = finetuning.encode(model, x[:50], FineTuning(corruption=brighter, noise=1.0).views(3))
+    seen = finetuning.encode(model, x[:50], FineTuning(corruption=brighter).views(3))
     np.testing.assert_allclose(seen, clean / 4 + 3 * bright / 4, atol=1e-4)
     np.testing.assert_allclose(finetuning.encode(model, x[:50]), clean, atol=1e-5)
 

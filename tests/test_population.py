@@ -9,12 +9,14 @@ from flax import nnx
 
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
-from flaxae.population import Member, fit_population
+from flaxae.training.population import Member, fit_population
 
-DENOISING = Config(body=MLP((16,)), latent=4, corruption="gaussian", noise=0.3, clip=(0.0, 1.0))
+DENOISING = Config(body=MLP((16,)), head=Deterministic(4), corruption=GaussianNoise(0.3, clip=(0.0, 1.0)))
 SHORT = {"epochs": 2, "batch_size": 64, "show": False}
 
 
@@ -24,7 +26,11 @@ def solo(
     """What `fit` makes of one member's settings."""
     settings = dict(settings)
     seed, rate = settings.pop("seed"), settings.pop("learning_rate")
-    model = autoencoder.build(dataclasses.replace(config, **settings), x.shape[1:], seed=seed)
+    if "latent" in settings:
+        config = config.with_latent(settings["latent"])
+    if "level" in settings:
+        config = dataclasses.replace(config, corruption=dataclasses.replace(config.corruption, level=settings["level"]))
+    model = autoencoder.build(config, x.shape[1:], seed=seed)
     return model, training.fit(model, x, learning_rate=rate, **SHORT, **arguments)
 
 
@@ -41,10 +47,10 @@ def assert_equal(member: Member, model: Autoencoder, history: training.History) 
 )
 def test_members_equal_their_solo_runs(digits, arguments):
     population = fit_population(
-        DENOISING, digits, seeds=(0, 3), learning_rate=(1e-3, 1e-2), noise=(0.1, 0.4), **SHORT, **arguments
+        DENOISING, digits, seeds=(0, 3), learning_rate=(1e-3, 1e-2), level=(0.1, 0.4), **SHORT, **arguments
     )
     assert len(population.members) == 8
-    assert population.members[6].settings == {"seed": 3, "learning_rate": 1e-2, "noise": 0.1}
+    assert population.members[6].settings == {"seed": 3, "learning_rate": 1e-2, "level": 0.1}
     for member in population.members[1::5]:
         assert_equal(member, *solo(DENOISING, digits, member.settings, **arguments))
 
@@ -73,11 +79,11 @@ def test_the_best_is_the_lowest_on_validation(digits):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_score_ranks_what_the_loss_can_not(digits, sign):
     def noise(model, x, key):
-        return sign * jnp.broadcast_to(model.hyper.noise[...], len(x))
+        return sign * jnp.broadcast_to(model.hyper.level[...], len(x))
 
-    population = fit_population(DENOISING, digits, noise=(0.1, 0.9), score=noise, **SHORT)
+    population = fit_population(DENOISING, digits, level=(0.1, 0.9), score=noise, **SHORT)
     assert [member.score for member in population.members] == pytest.approx([0.1 * sign, 0.9 * sign])
-    assert population.best.settings["noise"] == (0.1 if sign > 0 else 0.9)
+    assert population.best.settings["level"] == (0.1 if sign > 0 else 0.9)
 
 
 def explodes_when_trained_fast(model: Autoencoder, x: jax.Array, key: jax.Array) -> jax.Array:
@@ -115,7 +121,7 @@ def test_a_function_builds_models_of_ones_own(digits):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noize": 0.1}, "Did you mean 'noise'"),
+        ({"levle": 0.1}, "Did you mean 'level'"),
         ({"learning_rate": (1e-3, 0.0)}, "learning_rate is 0.0"),
         ({"seeds": ()}, "seed is empty"),
         ({"at_once": 0}, "at_once"),

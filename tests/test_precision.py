@@ -7,17 +7,18 @@ from flax import nnx
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
 from flaxae.nn.convnet import ConvNet
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
-from flaxae.population import fit_population
-from flaxae.precision import MixedPrecision
+from flaxae.training.population import fit_population
+from flaxae.training.precision import MixedPrecision
 
 KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("body", [MLP((32,)), ConvNet((8, 16))])
 def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body):
-    model = autoencoder.build(Config(body=body, latent=8), (8, 8, 1))
+    model = autoencoder.build(Config(body=body, head=Deterministic(8)), (8, 8, 1))
     graphdef, state = nnx.split(model)
 
     def loss(objective):
@@ -32,7 +33,7 @@ def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body)
 
 
 def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
-    config, settings = Config(body=MLP((32,)), latent=8), {"epochs": 4, "batch_size": 64, "show": False}
+    config, settings = Config(body=MLP((32,)), head=Deterministic(8)), {"epochs": 4, "batch_size": 64, "show": False}
     losses = {}
     for precision in ("float32", "bf16"):
         model = autoencoder.build(config, (8, 8, 1))
@@ -46,6 +47,6 @@ def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
 
 
 def test_another_precision_is_refused(digits):
-    model = autoencoder.build(Config(body=MLP((32,)), latent=8), (8, 8, 1))
+    model = autoencoder.build(Config(body=MLP((32,)), head=Deterministic(8)), (8, 8, 1))
     with pytest.raises(errors.ConfigError, match="Did you mean 'bf16'"):
         training.fit(model, digits, precision="bf-16", show=False)

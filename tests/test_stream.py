@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run
-from flaxae import autoencoder, data, errors, feed, training
+from flaxae import autoencoder, data, errors, training
 from flaxae.autoencoder import Config
 from flaxae.data import Scaling
 from flaxae.data.stream import Stream
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
+from flaxae.training import feed, loop, step
 from tests.test_training import assert_same_bits
 
-TINY = Config(body=MLP((8,)), latent=4, likelihood=Gaussian())
+TINY = Config(body=MLP((8,)), head=Deterministic(4), likelihood=Gaussian())
 SHORT = {"epochs": 2, "batch_size": 32, "show": False}
 
 
@@ -90,8 +92,8 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
     whole, parted = (autoencoder.build(TINY, (6,)) for _ in range(2))
     expected = training.fit(whole, standardised(mapped), **SHORT)
     assert expected["loss"][1] < expected["loss"][0]
-    real, blocks = training.short_block, []
-    monkeypatch.setattr(training, "BLOCK_SECONDS", 0)  # one step a block
+    real, blocks = step.short_block, []
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)  # one step a block
 
     def counted(*arguments):
         blocks.append(None)
@@ -99,7 +101,7 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "short_block", counted)
+    monkeypatch.setattr(step, "short_block", counted)
     with pytest.raises(KeyboardInterrupt):
         training.fit(parted, standardised(mapped), folder=tmp_path, **SHORT)
     resumed = autoencoder.build(TINY, (6,))

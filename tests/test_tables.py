@@ -10,13 +10,15 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaxae import autoencoder, checkpoints, data, runs, trained
+from flaxae import autoencoder, data, runs, trained
 from flaxae.autoencoder import Config
 from flaxae.data import Encoding, Scaling
 from flaxae.data.encoding import MAX_CATEGORIES
 from flaxae.errors import ConfigError, DataError
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
+from flaxae.training import checkpoints
 
 
 @pytest.fixture
@@ -255,7 +257,7 @@ def model(people, tmp_path):
     """A run's folder with an untrained model of `people` in it, loaded."""
     with pytest.warns(UserWarning, match="missing"):
         dataset = data.load(people)
-    config = Config(body=MLP((4,)), latent=2, likelihood=Gaussian())
+    config = Config(body=MLP((4,)), head=Deterministic(2), likelihood=Gaussian())
     network = autoencoder.build(config, dataset.shape)
     with runs.start("test", "a", trained.describe(config, dataset), resume=False, root=tmp_path) as run:
         checkpoints.save(run.checkpoints / "best", 0, nnx.split(network, nnx.Param, ...)[1:])

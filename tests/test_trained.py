@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxae import autoencoder, checkpoints, data, errors, runs, trained
+from flaxae import autoencoder, data, errors, runs, trained
 from flaxae.autoencoder import Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
+from flaxae.training import checkpoints
 
 
 @pytest.fixture
@@ -16,7 +18,7 @@ def table(rng):
 @pytest.fixture
 def run(table, tmp_path):
     """A run's folder with an untrained model in it, and the model."""
-    config = Config(body=MLP((8,)), latent=2, likelihood=Gaussian())
+    config = Config(body=MLP((8,)), head=Deterministic(2), likelihood=Gaussian())
     model = autoencoder.build(config, table.shape)
     with runs.start("test", "a", trained.describe(config, table), resume=False, root=tmp_path) as run:
         checkpoints.save(run.checkpoints / "best", 0, nnx.split(model, nnx.Param, ...)[1:])

@@ -11,13 +11,16 @@ import pytest
 from flax import nnx
 from sklearn.decomposition import PCA
 
-from flaxae import autoencoder, checkpoints, errors, training
+from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
+from flaxae.training import checkpoints, fitting, loop, optimizers, step
 
-TINY = Config(body=MLP((32,)), latent=8, corruption="gaussian", noise=0.3, clip=(0.0, 1.0))
+TINY = Config(body=MLP((32,)), head=Deterministic(8), corruption=GaussianNoise(0.3, clip=(0.0, 1.0)))
 SHORT = {"epochs": 4, "batch_size": 64, "show": False}
 
 
@@ -44,7 +47,7 @@ def test_the_loss_falls_and_the_history_reads_as_keras_users_expect(digits):
 
 
 def test_a_linear_autoencoder_reaches_pcas_error(digits):
-    config = Config(body=MLP(()), latent=8, likelihood=Gaussian())
+    config = Config(body=MLP(()), head=Deterministic(8), likelihood=Gaussian())
     model = tiny(config)
     training.fit(model, digits, epochs=150, batch_size=256, learning_rate=0.1, validation=0.0, show=False)
     error = np.mean((training.apply(Autoencoder.reconstruct, model, digits) - digits) ** 2)
@@ -79,7 +82,7 @@ def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch,
     whole, parted = tiny(), tiny()
     expected = training.fit(whole, digits, **setting, **SHORT)
     # blocks of 3 steps, so that the interrupt falls inside an epoch
-    monkeypatch.setattr(training, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         training.fit(parted, digits, **setting, folder=tmp_path, on_epoch=_InterruptAt(2), **SHORT)
     fresh = tiny()
@@ -90,11 +93,11 @@ def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch,
 
 
 def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "BLOCK_SECONDS", 0)  # one step a block
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)  # one step a block
     whole = tiny()
     training.fit(whole, digits, **SHORT)
     steps_per_epoch = int(len(digits) * 0.9) // 64
-    real, blocks = training.short_block, []
+    real, blocks = step.short_block, []
 
     def counted(*arguments):
         blocks.append(None)
@@ -102,7 +105,7 @@ def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "short_block", counted)
+    monkeypatch.setattr(step, "short_block", counted)
     with pytest.raises(KeyboardInterrupt):
         training.fit(tiny(), digits, folder=tmp_path, **SHORT)
     assert checkpoints.steps(tmp_path / "latest") == [steps_per_epoch + 5]
@@ -128,7 +131,7 @@ def test_a_finished_run_resumes_to_itself(digits, tmp_path):
 
 def test_it_ends_with_the_weights_of_the_best_epoch(digits, tmp_path):
     """A few examples, so that validation turns up while training goes on."""
-    config = dataclasses.replace(TINY, corruption="none")
+    config = dataclasses.replace(TINY, corruption=None)
     model = tiny(config)
     history = training.fit(
         model, digits[:20], validation=digits[100:300], epochs=300, batch_size=20, learning_rate=0.02, show=False
@@ -137,12 +140,12 @@ def test_it_ends_with_the_weights_of_the_best_epoch(digits, tmp_path):
     assert best < 299
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     key = jax.random.split(jax.random.key(0), 3)[2]
-    loss = training.evaluate(graphdef, negative_log_likelihood, 20, params, rest, digits[100:300], key)
-    assert float(loss) == pytest.approx(history["val_loss"][best], rel=1e-5)
+    loss = step.evaluate(graphdef, negative_log_likelihood, 20, params, rest, digits[100:300], key)
+    assert float(loss["loss"]) == pytest.approx(history["val_loss"][best], rel=1e-5)
 
 
 def test_patience_stops_early(digits):
-    config = dataclasses.replace(TINY, corruption="none")
+    config = dataclasses.replace(TINY, corruption=None)
     history = training.fit(
         tiny(config), digits[:20], validation=digits[100:300], epochs=200, batch_size=20, learning_rate=0.02,
         patience=3, show=False,
@@ -165,28 +168,28 @@ def test_a_diverging_run_stops_with_the_last_good_weights(digits):
 
 
 def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch(digits):
-    model = tiny(dataclasses.replace(TINY, corruption="none"))
+    model = tiny(dataclasses.replace(TINY, corruption=None))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     expected = float(negative_log_likelihood(model, digits[:101], jax.random.key(0)).mean())
     for batch_size in (101, 25, 7):
-        loss = training.evaluate(
+        loss = step.evaluate(
             graphdef, negative_log_likelihood, batch_size, params, rest, digits[:101], jax.random.key(0)
         )
-        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        assert float(loss["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_short_training_is_compiled_in_a_hurry_to_the_same_weights(digits, monkeypatch):
     models = [tiny(), tiny()]
     training.fit(models[0], digits, **SHORT)
-    monkeypatch.setattr(training, "short_block", None)
-    monkeypatch.setattr(training, "SHORT", 0)
+    monkeypatch.setattr(step, "short_block", None)
+    monkeypatch.setattr(fitting, "SHORT", 0)
     training.fit(models[1], digits, **SHORT)
     for short, long in zip(*map(weights, models), strict=True):
         np.testing.assert_allclose(short, long, atol=1e-4)
 
 
 def test_microbatches_give_the_gradient_of_the_batch(digits):
-    whole, parts = (tiny(dataclasses.replace(TINY, corruption="none")) for _ in range(2))
+    whole, parts = (tiny(dataclasses.replace(TINY, corruption=None)) for _ in range(2))
     settings = {"epochs": 2, "batch_size": 60, "validation": 0.0, "show": False}
     expected = training.fit(whole, digits[:240], **settings)
     history = training.fit(parts, digits[:240], microbatches=3, **settings)
@@ -198,7 +201,7 @@ def test_microbatches_give_the_gradient_of_the_batch(digits):
 
 
 def test_dropout_acts_in_training_alone(digits):
-    config = dataclasses.replace(TINY, body=MLP((32,), dropout=0.5, layer_norm=True), corruption="none")
+    config = dataclasses.replace(TINY, body=MLP((32,), dropout=0.5, layer_norm=True), corruption=None)
     model = tiny(config)
     training.fit(model, digits[:256], epochs=1, show=False)
     once, again = (model.reconstruct(digits[:4]) for _ in range(2))
@@ -254,7 +257,7 @@ def test_it_trains_outside_the_main_thread(digits):
 
 def test_its_adam_is_optaxs(rng):
     params = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(5)}
-    ours, theirs = training.scale_by_adam(), optax.scale_by_adam()
+    ours, theirs = optimizers.scale_by_adam(), optax.scale_by_adam()
     our_state, their_state = ours.init(params), theirs.init(params)
     for scale in (1.0, 1e-9, 1e3, 0.0):
         gradient = jax.tree.map(lambda p: jnp.float32(scale * rng.standard_normal(p.shape)), params)  # noqa: B023
@@ -266,7 +269,7 @@ def test_its_adam_is_optaxs(rng):
 def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     skewed = rng.standard_normal((12, 6)) * 10.0 ** np.linspace(0, 1.5, 6)
     gradient = {"kernel": jnp.float32(skewed), "bias": jnp.float32(rng.standard_normal(6))}
-    muon = training.scale_by_muon()
+    muon = optimizers.scale_by_muon()
     update, _ = muon.update(gradient, muon.init(gradient), gradient)
     left, _, right = np.linalg.svd(skewed, full_matrices=False)
     along = np.diag(left.T @ np.asarray(update["kernel"]) @ right.T)
@@ -302,8 +305,8 @@ def test_golden_step(digits):
     optimizer = training.Optimizer(steps=10, warmup=0.0)
     model = tiny()
     graphdef = nnx.split(model)[0]
-    state = training.init(model, optimizer, 1e-2)
-    step = jax.jit(training.train_step, static_argnums=(0, 1, 2))
-    state = step(graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0))
+    state = step.init(model, optimizer, 1e-2)
+    one_step = jax.jit(step.train_step, static_argnums=(0, 1, 2))
+    state = one_step(graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0))
     norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
-    assert (float(state.loss_sum), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
+    assert (float(state.sums["loss"]), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)

@@ -7,13 +7,14 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
-from flaxae import errors
+from flaxae import errors, specs
 from flaxae.nn import conv, layers
 from flaxae.nn.mlp import MLP, Stack
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class ConvNet:
     """Convolutions that halve the image at each of `channels`, mirrored by transposed ones in the decoder.
@@ -51,9 +52,9 @@ class ConvNet:
         """
         return ConvEncoder(self, shape, rngs=rngs)
 
-    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvDecoder":
-        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
-        return ConvDecoder(self, latent, shape, rngs=rngs)
+    def decoder(self, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvDecoder":
+        """The part from a code of any shape to a likelihood's parameters of that `shape`."""
+        return ConvDecoder(self, code, shape, rngs=rngs)
 
     def sizes(self, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
         """(height, width) before the first stage and after each."""
@@ -104,13 +105,12 @@ class ConvEncoder(nnx.Module):
             [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
         )
         flat = math.prod(spec.sizes(self.shape)[-1]) * spec.channels[-1]
-        self.features = (flat, *spec.hidden)[-1]
         self.stack = Stack((flat, *spec.hidden), MLP(spec.hidden, spec.activation), rngs=rngs)
 
     def __call__(
-        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+        self, x: Shaped[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
-        x = conv.from_nhwc(jnp.asarray(x).reshape(x.shape[0], *self.shape))
+        x = conv.from_nhwc(layers.floating(x).reshape(x.shape[0], *self.shape))
         for stage in self.stages:
             x = self.activation(stage(x))
             if self.pool:
@@ -122,9 +122,10 @@ class ConvEncoder(nnx.Module):
 
 
 class ConvDecoder(nnx.Module):
-    """[batch, latent] -> [batch, height, width, channels], a likelihood's parameters."""
+    """[batch, *code] -> [batch, height, width, channels], a likelihood's parameters."""
 
-    def __init__(self, spec: ConvNet, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, spec: ConvNet, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        latent = math.prod(code)
         self.activation = layers.activation(spec.activation)
         image = as_image(shape)
         *sizes, smallest = spec.sizes(image)
@@ -145,9 +146,9 @@ class ConvDecoder(nnx.Module):
         )
 
     def __call__(
-        self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
+        self, z: Float[Array | np.ndarray, " batch *code"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch *shape"]:
-        x = self.expand(self.stack(jnp.asarray(z), key)).reshape(z.shape[0], *self.coarsest)
+        x = self.expand(self.stack(jnp.asarray(z).reshape(z.shape[0], -1), key)).reshape(z.shape[0], *self.coarsest)
         x = conv.from_nhwc(x)
         for block in self.blocks:
             x = block(x)

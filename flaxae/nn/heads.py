@@ -1,77 +1,171 @@
 """Heads: from an encoder's features to the code.
 
-A head is any module called as `head(features, key) -> Latent`. Without a key it is deterministic: what leaves the
-package as a code is never a sample.
+A head's spec makes a module `(features, key) -> Latent`, for features of a shape: [batch, features], a grid of them,
+[batch, height, width, features], or a sequence; stock heads act on the last axis. Without a key the module is
+deterministic: what leaves the package as a code is never a sample.
+
+A head with probabilities has `draw`, `log_q`, `log_prior`, `kl` and `sample` as well: the ELBO, importance weights and
+the density are made of those alone, so that a posterior or a prior of one's own is right in all of them.
 """
 
-from typing import NamedTuple
+import dataclasses
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
-from flaxae import errors
+from flaxae import errors, specs
+from flaxae.likelihoods import total
 from flaxae.nn import layers
+from flaxae.nn.priors import Prior, StandardNormal, StandardNormalDensity
 
 LOGVAR_BOUND = 10.0
+STANDARD_NORMAL = StandardNormal()
+
+Features = Float[Array, " batch *features"]
+Shape = tuple[int, ...]
 
 
 class Latent(NamedTuple):
-    """What a head returns. `z` goes to the decoder."""
+    """What a stock head returns. `z` goes to the decoder; a head of one's own may return any tuple that has it."""
 
-    z: Float[Array, " batch latent"]
-    mean: Float[Array, " batch latent"] | None = None  # of q(z | x); of a quantiser, what it was given
-    logvar: Float[Array, " batch latent"] | None = None  # of q(z | x)
-    codes: Int[Array, " batch groups"] | None = None  # which vectors of the codebook
+    z: PyTree[Array]  # [batch, *code], or a tree of such
+    mean: Float[Array, " batch *code"] | None = None  # of q(z | x); of a quantiser, what it was given
+    logvar: Float[Array, " batch *code"] | None = None  # of q(z | x)
+    codes: Int[Array, " batch *groups"] | None = None  # which vectors of the codebook
 
 
-class Deterministic(nnx.Module):
+@runtime_checkable
+class Head(Protocol):
+    """The spec of a head."""
+
+    def make(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The module for features of that shape (no batch axis), or of a tree of shapes."""
+        ...
+
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """A head's module with probabilities q(z | x) and p(z); all in nats an example."""
+
+    def draw(self, latent: Any, key: Key[Array, ""]) -> PyTree[Array]:
+        """z ~ q(z | x), through which gradients pass."""
+        ...
+
+    def log_q(self, latent: Any, z: PyTree[Array]) -> Float[Array, " batch"]:
+        """log q(z | x)."""
+        ...
+
+    def log_prior(self, z: PyTree[Array]) -> Float[Array, " batch"]:
+        """log p(z)."""
+        ...
+
+    def kl(self, latent: Any) -> Float[Array, " batch *code"]:
+        """KL(q ‖ p), or an estimate of it at `latent.z`, in terms whose sum over all axes but the first it is."""
+        ...
+
+    def sample(self, n: int, key: Key[Array, ""]) -> PyTree[Array]:
+        """n draws from p(z)."""
+        ...
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Deterministic:
     """z = W h + b, with no activation: a linear bottleneck loses least (Hinton & Salakhutdinov 2006)."""
 
-    def __init__(self, features: int, latent: int, *, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(features, latent, rngs=rngs)
+    latent: int = 32
 
-    def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
-        return Latent(z=self.linear(features))
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent")
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "LinearHead":
+        return LinearHead(features, self.latent, "identity", rngs=rngs)
 
 
-class Sparse(nnx.Module):
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Sparse:
     """z = activation(W h + b): units that can be off, for an objective that wants most of them off.
 
     "relu" gives exact zeros, for an L1 penalty; "sigmoid" gives rates in (0, 1), for a penalty on their mean (Ng 2011).
     """
 
-    def __init__(self, features: int, latent: int, activation: str = "relu", *, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(features, latent, rngs=rngs)
+    latent: int = 256
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent")
+        layers.activation(self.activation)
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "LinearHead":
+        return LinearHead(features, self.latent, self.activation, rngs=rngs)
+
+
+class LinearHead(nnx.Module):
+    def __init__(self, features: Shape, latent: int, activation: str, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(features[-1], latent, rngs=rngs)
         self.activation = layers.activation(activation)
 
-    def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
+    def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         return Latent(z=self.activation(self.linear(features)))
 
 
-class TopK(nnx.Module):
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """z = h: the encoder's features as they are, whatever tree of arrays they are (those of a U-Net, say)."""
+
+    def make(self, features: Any, *, rngs: nnx.Rngs) -> "IdentityHead":
+        return IdentityHead()
+
+
+class IdentityHead(nnx.Module):
+    def __call__(self, features: PyTree[Array], key: Key[Array, ""] | None = None) -> Latent:
+        return Latent(z=features)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class TopK:
     """z = W h + b where its size is among the example's `active` largest, else 0; ties all stay.
 
-    Makhzani & Frey (2014) take the largest instead of the largest in size. Of a wide code most units then never are.
+    Of a grid, at each place. Makhzani & Frey (2014) take the largest instead of the largest in size. Of a wide code
+    most units then never are.
 
     Raises:
         ConfigError: `active` is not between 1 and `latent`.
     """
 
-    def __init__(self, features: int, latent: int, active: int, *, rngs: nnx.Rngs):
-        if not 1 <= active <= latent:
-            raise errors.ConfigError(f"active is {active}; of a code of {latent} it has to be between 1 and {latent}.")
-        self.linear = nnx.Linear(features, latent, rngs=rngs)
-        self.active = active
+    latent: int = 256
+    active: int = 8
 
-    def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent", "active")
+        if self.active > self.latent:
+            raise errors.ConfigError(
+                f"TopK.active is {self.active}; of a code of {self.latent} it has to be between 1 and {self.latent}."
+            )
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "TopKHead":
+        return TopKHead(self, features, rngs=rngs)
+
+
+class TopKHead(nnx.Module):
+    def __init__(self, spec: TopK, features: Shape, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(features[-1], spec.latent, rngs=rngs)
+        self.active = spec.active
+
+    def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         z = self.linear(features)
-        return Latent(z=jnp.where(among_largest(jnp.abs(z), self.active), z, 0))
+        return Latent(z=jnp.where(among_largest(jnp.abs(z), self.active), z, jnp.zeros((), z.dtype)))
 
 
-def among_largest(x: Float[Array, "batch n"], k: int) -> Bool[Array, "batch n"]:
+def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"]:
     """Which numbers of a row are at least its k-th largest.
 
     It finds that one bit by bit, from the highest, by counting: on a CPU far faster than `lax.top_k`, which sorts.
@@ -79,62 +173,124 @@ def among_largest(x: Float[Array, "batch n"], k: int) -> Bool[Array, "batch n"]:
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned, in the order of x
 
-    def next_bit(i: Int[Array, ""], found: UInt[Array, "batch 1"]) -> UInt[Array, "batch 1"]:
+    def next_bit(i: Int[Array, ""], found: UInt[Array, "*batch 1"]) -> UInt[Array, "*batch 1"]:
         larger = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
         return jnp.where(jnp.sum(rank >= larger, axis=-1, keepdims=True) >= k, larger, found)
 
-    return rank >= lax.fori_loop(0, 32, next_bit, jnp.zeros((len(x), 1), jnp.uint32))
+    return rank >= lax.fori_loop(0, 32, next_bit, jnp.zeros((*x.shape[:-1], 1), jnp.uint32))
 
 
-class Gaussian(nnx.Module):
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Variational:
     """q(z | x) = N(mean, exp(logvar)) (Kingma & Welling 2014). With a key z is a sample, without one the mean.
 
-    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that its exp never overflows.
+    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that its exp never overflows. Under any but the standard normal
+    prior the KL is estimated at the sample, a number an example.
+
+    Args:
+        latent: numbers in the code, or at each place of a grid.
+        prior: p(z), which may learn.
     """
 
-    def __init__(self, features: int, latent: int, *, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(features, 2 * latent, rngs=rngs)
-        self.latent = latent
+    latent: int = 32
+    prior: Prior = STANDARD_NORMAL
 
-    def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent")
+        if not isinstance(self.prior, Prior):
+            raise errors.ConfigError(
+                f"Variational.prior is {self.prior!r}; expected a prior, such as StandardNormal()."
+            )
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "VariationalHead":
+        return VariationalHead(self, features, rngs=rngs)
+
+
+class VariationalHead(nnx.Module):
+    def __init__(self, spec: Variational, features: Shape, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(features[-1], 2 * spec.latent, rngs=rngs)
+        self.prior = spec.prior.make((*features[:-1], spec.latent), rngs=rngs)
+
+    def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         mean, unbounded = jnp.split(self.linear(features), 2, axis=-1)
-        logvar = LOGVAR_BOUND * jnp.tanh(unbounded / LOGVAR_BOUND)
-        z = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        return Latent(z=z, mean=mean, logvar=logvar)
+        latent = Latent(z=mean, mean=mean, logvar=LOGVAR_BOUND * jnp.tanh(unbounded / LOGVAR_BOUND))
+        return latent if key is None else latent._replace(z=self.draw(latent, key))
 
-    def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n latent"]:
-        """z from the prior, N(0, I)."""
-        return jax.random.normal(key, (n, self.latent))
+    def draw(self, latent: Latent, key: Key[Array, ""]) -> Float[Array, " batch *code"]:
+        return latent.mean + jnp.exp(0.5 * latent.logvar) * jax.random.normal(key, latent.mean.shape)
+
+    def log_q(self, latent: Latent, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
+        square = jnp.square(z - latent.mean) * jnp.exp(-latent.logvar)
+        return total(-0.5 * (square + latent.logvar) - 0.5 * math.log(2 * math.pi))
+
+    def log_prior(self, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
+        return self.prior.log_prob(z)
+
+    def kl(self, latent: Latent) -> Float[Array, " batch *code"]:
+        own = VariationalHead
+        exact = isinstance(self.prior, StandardNormalDensity)
+        if exact and (type(self).log_q, type(self).log_prior) == (own.log_q, own.log_prior):
+            return kl_to_standard_normal(latent.mean, latent.logvar)
+        return self.log_q(latent, latent.z) - self.log_prior(latent.z)
+
+    def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *code"]:
+        return self.prior.sample(n, key)
 
 
-class VectorQuantized(nnx.Module):
+def kl_to_standard_normal(
+    mean: Float[Array, "*batch latent"], logvar: Float[Array, "*batch latent"]
+) -> Float[Array, "*batch latent"]:
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), nats a latent; an example's is their sum (Kingma & Welling 2014, B)."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class VectorQuantizer:
     """Each `width` numbers of W h + b become the nearest vector of their codebook (van den Oord et al. 2017).
 
-    A code is `latent / width` indices of log2(`codebook`) bits. The gradient passes the quantisation straight through.
+    A code is `latent / width` indices of log2(`codebook`) bits, or as many at each place of a grid, which share the
+    codebooks. The gradient passes the quantisation straight through.
 
     Raises:
         ConfigError: `width` doesn't divide `latent`, or the codebook has fewer than 2 vectors.
     """
 
-    def __init__(self, features: int, latent: int, codebook: int = 128, width: int = 4, *, rngs: nnx.Rngs):
-        if width < 1 or latent % width:
-            raise errors.ConfigError(f"width is {width}; it has to divide the code's {latent} numbers into groups.")
-        if codebook < 2:
-            raise errors.ConfigError(f"codebook is {codebook}; it has to have at least 2 vectors.")
-        self.linear = nnx.Linear(features, latent, rngs=rngs)
-        self.codebook = nnx.Param(0.5 * jax.random.normal(rngs.params(), (latent // width, codebook, width)))
+    latent: int = 64
+    codebook: int = 128
+    width: int = 4
 
-    def __call__(self, features: Float[Array, " batch features"], key: Key[Array, ""] | None = None) -> Latent:
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent", "codebook", "width")
+        if self.latent % self.width:
+            raise errors.ConfigError(
+                f"VectorQuantizer.width is {self.width}; it has to divide the code's {self.latent} numbers into groups."
+            )
+        if self.codebook < 2:
+            raise errors.ConfigError(f"VectorQuantizer.codebook is {self.codebook}; it has to have at least 2 vectors.")
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "VectorQuantizerHead":
+        return VectorQuantizerHead(self, features, rngs=rngs)
+
+
+class VectorQuantizerHead(nnx.Module):
+    def __init__(self, spec: VectorQuantizer, features: Shape, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(features[-1], spec.latent, rngs=rngs)
+        size = (spec.latent // spec.width, spec.codebook, spec.width)
+        self.codebook = nnx.Param(0.5 * jax.random.normal(rngs.params(), size))
+
+    def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         mean = self.linear(features)
         vectors = lax.stop_gradient(self.codebook[...])
-        groups = lax.stop_gradient(mean).reshape(len(mean), len(vectors), -1)
+        groups = lax.stop_gradient(mean).reshape(*mean.shape[:-1], len(vectors), -1)
         # ‖g − e‖² without the ‖g‖² that all vectors share
-        distance = jnp.square(vectors).sum(-1) - 2 * jnp.einsum("bgw,gkw->bgk", groups, vectors)
+        distance = jnp.square(vectors).sum(-1) - 2 * jnp.einsum("...gw,gkw->...gk", groups, vectors)
         codes = jnp.argmin(distance, axis=-1)
         z = mean + lax.stop_gradient(self.lookup(codes) - mean)
         return Latent(z=z, mean=mean, codes=codes)
 
-    def lookup(self, codes: Int[Array, " batch groups"]) -> Float[Array, " batch latent"]:
+    def lookup(self, codes: Int[Array, "*batch groups"]) -> Float[Array, "*batch latent"]:
         """The vectors of the codebook that the codes stand for, side by side."""
         vectors = self.codebook[...]
-        return vectors[jnp.arange(len(vectors)), codes].reshape(len(codes), -1)
+        return vectors[jnp.arange(len(vectors)), codes].reshape(*codes.shape[:-1], -1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from flaxae import errors
@@ -40,6 +41,12 @@ def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise errors.ConfigError(errors.unknown("activation", name, ACTIVATIONS))
     return Activation(name)
+
+
+def floating(x: Array | np.ndarray) -> Array:
+    """x itself, or whole numbers as floats."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def check_rate(what: str, rate: float) -> None:

@@ -6,14 +6,15 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
-from flaxae import errors
+from flaxae import errors, specs
 from flaxae.nn import layers
 
 Tokens = Float[Array, "channels tokens batch"]
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class Mixer:
     """Patches of an image, mixed by fully connected layers (Tolstikhin et al. 2021, MLP-Mixer), and the mirror image.
@@ -47,9 +48,9 @@ class Mixer:
         """The part from an image's `shape`, (height, width, channels), to features."""
         return MixerEncoder(self, shape, rngs=rngs)
 
-    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MixerDecoder":
-        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
-        return MixerDecoder(self, latent, shape, rngs=rngs)
+    def decoder(self, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MixerDecoder":
+        """The part from a code of any shape to a likelihood's parameters of that `shape`."""
+        return MixerDecoder(self, code, shape, rngs=rngs)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Patches down and across."""
@@ -104,14 +105,14 @@ class MixerEncoder(nnx.Module):
     def __init__(self, spec: Mixer, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.patch, self.grid = spec.patch, spec.grid(shape)
         tokens = math.prod(self.grid)
-        self.features = spec.channels * tokens
         self.embed = nnx.Linear(spec.patch**2 * shape[2], spec.channels, rngs=rngs)
         self.positions = nnx.Param(jnp.zeros((spec.channels, tokens)))
         self.blocks = nnx.List([MixerBlock(tokens, spec, rngs=rngs) for _ in range(spec.blocks)])
 
     def __call__(
-        self, x: Float[Array | np.ndarray, " batch height width colours"], key: Key[Array, ""] | None = None
+        self, x: Shaped[Array | np.ndarray, " batch height width colours"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
+        x = layers.floating(x)
         batch, height, width, colours = x.shape
         (down, right), side = self.grid, self.patch
         x = jnp.pad(x, ((0, 0), (0, down * side - height), (0, right * side - width), (0, 0)))
@@ -124,23 +125,23 @@ class MixerEncoder(nnx.Module):
 
 
 class MixerDecoder(nnx.Module):
-    """[batch, latent] -> [batch, height, width, channels], a likelihood's parameters."""
+    """[batch, *code] -> [batch, height, width, channels], a likelihood's parameters."""
 
-    def __init__(self, spec: Mixer, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, spec: Mixer, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.patch, self.grid, self.shape = spec.patch, spec.grid(shape), shape
         tokens = math.prod(self.grid)
-        self.expand = nnx.Linear(latent, spec.channels * tokens, rngs=rngs)
+        self.expand = nnx.Linear(math.prod(code), spec.channels * tokens, rngs=rngs)
         self.blocks = nnx.List([MixerBlock(tokens, spec, rngs=rngs) for _ in range(spec.blocks)])
         self.norm = Norm(spec.channels)
         self.pixels = nnx.Linear(spec.channels, spec.patch**2 * shape[2], rngs=rngs)
 
     def __call__(
-        self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
+        self, z: Float[Array | np.ndarray, " batch *code"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch height width colours"]:
         batch = z.shape[0]
         (down, right), side = self.grid, self.patch
         height, width, colours = self.shape
-        x = self.expand(z).T.reshape(-1, down * right, batch)
+        x = self.expand(z.reshape(batch, -1)).T.reshape(-1, down * right, batch)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

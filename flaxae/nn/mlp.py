@@ -7,11 +7,13 @@ import math
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
+from flaxae import specs
 from flaxae.nn import layers
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class MLP:
     """Fully connected layers, mirrored in the decoder: [*shape] -> hidden -> latent -> reversed(hidden) -> [*shape].
@@ -33,9 +35,9 @@ class MLP:
         """The part from an example's `shape` to features."""
         return MLPEncoder(self, shape, rngs=rngs)
 
-    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MLPDecoder":
-        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
-        return MLPDecoder(self, latent, shape, rngs=rngs)
+    def decoder(self, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MLPDecoder":
+        """The part from a code of any shape to a likelihood's parameters of that `shape`."""
+        return MLPDecoder(self, code, shape, rngs=rngs)
 
 
 class Dense(nnx.Module):
@@ -73,25 +75,24 @@ class MLPEncoder(nnx.Module):
 
     def __init__(self, spec: MLP, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         sizes = (math.prod(shape), *spec.hidden)
-        self.features = sizes[-1]
         self.stack = Stack(sizes, spec, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+        self, x: Shaped[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
-        return self.stack(x.reshape(x.shape[0], -1), key)
+        return self.stack(layers.floating(x).reshape(x.shape[0], -1), key)
 
 
 class MLPDecoder(nnx.Module):
-    """[batch, latent] -> [batch, *shape], a likelihood's parameters. The key is dropout's, after `train()`."""
+    """[batch, *code] -> [batch, *shape], a likelihood's parameters. The key is dropout's, after `train()`."""
 
-    def __init__(self, spec: MLP, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs):
-        sizes = (latent, *reversed(spec.hidden))
+    def __init__(self, spec: MLP, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        sizes = (math.prod(code), *reversed(spec.hidden))
         self.shape = shape
         self.stack = Stack(sizes, spec, rngs=rngs)
         self.out = nnx.Linear(sizes[-1], math.prod(shape), rngs=rngs)
 
     def __call__(
-        self, z: Float[Array | np.ndarray, " batch latent"], key: Key[Array, ""] | None = None
+        self, z: Float[Array | np.ndarray, " batch *code"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch *shape"]:
-        return self.out(self.stack(z, key)).reshape(z.shape[0], *self.shape)
+        return self.out(self.stack(z.reshape(z.shape[0], -1), key)).reshape(z.shape[0], *self.shape)

@@ -2,19 +2,18 @@
 
 import dataclasses
 import itertools
-import math
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
-from flaxae import errors
+from flaxae import errors, specs
 from flaxae.nn import conv, layers
 from flaxae.nn.convnet import as_image
 from flaxae.nn.mlp import MLP, MLPDecoder
 
 
+@specs.register
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
     """Strided convolutions, each batch-normalised (Ioffe & Szegedy 2015), before a fully connected decoder.
@@ -45,9 +44,9 @@ class Recognizer:
         """The part from a `shape`, (height, width, channels) or (time, channels), to features."""
         return RecognizerEncoder(self, shape, rngs=rngs)
 
-    def decoder(self, latent: int, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> MLPDecoder:
-        """The part from a code of `latent` numbers to a likelihood's parameters of that `shape`."""
-        return MLPDecoder(MLP(tuple(reversed(self.hidden))), latent, shape, rngs=rngs)
+    def decoder(self, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs) -> MLPDecoder:
+        """The part from a code of any shape to a likelihood's parameters of that `shape`."""
+        return MLPDecoder(MLP(tuple(reversed(self.hidden))), code, shape, rngs=rngs)
 
 
 class Stage(nnx.Module):
@@ -69,15 +68,11 @@ class RecognizerEncoder(nnx.Module):
         pairs = itertools.pairwise((self.shape[2], *spec.channels))
         windows = [(kernel, 1 if self.shape[1] == 1 else kernel) for kernel in spec.kernels]
         self.stages = nnx.List([Stage(*pair, window, rngs=rngs) for pair, window in zip(pairs, windows, strict=True)])
-        size = self.shape[:2]
-        for window in windows:
-            size = conv.conv_size(size, window, 2)
-        self.features = math.prod(size) * spec.channels[-1]
 
     def __call__(
-        self, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+        self, x: Shaped[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch features"]:
-        x = conv.from_nhwc(jnp.asarray(x).reshape(x.shape[0], *self.shape))
+        x = conv.from_nhwc(layers.floating(x).reshape(x.shape[0], *self.shape))
         for stage in self.stages:
             x = stage(x)
         x = conv.to_nhwc(x)

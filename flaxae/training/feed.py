@@ -1,48 +1,49 @@
-"""What a run trains on, a window of steps at a time, on the device: all examples in memory, or the next of a stream.
+"""What a run trains on, a window of steps at a time, on the device: all examples, or the next of what is read.
 
-A window is an epoch of what is in memory. Of a stream it is so many batches as take `WINDOW_BYTES`, read by a thread
-while the one before trains. The order of the examples is decided by (seed, epoch, window) alone; so it does not depend
-on where a run was interrupted, nor on how many devices and processes share the work.
+Examples are an array, or a tree of arrays of one length. A window is an epoch of what is in memory. Of a stream it is
+so many batches as take `WINDOW_BYTES`, read by a thread while the one before trains; of an iterator, as many as it
+gives of those. The order of the examples is decided by (seed, epoch, window) alone; so it does not depend on where a
+run was interrupted, nor on how many devices and processes share the work.
 """
 
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from flaxae import distributed, errors
+from flaxae import batches, distributed, errors
 from flaxae.data.stream import Stream
 
 WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
 MOST_LANES = 128  # chunks that a window is made of
 
 Order = Int[Array | np.ndarray, "*lanes examples"]
-Window = tuple[Float[Array, "..."], Order]  # the arguments x and order of `batch`
+Window = tuple[PyTree[Array], Order]  # the arguments x and order of `batch`
 
 
-def batch(
-    x: Float[Array | np.ndarray, "..."], order: Order, batch_size: int, step: int | Int[Array, ""]
-) -> Float[Array, " batch *shape"]:
+def batch(x: PyTree[Array], order: Order, batch_size: int, step: int | Int[Array, ""]) -> PyTree[Array]:
     """The batch of a step: the next of x [n, *shape] in their order; of x [lanes, n, *shape], as many of each lane."""
     lanes = order.shape[:-1]
     each = batch_size // math.prod(lanes)
     start = (step % (order.shape[-1] // each)) * each
     index = lax.dynamic_slice_in_dim(order, start, each, axis=-1)
 
-    def take(x: Float[Array, " examples *shape"], index: Int[Array, " each"]) -> Float[Array, " each *shape"]:
+    def take(x: Shaped[Array, " examples *shape"], index: Int[Array, " each"]) -> Shaped[Array, " each *shape"]:
         return jnp.take(x, index, axis=0, mode="clip")
 
-    if lanes:
-        return distributed.along_data(jax.vmap(take)(x, index).reshape(batch_size, *x.shape[2:]))
-    return distributed.along_data(take(x, index))
+    def of(x: Shaped[Array, "..."]) -> Shaped[Array, " batch *shape"]:
+        return jax.vmap(take)(x, index).reshape(batch_size, *x.shape[2:]) if lanes else take(x, index)
+
+    return distributed.along_data(jax.tree.map(of, x))
 
 
 def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"]:
@@ -56,13 +57,14 @@ class Resident:
     windows = 1  # an epoch
     waited = 0.0  # seconds for data, so far
 
-    def __init__(self, x: Float[Array | np.ndarray, " examples *shape"], batch_size: int, seed: int):
+    def __init__(self, x: PyTree[Array], batch_size: int, seed: int):
         self.x = x
-        self.seed = seed
-        self.steps = len(x) // batch_size  # of a window
+        self.seed, self.batch_size = seed, batch_size
+        self.examples = batches.count(x)
+        self.steps = self.examples // batch_size  # of a window
 
     def __call__(self, window: int) -> Window:
-        return self.x, shuffle(self.seed, window, len(self.x))
+        return self.x, shuffle(self.seed, window, self.examples)
 
     def close(self) -> None:
         """Nothing is under way."""
@@ -153,6 +155,98 @@ class Windows:
             return read(first, last)
 
         return jax.make_array_from_callback(shape, self.sharding, shard)
+
+
+class Drawn:
+    """Nothing: for blocks that draw their own batches from all that they have.
+
+    Args:
+        steps: of the training.
+        about: how many an epoch has, as near as it goes.
+    """
+
+    windows = 1
+    waited = 0.0
+
+    def __init__(self, steps: int, about: int):
+        self.steps = max(n for n in range(1, steps + 1) if steps % n == 0 and (n <= about or n == 1))
+
+    def __call__(self, window: int) -> tuple[()]:
+        return ()
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class Iterated:
+    """The batches that something of the user's gives, one after the other: a generator, or what `iter` starts anew.
+
+    Args:
+        source: gives batches, all of one size; what is smaller, as the last of an epoch may be, is left out.
+        steps: of an epoch; what ends before is begun anew, if it can be.
+        check: called with each window before it is trained on; gives what is trained on.
+
+    Raises:
+        DataError: the source gives nothing, ends for good, or batches of other sizes.
+    """
+
+    waited = 0.0
+
+    def __init__(self, source: Iterable[Any], steps: int, mesh: Mesh | None, check: Callable[[Any], Any]):
+        self.source, self.check, self.mesh = source, check, mesh
+        self.iterator = iter(source)
+        self.first = self._examples(self._next())
+        self.batch_size = batches.count(self.first)
+        each = sum(leaf.nbytes for leaf in jax.tree.leaves(self.first))
+        fitting = max(1, WINDOW_BYTES // max(1, each))
+        self.steps = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= fitting)
+        self.windows = steps // self.steps
+        self.given = 0
+
+    def __call__(self, window: int) -> Window:
+        began = time.perf_counter()
+        parts = []
+        while len(parts) < self.steps:
+            part = self.first if self.given == 0 else self._examples(self._next())
+            self.given += 1
+            size = batches.count(part)
+            if size == self.batch_size:
+                parts.append(part)
+            elif size > self.batch_size:
+                raise errors.DataError(
+                    f"The batches to train on have to have one size: after {self.batch_size} came {size} examples."
+                )
+        x = self.check(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+        self.waited += time.perf_counter() - began
+        return distributed.place(x, self.mesh), np.arange(self.steps * self.batch_size, dtype=np.int32)
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+    def _next(self) -> Any:
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            self.iterator = iter(self.source)
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            raise errors.DataError(
+                "What gives the batches to train on ended before the training did. Give something that can be begun "
+                "anew, such as a list or a torch DataLoader, or a generator that does not end."
+            ) from None
+
+    @staticmethod
+    def _examples(batch: Any) -> Any:
+        """In NumPy: arrays, a mapping of such, or a list of one, as a torch DataLoader gives it."""
+        if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+            if len(batch) != 1:
+                raise errors.DataError(
+                    f"A batch is a list of {len(batch)} arrays, whose meaning is not known. Give an array, or a "
+                    'mapping such as {"x": …, "label": …}.'
+                )
+            (batch,) = batch
+        return jax.tree.map(np.asarray, dict(batch) if isinstance(batch, Mapping) else batch)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:

@@ -1,6 +1,7 @@
 """Mixed precision: an encoder and a decoder computed in bfloat16, everything else in float32."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flaxae import errors
+from flaxae.batches import Examples
 from flaxae.objectives import Objective
 
 PRECISIONS = ("float32", "bf16")
@@ -36,12 +38,10 @@ class MixedPrecision:
 
     objective: Objective
 
-    def __call__(
-        self, model: nnx.Module, x: Float[Array | np.ndarray, " batch *shape"], key: Key[Array, ""]
-    ) -> Float[Array, " batch"]:
+    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Any:
         model = nnx.merge(*nnx.split(model))  # a copy: the caller's model keeps its parts
         model.encoder, model.decoder = InBfloat16(model.encoder), InBfloat16(model.decoder)
-        return self.objective(model, x, key)
+        return self.objective(model, batch, key)
 
 
 def in_precision(objective: Objective, precision: str) -> Objective:

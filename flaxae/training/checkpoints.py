@@ -13,6 +13,7 @@ One writer a folder: the lock that keeps it so is the run's (`flaxae.runs`).
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from flaxae import distributed
 from flaxae.errors import CheckpointError
 
 
@@ -54,7 +56,7 @@ def save(folder: str | os.PathLike, step: int, state: PyTree, *, keep: int = 2) 
 
     folder = Path(folder).absolute()
     unfinished = folder / "unfinished"
-    names, leaves = _flatten(state)
+    names, leaves = _flatten(distributed.without_keys(state))
     first_process = jax.process_index() == 0
     try:
         if first_process:
@@ -106,7 +108,7 @@ def restore(folder: str | os.PathLike, like: PyTree, *, step: int | None = None)
         except (_Damaged, OSError) as error:
             damage.append(f"step {candidate} is damaged ({error})")
             continue
-        state = _read(folder / str(candidate), manifest["leaves"], like)
+        state = distributed.keyed(functools.partial(_read, folder / str(candidate), manifest["leaves"]), like)
         if damage:
             warnings.warn(f"{folder}: {'; '.join(damage)}. Restored step {candidate} instead.", stacklevel=2)
         return candidate, state

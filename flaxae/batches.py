@@ -1,0 +1,96 @@
+"""What a model is trained on: an array of examples, or a tree of arrays that says more about each of them.
+
+Everything that takes examples takes either: `fit(model, x)`, or `fit(model, {"x": noisy, "target": clean})`. An
+objective is given a batch of the same structure; `Batch.of` makes one thing of both.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar, Union
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
+
+from flaxae import errors
+
+Values = Shaped[Array | np.ndarray, " batch *shape"]
+Tree = TypeVar("Tree")
+
+
+class Batch(NamedTuple):
+    """Examples, and what is known of each. An objective of one's own may use further arrays: it is given the mapping.
+
+    Args:
+        x: what the model sees.
+        target: what it should make of it, of pairs (noisy in, clean out); by default x itself.
+        condition: what encoder's features and code are told besides, of a conditional model (Sohn et al. 2015).
+        label: a class, −1 where it is unknown; for objectives that take one.
+        weight: how much an example counts: as if it were there so many times.
+        observed: which values of x are there; the others are seen as 0, and not asked for.
+    """
+
+    x: Values
+    target: Values | None = None
+    condition: Float[Array | np.ndarray, " batch conditions"] | None = None
+    label: Shaped[Array | np.ndarray, " batch *labels"] | None = None
+    weight: Float[Array | np.ndarray, " batch"] | None = None
+    observed: Bool[Array | np.ndarray, " batch *shape"] | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> "Batch":
+        """Of an array x, a mapping with "x" and any of the others, or a batch.
+
+        Raises:
+            DataError: a mapping without "x".
+        """
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            return cls(given)
+        if "x" not in given:
+            raise errors.DataError(
+                f"The batch has {', '.join(map(str, given)) or 'nothing'}; it has to have x, and may have "
+                f"{', '.join(cls._fields[1:])}."
+            )
+        return cls(**{name: given[name] for name in cls._fields if name in given})
+
+    @property
+    def wanted(self) -> Values:
+        """What the model should make of x."""
+        return self.x if self.target is None else self.target
+
+    @property
+    def where(self) -> Bool[Array | np.ndarray, " batch *shape"] | None:
+        """Which of the values wanted are known; None for all. Of pairs, all of the target's are."""
+        return self.observed if self.target is None else None
+
+
+Examples = Union[Values, Mapping[str, Any], Batch]  # noqa: UP007 (jaxtyping's types are strings to `|`)
+
+
+def replaced(given: Any, x: Any) -> Any:
+    """What was given, an array or a tree, with another x."""
+    if isinstance(given, Batch):
+        return given._replace(x=x)
+    return {**given, "x": x} if isinstance(given, Mapping) else x
+
+
+def count(examples: Any) -> int:
+    """How many there are.
+
+    Raises:
+        DataError: the arrays of a tree have other lengths than each other.
+    """
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)}
+    if len(lengths) != 1 or () in lengths:
+        named = ", ".join(
+            f"{jax.tree_util.keystr(path, simple=True) or 'x'} {list(np.shape(leaf))}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(examples)
+        )
+        raise errors.DataError(f"Every array has to have as many examples; given were: {named or 'none'}.")
+    return lengths.pop()[0]
+
+
+def take(examples: Tree, index: Any) -> Tree:
+    """Those examples of each array: a slice, or an array of numbers."""
+    return jax.tree.map(lambda leaf: leaf[index], examples)

@@ -1,0 +1,27 @@
+"""What a body has to be: the spec of an encoder and of the decoder that mirrors it."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from flax import nnx
+
+
+@runtime_checkable
+class Body(Protocol):
+    """The spec of encoder and decoder. One that takes any size may be given other sizes than it was built for."""
+
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+        """A module `(x, key) -> features`, from [batch, *shape] to [batch, *features], or a tree of such.
+
+        Raises:
+            ConfigError: it doesn't take examples of that shape.
+        """
+        ...
+
+    def decoder(self, code: Any, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+        """A module `(z, key) -> params`, from [batch, *code] (or a tree of such) to [batch, *shape].
+
+        Args:
+            code: the shape of one example's code (no batch axis), or a tree of shapes.
+            shape: of the likelihood's parameters for one example.
+        """
+        ...

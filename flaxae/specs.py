@@ -1,0 +1,181 @@
+"""Parts as specs: the frozen dataclasses (and plain functions) that a `Config` is made of.
+
+A spec checks itself when it is made, and is plain data: it can be hashed, compared, replaced and written as JSON, by
+its class' name and its fields. The float fields of corruptions, objectives and likelihoods are hyper-parameters: the
+model holds them as arrays, so that another value compiles nothing anew and members of a population may each have their
+own, and `bind` puts the arrays where the floats were whenever such a part is called. In its code a part just reads
+`self.beta`. A float that decides what is compiled is marked by `static`.
+
+`register` makes a part of one's own known by its name, as all stock ones are.
+"""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from flaxae import errors
+
+Part = TypeVar("Part", bound=Callable[..., Any])  # a class or a function
+
+PARTS: dict[str, Callable[..., Any]] = {}
+
+
+def register(part: Part) -> Part:
+    """Make a part known by its name, so that models with it are saved and loaded: a decorator.
+
+    It is looked up in a table, never imported by what a file says: import the module that registers a part before
+    loading a model that has it.
+
+    Args:
+        part: a frozen dataclass, or a function (an objective or a corruption without fields).
+
+    Raises:
+        ConfigError: it is neither, or another part has that name.
+    """
+    name = part.__name__
+    if inspect.isclass(part) and not (dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen):
+        raise errors.ConfigError(f"{name} can't be registered: decorate it with @dataclasses.dataclass(frozen=True).")
+    there = PARTS.get(name)
+    if there is not None and (there.__module__, there.__qualname__) != (part.__module__, part.__qualname__):
+        raise errors.ConfigError(
+            f"{part.__module__}.{part.__qualname__} can't be registered: {there.__module__} has a part of the name "
+            f"{name} already. Choose another name."
+        )
+    PARTS[name] = part
+    return part
+
+
+def static(default: Any) -> Any:
+    """A field whose float is no hyper-parameter: it decides what is compiled."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def to_json(value: Any) -> Any:
+    """A part, or any field of one, as JSON values; `from_json` undoes it.
+
+    Raises:
+        ConfigError: a part that was not registered.
+    """
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if not (inspect.isfunction(value) or dataclasses.is_dataclass(value)):
+        return value
+    kind: Any = value if inspect.isfunction(value) else type(value)
+    if PARTS.get(kind.__name__) is not kind:
+        raise errors.ConfigError(
+            f"{kind.__module__}.{kind.__qualname__} can't be saved, as it has no name to load it by. Decorate it with "
+            "@flaxae.register."
+        )
+    fields = [] if inspect.isfunction(value) else dataclasses.fields(value)
+    return {"kind": kind.__name__, **{field.name: to_json(getattr(value, field.name)) for field in fields}}
+
+
+def from_json(value: Any, what: str = "part") -> Any:
+    """A part from what `to_json` made of it, by the table of names alone.
+
+    Args:
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: an unknown name or field, or a value out of range.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, what) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = {name: from_json(field, name) for name, field in value.items() if name != "kind"}
+    name = str(value.get("kind"))
+    if name not in PARTS:
+        raise errors.ConfigError(
+            f"{errors.unknown(what, name, PARTS)} A part of your own is known once the module that registers it is "
+            "imported."
+        )
+    part = PARTS[name]
+    return part if inspect.isfunction(part) else checked(part, fields)
+
+
+def checked(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from JSON values, each of the type of the field's default."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in fields:
+            raise errors.ConfigError(errors.unknown(f"field of {kind.__name__}", name, fields))
+        default = fields[name]
+        if default is None or default is dataclasses.MISSING or is_part(value):  # checked where it was made
+            continue
+        allowed = {float: (int, float), list: (list, tuple)}.get(type(default), type(default))
+        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+            raise errors.ConfigError(f"{kind.__name__}.{name} is {value!r}; expected a value like {default!r}.")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default is missing
+        raise errors.ConfigError(f"{kind.__name__} can't be made of {dict(values)}: {error}.") from error
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is a spec or a function, and not a plain value."""
+    return inspect.isfunction(value) or (dataclasses.is_dataclass(value) and not inspect.isclass(value))
+
+
+Path = tuple[str, ...]  # of field names, down from a part
+
+
+def hyper(part: Any) -> Iterator[tuple[Path, float]]:
+    """The hyper-parameters of a part, and of those it holds: where they are, and their values."""
+    if not dataclasses.is_dataclass(part):
+        return
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if is_part(value):
+            yield from (((field.name, *path), number) for path, number in hyper(value))
+        elif field.type in (float, "float") and not field.metadata.get("static"):
+            yield (field.name,), float(value)
+
+
+def bind(part: Any, values: Mapping[Path, Any]) -> Any:
+    """A copy with other hyper-parameters, mostly arrays, which are not checked."""
+    bound = copy.copy(part)
+    inner: dict[str, dict[Path, Any]] = {}
+    for (name, *rest), value in values.items():
+        if rest:
+            inner.setdefault(name, {})[tuple(rest)] = value
+        else:
+            object.__setattr__(bound, name, value)
+    for name, its in inner.items():
+        object.__setattr__(bound, name, bind(getattr(part, name), its))
+    return bound
+
+
+def check_positive(part: Any, *names: str) -> None:
+    """Raise ConfigError unless those fields are finite and above 0."""
+    _check(part, names, lambda value: 0 < value < float("inf"), "finite and above 0")
+
+
+def check_not_negative(part: Any, *names: str) -> None:
+    """Raise ConfigError unless those fields are finite and at least 0."""
+    _check(part, names, lambda value: 0 <= value < float("inf"), "finite and at least 0")
+
+
+def check_sizes(part: Any, *names: str) -> None:
+    """Raise ConfigError unless those fields are whole numbers above 0, or tuples of such."""
+    for name in names:
+        value = getattr(part, name)
+        for size in value if isinstance(value, tuple) else (value,):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise errors.ConfigError(f"{type(part).__name__}.{name} is {value!r}; expected whole numbers above 0.")
+
+
+def check_clip(part: Any) -> None:
+    """Raise ConfigError unless its bounds `clip` are None, or (low, high)."""
+    clip = part.clip
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        raise errors.ConfigError(f"{type(part).__name__}.clip is {clip}; expected (low, high) with low below high.")
+
+
+def _check(part: Any, names: tuple[str, ...], good: Callable[[float], bool], rule: str) -> None:
+    for name in names:
+        value = getattr(part, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
+            raise errors.ConfigError(f"{type(part).__name__}.{name} is {value!r}; it has to be {rule}.")

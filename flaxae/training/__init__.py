@@ -1,0 +1,21 @@
+"""Training: the compiled step, the one loop around it, and what stands on both. `fit` is where to start."""
+
+from flaxae.batches import Examples
+from flaxae.training.examples import apply, check_examples, check_range, split
+from flaxae.training.fitting import History, fit
+from flaxae.training.optimizers import Optimizer
+from flaxae.training.population import Member, Population, fit_population
+
+__all__ = [
+    "Examples",
+    "History",
+    "Member",
+    "Optimizer",
+    "Population",
+    "apply",
+    "check_examples",
+    "check_range",
+    "fit",
+    "fit_population",
+    "split",
+]

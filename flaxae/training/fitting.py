@@ -1,0 +1,362 @@
+"""`fit`: one model, trained by the loop."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from flaxae import batches, distributed, errors
+from flaxae.autoencoder import Autoencoder, own_objective
+from flaxae.batches import Examples
+from flaxae.data.stream import Stream
+from flaxae.objectives import Objective
+from flaxae.training import feed, loop, optimizers, step
+from flaxae.training.examples import check_examples, check_objective, check_range, split
+from flaxae.training.optimizers import Optimizer
+from flaxae.training.precision import in_precision
+from flaxae.training.step import Schedule
+
+SHORT = 2e10  # examples seen times parameters, below which training takes less time than compiling it well
+
+
+class History(dict[str, list[float]]):
+    """A list a metric, one value an epoch: `loss` and `val_loss` (nats an example), `seconds` (of training so far)."""
+
+    @property
+    def history(self) -> "History":
+        """Itself, so that code written for Keras (`fit(…).history["loss"]`) reads on."""
+        return self
+
+
+def fit(
+    model: Autoencoder,
+    x: Examples | Stream | Iterable[Any],
+    *,
+    epochs: int = 10,
+    batch_size: int = 256,
+    learning_rate: float | None = None,
+    warmup: float = 0.1,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    ema: float | None = None,
+    optimizer: str | optax.GradientTransformation = "adam",
+    microbatches: int = 1,
+    validation: Any = 0.1,
+    patience: int | None = None,
+    keep: str = "best",
+    score: Objective | None = None,
+    objective: Objective | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    precision: str = "float32",
+    steps_per_epoch: int | None = None,
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    show: bool = True,
+    on_epoch: loop.OnEpoch | None = None,
+) -> History:
+    """Train `model` in place on x, scaled as its likelihood expects.
+
+    It ends with the weights of the epoch of the lowest validation loss (the last epoch's without validation).
+
+    Args:
+        x: in memory, an array or a tree (see `batches.Batch`); a memory map or a `data.Stream`, which is read a window
+            at a time and never whole; or anything else that gives batches of one size when iterated over (a generator,
+            a torch DataLoader, a grain loader), which are taken as they come.
+        batch_size: of what is not batches already.
+        learning_rate: by default 3e-3. It, warmup, schedule and weight_decay are of the optimizers with a name.
+        warmup, schedule, weight_decay, ema: see `Optimizer`.
+        optimizer: "adam" or "muon", see `Optimizer.method`; or a transformation of optax, which is all of the
+            optimizer: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`; with
+            `optax.multi_transform` layers have rates of their own, or, with `optax.set_to_zero()`, stay as they are.
+        microbatches: parts of a batch to take gradients of one by one, see `Optimizer`.
+        validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none, which
+            what gives batches needs.
+        patience: stop after so many epochs without a better score.
+        keep: the weights that it ends with: "best", of the epoch of the lowest score; or "last".
+        score: per example, as an objective, whose mean over the held-out examples is what epochs are compared by; by
+            default the objective itself.
+        objective: per example, `(model, batch, key) -> [batch]`; by default the model's own. What it gives besides,
+            `(loss, metrics)`, is in the history.
+        schedules: of hyper-parameters by their names in `model.hyper`: functions of the step, as optax's are. The
+            model is validated, and ends, with their last values: `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`.
+        precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
+        steps_per_epoch: of what gives batches; by default its length.
+        mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
+            or all devices of all processes where there are several, which then call this together.
+        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
+        resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
+        show: a progress bar, or a line an epoch where there is no terminal.
+        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s. Where
+            it returns True, training ends.
+
+    Raises:
+        DataError: x is empty, not finite, or doesn't fit the model.
+        ConfigError: a setting is out of range, or the objective doesn't give a number an example.
+        DivergedError: the loss stopped being finite; the model then holds the last good weights.
+        CheckpointError: `resume` with another setting than the checkpoint's, or with no good checkpoint.
+        KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
+    """
+    rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
+    check_kept(keep, score, validation)
+    objective = in_precision(objective or own_objective, precision)
+    mesh = mesh or distributed.default_mesh()
+    x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
+    batch_size = source.batch_size
+    example = batches.take(source.first if isinstance(source, feed.Iterated) else x, slice(0, 1))
+    metrics = check_objective(model, objective, example)
+    steps = epochs * source.windows * source.steps
+    check_microbatches(batch_size, microbatches, mesh)
+    set_schedules(model, schedules or {}, steps)
+    step_key, held_out_key = keys(seed)
+    graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+    short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
+    update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
+    run_block = step.short_block if short else step.train_block
+    program = graphdef, objective, update, batch_size
+    planned = tuple((schedules or {}).items())
+
+    def block(state: step.State, x: Any, order: feed.Order, start: int, stop: int) -> step.State:
+        return run_block(*program, state, x, order, step_key, start, stop, planned)
+
+    def evaluate(objective: Objective, weights: step.Weights) -> step.Sums:
+        return step.evaluate(graphdef, objective, batch_size, *weights, held_out, held_out_key)
+
+    validate, chosen_by = validation_of(evaluate, objective, score, held_out)
+    work = loop.Work(
+        block=block,
+        sums=lambda state: (state.ok, state.sums),
+        begin=lambda state: state._replace(sums=distributed.place(_zeros(state.sums), mesh)),
+        weights=step.weights,
+        validate=validate,
+        chosen_by=chosen_by,
+        source=source,
+        samples=batch_size,
+    )
+    settings = {**settings_of(seed, x, source, epochs, update, keep, precision), "learning_rate": rate}
+    start = loop.start(work, distributed.place(step.init(model, update, rate, metrics), mesh), epochs, settings)
+    own = {"patience": patience, "keep": keep, "mesh": mesh, "folder": folder, "resume": resume, "show": show}
+    try:
+        with contextlib.closing(source):
+            run = loop.train(work, start, on_epoch=on_epoch, **own)
+    except loop.Interrupted as interrupt:
+        nnx.update(model, *distributed.local(step.weights(interrupt.snapshot.state), mesh))
+        raise KeyboardInterrupt from None
+    done = loop.done(run.history)
+    if not run.state.ok:
+        nnx.update(model, *distributed.local(step.weights(run.state), mesh))
+        raise errors.DivergedError(_diverged(done, rate))
+    nnx.update(model, *distributed.local(run.best, mesh))
+    return History({name: values[:done].tolist() for name, values in run.history.items()})
+
+
+def validation_of(
+    evaluate: Callable[[Objective, Any], Mapping[str, Any]],
+    objective: Objective,
+    score: Objective | None,
+    held_out: Any,
+) -> tuple[Callable[[Any], dict[str, Any]] | None, str]:
+    """What gives the scores of weights on the held-out examples, if there are any, and the name of the one that counts.
+
+    They are the objective's, `val_loss` and its metrics, and `val_score`, if there is a score of one's own.
+    """
+    if held_out is None:
+        return None, "loss"
+
+    def validate(weights: Any) -> dict[str, Any]:
+        scores = {f"val_{name}": value for name, value in evaluate(objective, weights).items()}
+        return scores if score is None else {**scores, "val_score": evaluate(score, weights)["loss"]}
+
+    return validate, "val_loss" if score is None else "val_score"
+
+
+def settings_of(
+    seed: int, x: Any, source: Any, epochs: int, update: Optimizer, keep: str, precision: str
+) -> dict[str, Any]:
+    """What has to be the same when a run is resumed, as numbers."""
+    examples = 0 if isinstance(source, feed.Iterated) else len(x) if isinstance(x, Stream) else batches.count(x)
+    return {
+        "seed": float(seed),
+        "examples": float(examples),
+        "batch_size": float(source.batch_size),
+        "epochs": float(epochs),
+        "warmup": update.warmup,
+        "weight_decay": update.weight_decay,
+        "ema": update.ema or 0.0,
+        "constant_schedule": float(update.schedule == "constant"),
+        "bf16": float(precision == "bf16"),
+        "muon": float(update.method == "muon"),
+        "own_optimizer": float(update.own),
+        "microbatches": float(update.microbatches),
+        "keep_last": float(keep == "last"),
+        "windows": float(source.windows),
+    }
+
+
+def _zeros(sums: step.Sums) -> step.Sums:
+    return {name: jnp.float32(0) for name in sums}
+
+
+def keys(seed: int) -> Any:
+    """A run's keys: of the steps, of validation."""
+    return jax.random.split(jax.random.key(seed))
+
+
+def _source(
+    model: Autoencoder,
+    x: Any,
+    validation: Any,
+    batch_size: int,
+    steps_per_epoch: int | None,
+    seed: int,
+    mesh: Mesh | None,
+    resume: bool,
+) -> tuple[Any, Any | None, feed.Resident | feed.Windows | feed.Iterated]:
+    """The examples to train on, those held out, and the batches of the former."""
+    if not gives_batches(x):
+        x, held_out = split(model, x, validation, seed, mesh)
+        return x, held_out, feed_of(model, x, batch_size, seed, mesh)
+    if isinstance(validation, int | float) and validation != 0:
+        raise errors.ConfigError(
+            f"validation is {validation}: of what gives batches nothing can be held out. Give the examples to validate "
+            "on, or validation=0."
+        )
+    if resume:
+        raise errors.ConfigError(
+            "resume=True can't be promised for what gives batches: nobody knows what it gave before. Give arrays, a "
+            "memory map or a Stream."
+        )
+    steps = steps_per_epoch or (len(x) if hasattr(x, "__len__") else 0)
+    if steps < 1:
+        raise errors.ConfigError("What gives batches has no length here: say how many an epoch has, steps_per_epoch=….")
+    held_out = (
+        None if isinstance(validation, int | float) else distributed.place(check_examples(model, validation), mesh)
+    )
+    source = feed.Iterated(x, steps, mesh, functools.partial(check_examples, model))
+    check_shared(source.batch_size, mesh)
+    return x, held_out, source
+
+
+def gives_batches(x: Any) -> bool:
+    """Whether x is iterated over for batches, and is not an array, a tree of arrays, or a stream."""
+    if isinstance(x, Mapping | Stream | str) or hasattr(x, "dtype") or hasattr(x, "_fields"):
+        return False
+    if isinstance(x, list | tuple):  # of numbers, or of batches
+        return bool(x) and (isinstance(x[0], Mapping) or np.ndim(x[0]) > 1) and not _is_nested_list(x)
+    return isinstance(x, Iterator | Iterable)
+
+
+def _is_nested_list(x: Any) -> bool:
+    return isinstance(x[0], list)
+
+
+def feed_of(model: Autoencoder, x: Any, batch_size: int, seed: int, mesh: Mesh | None) -> feed.Resident | feed.Windows:
+    """The batches of what `split` gave.
+
+    Raises:
+        ConfigError: the devices of the mesh can't share a batch evenly.
+    """
+    is_stream = isinstance(x, Stream)
+    batch_size = min(batch_size, len(x) if is_stream else batches.count(x))
+    check_shared(batch_size, mesh)
+    if is_stream:
+        return feed.Windows(x, batch_size, seed, mesh, functools.partial(check_range, model))
+    return feed.Resident(x, batch_size, seed)
+
+
+def check_shared(batch_size: int, mesh: Mesh | None) -> None:
+    """Raise ConfigError unless the devices of the mesh can share a batch evenly."""
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise errors.ConfigError(
+            f"Batches of {batch_size} examples can't be shared evenly by {mesh.shape['data']} devices: "
+            "choose another batch_size."
+        )
+
+
+def check_settings(
+    epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    warmup: float,
+    schedule: str,
+    weight_decay: float,
+    ema: float | None,
+    patience: int | None,
+    optimizer: str | optax.GradientTransformation = "adam",
+) -> float:
+    """The learning rate, if all are in range.
+
+    Raises:
+        ConfigError: one is not, or is given beside an optimizer that has its own.
+    """
+    if isinstance(optimizer, optax.GradientTransformation) and (
+        (learning_rate, warmup, schedule, weight_decay) != (None, 0.1, "cosine", 0.0)
+    ):
+        raise errors.ConfigError(
+            "A transformation of optax is all of the optimizer: learning_rate, warmup, schedule and weight_decay can't "
+            "be given beside it."
+        )
+    rate = optimizers.LEARNING_RATE if learning_rate is None else learning_rate
+    for name, value, good, rule in (
+        ("epochs", epochs, lambda v: v >= 1, "at least 1"),
+        ("batch_size", batch_size, lambda v: v >= 1, "at least 1"),
+        ("learning_rate", rate, lambda v: 0 < v < math.inf, "finite and above 0"),
+        ("warmup", warmup, lambda v: 0 <= v < 1, "a fraction of the run, at least 0 and below 1"),
+        ("weight_decay", weight_decay, lambda v: 0 <= v < math.inf, "finite and at least 0"),
+        ("ema", ema, lambda v: v is None or 0 < v < 1, "None, or above 0 and below 1"),
+        ("patience", patience, lambda v: v is None or v >= 1, "None, or at least 1"),
+    ):
+        try:
+            fine = bool(good(value))
+        except (TypeError, ValueError):
+            raise errors.ConfigError(f"{name} is {value!r}; it has to be one number, {rule}.") from None
+        if not fine:
+            raise errors.ConfigError(f"{name} is {value}; it has to be {rule}.")
+    return float(rate)
+
+
+def check_kept(keep: str, score: Objective | None, validation: Any) -> None:
+    """Raise ConfigError for what can't be kept, or chosen by."""
+    if keep not in ("best", "last"):
+        raise errors.ConfigError(errors.unknown("keep", str(keep), ("best", "last")))
+    if score is not None and isinstance(validation, int | float) and validation == 0:
+        raise errors.ConfigError("score is a mean over held-out examples: give a validation above 0.")
+
+
+def check_microbatches(batch_size: int, microbatches: int, mesh: Mesh | None) -> None:
+    """Raise ConfigError unless batches can be cut into so many parts, which the devices of the mesh can share."""
+    devices = 1 if mesh is None else mesh.shape["data"]
+    if microbatches < 1 or batch_size % (microbatches * devices):
+        shared = f" for {devices} devices to share" if devices > 1 else ""
+        raise errors.ConfigError(
+            f"microbatches is {microbatches}: batches of {batch_size} examples can't be cut into so many equal "
+            f"parts{shared}. Choose a divisor."
+        )
+
+
+def set_schedules(model: Autoencoder, schedules: Mapping[str, Schedule], steps: int) -> None:
+    """Give the model the hyper-parameters that the schedules end with."""
+    for name, schedule in schedules.items():
+        if name not in model.hyper:
+            raise errors.ConfigError(errors.unknown("hyper-parameter", name, model.hyper))
+        if not callable(schedule):
+            raise errors.ConfigError(f"The schedule of {name} is {schedule!r}; expected a function of the step.")
+        model.hyper[name][...] = jnp.float32(schedule(steps))
+
+
+def _diverged(epoch: int, learning_rate: float) -> str:
+    return (
+        f"The loss or its gradient stopped being finite in epoch {epoch + 1}. The model holds the last good weights. "
+        f"Try a lower learning rate than {learning_rate:g}, and check the data for extreme values."
+    )

@@ -1,0 +1,280 @@
+"""The one loop: blocks of steps, epochs of blocks, and what happens between them.
+
+`train` drives whatever is compiled: one model, a population of them side by side, classifiers. It looks at the clock,
+at Ctrl-C and at the other processes after each block; after each epoch it validates, keeps the best weights, tells the
+callback, and stops where patience ends; and every few seconds it saves all that is needed to go on to the same bits.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from flaxae import distributed, errors, processes
+from flaxae.training import checkpoints, feed, progress
+
+BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
+SAVE_SECONDS = 10.0  # between checkpoints
+
+Metrics = dict[str, float | str]
+OnEpoch = Callable[[Metrics], bool | None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came; what was trained is in `snapshot`, and saved where there is a folder."""
+
+    def __init__(self, snapshot: Any):
+        super().__init__()
+        self.snapshot = snapshot
+
+
+class Work(NamedTuple):
+    """What the loop drives. States and weights are trees of arrays that only these functions look into."""
+
+    block: Callable[..., Any]  # (state, *window, start, stop) -> state, whose own state is donated
+    sums: Callable[[Any], tuple[Any, Any]]  # state -> whether all is finite, sums of the metrics over the epoch so far
+    begin: Callable[[Any], Any]  # state -> the same with sums of 0
+    weights: Callable[[Any], Any]  # state -> copies of what is used and kept
+    validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on held-out examples, lower is better
+    chosen_by: str  # the score whose lowest epoch is kept
+    source: feed.Resident | feed.Windows | feed.Iterated | feed.Drawn
+    samples: int  # a step, of all members
+
+
+class Snapshot(NamedTuple):
+    """A run at a step: all that is saved to resume it. Epochs to come are NaN in `history`."""
+
+    state: Any
+    best: Any
+    history: dict[str, Float[np.ndarray, " epochs *members"]]
+    settings: dict[str, Any]
+
+
+def start(work: Work, state: Any, epochs: int, settings: dict[str, Any]) -> Snapshot:
+    """A run before its first step."""
+    ok, sums = work.sums(state)
+    names = [*sums, "seconds"]
+    best = work.weights(state)
+    if work.validate is not None:
+        names += jax.eval_shape(work.validate, best)
+    history = {name: np.full((epochs, *np.shape(ok)), np.nan) for name in names}
+    return Snapshot(state, best, history, settings)
+
+
+def train(
+    work: Work,
+    run: Snapshot,
+    *,
+    patience: int | None = None,
+    keep: str = "best",
+    mesh: Mesh | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    block: int = 1,
+    show: bool = False,
+    part: tuple[int, int] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Snapshot:
+    """Train to the last epoch, or until nothing is left to train: `best` is then what is kept.
+
+    With several members, arrays of the history have an axis for them; one that diverges or whose patience has ended
+    keeps what it has, while the others go on.
+
+    Args:
+        patience: epochs without a better score before a member stops.
+        keep: "best", the weights of the epoch with the lowest score (the last epoch without one), or "last".
+        block: steps of the first block; how long they take decides of the others.
+        show: a progress bar, or a line an epoch where there is no terminal.
+        part: of a longer training, of which so many epochs are done before, and there are so many in all.
+        on_epoch: called, in the first process, with each epoch's metrics; True stops the run.
+
+    Raises:
+        CheckpointError: `resume` with other settings than the checkpoint's, or with no good checkpoint.
+        Interrupted: after Ctrl-C or SIGTERM, once all is saved.
+    """
+    step = 0
+    if resume:
+        step, run = _restore(folder, run)
+    state, best, history = run.state, run.best, run.history
+    source, epochs = work.source, len(history["loss"])
+    steps_per_epoch = source.windows * source.steps
+    trained_before = float(np.nanmax(history["seconds"], initial=0.0))
+    began = saved = time.perf_counter()
+    clock = (began, step, 0.0)
+    window, examples = None, ()
+    ran_on = distributed.describe(mesh)
+    stopping = False
+
+    def speed() -> Metrics:
+        """Since it was last asked."""
+        nonlocal clock
+        (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
+        rate = (step - step_then) * work.samples / (clock[0] - then) / ran_on["devices"]
+        return {"samples_per_s_per_device": rate, "waited": source.waited - waited_then, **ran_on}
+
+    def snapshot() -> Snapshot:
+        return Snapshot(state, best, history, run.settings)
+
+    def save() -> None:
+        if folder is not None:
+            checkpoints.save(os.path.join(folder, "latest"), step, snapshot())
+            checkpoints.save(os.path.join(folder, "best"), step, best, keep=1)
+
+    done_before, in_all = part or (0, epochs)
+    bar = progress.bar(in_all, done_before + step / steps_per_epoch, show=show and jax.process_index() == 0)
+    with distributed.on(mesh), _interrupt() as interrupted, bar as report:
+        while step < epochs * steps_per_epoch and not stopping:
+            scores = history[work.chosen_by]
+            stalled = _stalled(scores, patience)
+            if stalled.all():
+                break
+            epoch = step // steps_per_epoch
+            if window != step // source.steps:
+                window = step // source.steps
+                examples = source(window)
+            stop = min(step + block, (window + 1) * source.steps)
+            block_began = time.perf_counter()
+            state = work.block(state, *examples, step, stop)
+            ok, sums = distributed.numbers(work.sums(state))
+            if not np.any(ok):
+                return snapshot()
+            seconds_per_step, interrupted_now, save_now = processes.agree(
+                (time.perf_counter() - block_began) / (stop - step),
+                interrupted(),
+                time.perf_counter() - saved > SAVE_SECONDS,
+            )
+            block = max(1, round(BLOCK_SECONDS / seconds_per_step))
+            step, step_in_epoch = stop, stop - epoch * steps_per_epoch
+            loss = np.where(ok, sums["loss"] / step_in_epoch, np.nan)
+
+            if step_in_epoch == steps_per_epoch:
+                for name, total in sums.items():
+                    history[name][epoch] = np.where(ok, total / step_in_epoch, np.nan)
+                state = work.begin(state)
+                now = work.weights(state)
+                better = np.asarray(ok & ~stalled)
+                if work.validate is not None:
+                    found = distributed.numbers(dict(work.validate(now)))
+                    for name, values in found.items():
+                        history[name][epoch] = np.where(ok, values, np.nan)
+                    if keep == "best":
+                        before = np.nanmin(scores[:epoch], axis=0, initial=np.inf)
+                        better = np.asarray(better & (scores[epoch] < before))
+                best = _select(better, now, best)
+                history["seconds"][epoch] = trained_before + time.perf_counter() - began
+                if on_epoch is not None and jax.process_index() == 0:
+                    metrics = {name: _mean(values[epoch]) for name, values in history.items()}
+                    stopping = bool(on_epoch({"epoch": epoch + 1, **metrics, **speed()}))
+                if on_epoch is not None:
+                    (stopping,) = processes.agree(stopping)
+            report(
+                done_before + step / steps_per_epoch,
+                float(np.nanmin(loss, initial=math.inf)),
+                work.samples / seconds_per_step,
+            )
+            if interrupted_now:
+                save()
+                raise Interrupted(snapshot())
+            if save_now and step < epochs * steps_per_epoch:
+                save()
+                saved = time.perf_counter()
+        save()
+    return snapshot()
+
+
+def done(history: Mapping[str, Float[np.ndarray, " epochs *members"]]) -> int:
+    """How many epochs have been trained."""
+    return int(np.count_nonzero(~np.isnan(history["seconds"].reshape(len(history["seconds"]), -1)[:, 0])))
+
+
+def last_epoch(scores: Float[np.ndarray, " epochs"], patience: int | None, epochs: int) -> int:
+    """How many epochs a member of those that trained so long would have trained alone."""
+    return next((n for n in range(1, epochs) if _stalled(scores[:n], patience)), epochs)
+
+
+def _mean(values: Any) -> float:
+    """Over the members that go on."""
+    values = np.asarray(values, np.float64)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+@jax.jit
+def _where(better: Any, new: Any, old: Any) -> Any:
+    def pick(new: Any, old: Any) -> Any:
+        return jax.numpy.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    old = distributed.without_keys(old)
+    return distributed.keyed(lambda new: jax.tree.map(pick, new, old), new)
+
+
+def _select(better: np.ndarray, new: Any, old: Any) -> Any:
+    """The weights of the members that are better, the old ones of the others."""
+    if np.all(better):
+        return new
+    return _where(better, new, old) if np.any(better) else old
+
+
+def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None) -> np.ndarray:
+    """Whether the best of the epochs so far is more than `patience` epochs back, a member."""
+    if patience is None:
+        return np.zeros(scores.shape[1:], bool)
+    known = ~np.isnan(scores)
+    filled = np.where(known, scores, np.inf)
+    return np.asarray(known.any(axis=0) & (known.sum(axis=0) - 1 - filled.argmin(axis=0) >= patience))
+
+
+def _restore(folder: str | os.PathLike | None, like: Snapshot) -> tuple[int, Snapshot]:
+    """The newest good snapshot, of a run with the same settings."""
+    if folder is None:
+        raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
+    step, run = checkpoints.restore(pathlib.Path(folder, "latest"), like)
+    changed = [
+        f"{name} was {_said(run.settings[name])} and is now {_said(value)}"
+        for name, value in like.settings.items()
+        if not np.array_equal(np.asarray(run.settings[name]), np.asarray(value))
+    ]
+    if changed:
+        raise errors.CheckpointError(
+            f"Can't resume with other settings: {'; '.join(changed)}. Give the same ones, or start another run."
+        )
+    return step, run._replace(history={name: np.array(values) for name, values in run.history.items()})
+
+
+def _said(setting: Any) -> str:
+    return ", ".join(f"{float(value):g}" for value in np.ravel(setting))
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Let the block that is running finish: gives a function that tells whether Ctrl-C or SIGTERM came.
+
+    A second Ctrl-C stops at once. Only the main thread can listen; elsewhere it never tells of any.
+    """
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        came.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,106 @@
+"""How weights move: AdamW or Muon under warm-up and cosine decay, or any transformation of optax."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flaxae import errors
+
+METHODS = ("adam", "muon")
+LEARNING_RATE = 3e-3  # by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW or Muon under warm-up and cosine decay (Loshchilov & Hutter 2019). Static in the compiled step.
+
+    Args:
+        steps: of the whole run, which the schedule spans.
+        method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
+            and leaves the rest to Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
+            2025). Fully connected networks need fewer passes, each of which takes longer. Or a transformation of
+            optax, which is all of the optimizer: its updates are added, whatever rate and schedule are here.
+        warmup: fraction of `steps` over which the rate rises from 0.
+        schedule: "cosine" (down to 0) or "constant" after the warm-up.
+        weight_decay: decoupled, on matrices and kernels; not on biases.
+        ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
+        microbatches: equal parts of a batch whose gradients are computed one after the other, and averaged. It takes
+            less memory, and on CPU parts that fit the cache take less time: of images convolved, about a megabyte.
+            What a model or an objective takes from a whole batch, such as batch norm, it takes from each part.
+        flat: Adam's moments in one vector, which compiles sooner and runs slower: for trainings of a second or two.
+    """
+
+    steps: int
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    ema: float | None = None
+    method: str | optax.GradientTransformation = "adam"
+    microbatches: int = 1
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.own and self.method not in METHODS:
+            raise errors.ConfigError(errors.unknown("optimizer", str(self.method), METHODS))
+        if self.schedule not in ("cosine", "constant"):
+            raise errors.ConfigError(errors.unknown("schedule", self.schedule, ("cosine", "constant")))
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's transformation."""
+        return isinstance(self.method, optax.GradientTransformation)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The update, for a learning rate of 1 unless it is the user's; the rate itself is an array in the state."""
+        if self.own:
+            return self.method
+        warmup = round(self.warmup * self.steps)
+        if self.schedule == "cosine":
+            shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(self.steps, warmup + 1))
+        else:
+            shape = optax.warmup_constant_schedule(0.0 if warmup else 1.0, 1.0, warmup)
+        adam = optax.flatten(scale_by_adam()) if self.flat else scale_by_adam()
+        return optax.chain(
+            adam if self.method == "adam" else scale_by_muon(),
+            optax.add_decayed_weights(
+                self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+            ),
+            optax.scale_by_schedule(shape),
+        )
+
+    def applied(self, params: nnx.State, updates: nnx.State, learning_rate: Float[Array, ""]) -> nnx.State:
+        """The parameters after an update."""
+        if self.own:
+            return optax.apply_updates(params, updates)
+        return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, with the bias corrections folded into scalar factors (Kingma & Ba 2015, end of section 2).
+
+    optax divides every moment by them, which is a tenth of a small network's step.
+    """
+
+    def update(
+        gradient: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradient)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradient)
+        root = jnp.sqrt(1 - b2 ** count.astype(jnp.float32))
+        rate = root / (1 - b1 ** count.astype(jnp.float32))
+        updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps * root), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def scale_by_muon() -> optax.GradientTransformation:
+    """`optax.contrib.muon` without a rate: of matrices the updates' root mean square is Adam's usual 0.2."""
+    from optax import contrib
+
+    return optax.chain(contrib.muon(1.0, adam_learning_rate=1.0, consistent_rms=0.2), optax.scale(-1.0))

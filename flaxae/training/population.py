@@ -1,0 +1,337 @@
+"""Populations: many models trained as one program, over seeds, learning rates and hyper-parameters.
+
+It is `training.train_block` under `vmap`, over an axis of members. They see the same batches under the same noise keys,
+so a batch is gathered, and its noise drawn, once for all. A member equals, to rounding, the model that `training.fit`
+makes of the same initial weights and settings.
+"""
+
+import functools
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from flaxae import autoencoder, batches, distributed, errors
+from flaxae.autoencoder import Autoencoder, Config, own_objective
+from flaxae.batches import Batch, Examples
+from flaxae.data.stream import Stream
+from flaxae.nn.heads import Deterministic
+from flaxae.objectives import Objective
+from flaxae.training import feed, fitting, loop, step
+from flaxae.training.examples import check_objective, split
+from flaxae.training.fitting import History
+from flaxae.training.optimizers import Optimizer
+from flaxae.training.precision import in_precision
+from flaxae.training.step import Schedule, State
+
+Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what else was varied, such as level or latent
+
+
+class Member(NamedTuple):
+    """One trained model. `score` is what it is ranked by, lower is better; inf if it diverged in its first epoch."""
+
+    settings: Settings
+    model: Autoencoder
+    history: History
+    score: float
+    diverged: bool
+
+
+class Population(NamedTuple):
+    """The members in the order of the grid, seeds outermost, and the one of the lowest score."""
+
+    members: list[Member]
+    best: Member
+
+
+def fit_population(
+    model: Config | Callable[[int], Autoencoder],
+    x: Examples | Stream,
+    *,
+    seeds: Sequence[int] = (0,),
+    learning_rate: float | Sequence[float] | None = None,
+    latent: int | Sequence[int] | None = None,
+    epochs: int = 10,
+    batch_size: int = 256,
+    warmup: float = 0.1,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    ema: float | None = None,
+    optimizer: str | optax.GradientTransformation = "adam",
+    microbatches: int = 1,
+    validation: Any = 0.1,
+    patience: int | None = None,
+    keep: str = "best",
+    objective: Objective | None = None,
+    score: Objective | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    at_once: int = 16,
+    mesh: Mesh | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    show: bool = True,
+    on_epoch: loop.OnEpoch | None = None,
+    **hyper: float | Sequence[float],
+) -> Population:
+    """Train a model for every combination of seeds, learning rates and hyper-parameters.
+
+    The member of seed `s`, rate `r` and level `n` equals `fit(build(config, shape, seed=s), x, learning_rate=r,
+    seed=seed)` of a model with that noise level. One that diverges stays at its last good weights, and the others go
+    on.
+
+    Args:
+        model: what to build; or a function from a seed to a model, alike but for its weights.
+        seeds: of the initial weights.
+        learning_rate: one or several.
+        latent: sizes of the code, for a `Config` with the deterministic head. All train at the largest size, the
+            smaller ones beside zeros that no gradient moves; the models returned have their own size.
+        epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer, microbatches, validation, patience, keep,
+            objective, schedules, precision, resume: as in `training.fit`.
+        score: an objective on the held-out examples, by whose mean epochs and members are compared. By default it is
+            the loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the
+            loss.
+        seed: of the held-out part, the shuffles and the noise, which the members share.
+        at_once: how many train in one program. Memory grows with it, not with the number of members.
+        mesh: devices to train on, see `distributed.mesh`: members along "population", parts of their batches along
+            "data". By default as in `training.fit`.
+        folder: where checkpoints go, a folder for each of those that train at once.
+        on_epoch: as in `training.fit`, with means over the members; where it returns True, all members end.
+        hyper: values of the model's hyper-parameters, such as `level=(0.1, 0.3)`.
+
+    Raises:
+        DataError: x is empty, not finite, or doesn't fit the model.
+        ConfigError: a setting is out of range, or the model has no hyper-parameter of that name.
+        DivergedError: every member diverged in its first epoch.
+        CheckpointError, KeyboardInterrupt: as in `training.fit`.
+    """
+    if learning_rate is not None or not isinstance(optimizer, optax.GradientTransformation):
+        rates = fitting.optimizers.LEARNING_RATE if learning_rate is None else learning_rate
+        grid = _grid({"seed": seeds, "learning_rate": rates, "latent": latent, **hyper})
+    else:
+        grid = _grid({"seed": seeds, "latent": latent, **hyper})
+    for settings in grid:
+        fitting.check_settings(
+            epochs, batch_size, settings.get("learning_rate"), warmup, schedule, weight_decay, ema, patience, optimizer
+        )
+    fitting.check_kept(keep, score, validation)
+    if latent is not None and optimizer != "adam":
+        raise errors.ConfigError(
+            f"Codes of several sizes train together under Adam alone; {optimizer} looks at the sizes of matrices. "
+            "Train one population for each size."
+        )
+    if at_once < 1:
+        raise errors.ConfigError(f"at_once is {at_once}; it has to be at least 1.")
+    shape = np.shape(Batch.of(x).x)[1:] if not isinstance(x, Stream) else x.shape[1:]
+    build = functools.cache(functools.partial(_build, model, shape))
+    widest = max(grid, key=lambda settings: settings.get("latent", 0))
+    largest = _with_hyper(build(widest["seed"], widest.get("latent")), widest)
+    mesh = mesh or distributed.default_mesh()
+    x, held_out = split(largest, x, validation, seed, mesh)
+    source = fitting.feed_of(largest, x, batch_size, seed, mesh)
+    batch_size, steps = source.batch_size, epochs * source.windows * source.steps
+    fitting.check_microbatches(batch_size, microbatches, mesh)
+    objective = in_precision(objective or own_objective, precision)
+    metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
+    update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches)
+    program = Program(nnx.split(largest)[0], objective, update, batch_size, tuple((schedules or {}).items()))
+    step_key, held_out_key = fitting.keys(seed)
+
+    def block(states: State, x: PyTree[Array], order: feed.Order, start: int, stop: int) -> State:
+        return train_block(program, states, x, order, step_key, start, stop)
+
+    def evaluate(objective: Objective, weights: step.Weights) -> dict[str, Float[Array, " members"]]:
+        return _evaluate(program._replace(objective=objective), weights, held_out, held_out_key)
+
+    validate, chosen_by = fitting.validation_of(evaluate, objective, score, held_out)
+
+    work = loop.Work(
+        block=block,
+        sums=lambda states: (states.ok, states.sums),
+        begin=lambda states: states._replace(sums=jax.tree.map(jnp.zeros_like, states.sums)),
+        weights=step.weights,
+        validate=validate,
+        chosen_by=chosen_by,
+        source=source,
+        samples=batch_size,
+    )
+    members: list[Member] = []
+    groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
+    side_by_side = 1 if mesh is None else mesh.shape["population"]
+    for done, group in enumerate(groups):
+        models = [_with_hyper(build(grid[i]["seed"], grid[i].get("latent")), grid[i]) for i in group]
+        for member in models:
+            fitting.set_schedules(member, schedules or {}, steps)
+        padded = np.resize(np.arange(len(group)), math.ceil(len(group) / side_by_side) * side_by_side)
+        rates = jnp.float32([grid[group[k]].get("learning_rate", 1.0) for k in padded])
+        states = _first_states(update, metrics, stack([_weights_like(models[k], largest) for k in padded]), rates)
+        states = distributed.place(states, mesh, "population")
+        settings = {
+            **fitting.settings_of(seed, x, source, epochs, update, keep, precision),
+            **{name: np.array([grid[i].get(name, 0) for i in group], np.float64) for name in grid[0]},
+        }
+        own = None if folder is None else pathlib.Path(folder, f"group-{done}")
+        run = loop.train(
+            work._replace(samples=batch_size * len(padded)),
+            loop.start(work, states, epochs, settings),
+            patience=patience,
+            keep=keep,
+            mesh=mesh,
+            folder=own,
+            resume=resume and own is not None and (own / "latest").exists(),
+            show=show,
+            part=(done * epochs, len(groups) * epochs),
+            on_epoch=on_epoch,
+        )
+        history = run.history
+        scores = np.nanmin(history[chosen_by], axis=0, initial=math.inf)
+        weights, ok = distributed.local((run.best, run.state.ok), mesh)
+        epochs_done = loop.done(history)
+        for k, i in enumerate(group):
+            _take(models[k], weights, k)
+            last = loop.last_epoch(history[chosen_by][:, k], patience, epochs_done)
+            values = {name: values[:last, k].tolist() for name, values in history.items()}
+            members.append(Member(grid[i], models[k], History(values), float(scores[k]), not ok[k]))
+    source.close()
+    best = min(members, key=lambda member: member.score)
+    if best.score == math.inf:
+        raise errors.DivergedError(
+            "The loss of every member stopped being finite in its first epoch. "
+            "Try lower learning rates, and check the data for extreme values."
+        )
+    return Population(members, best)
+
+
+class Program(NamedTuple):
+    """What is compiled."""
+
+    graphdef: nnx.GraphDef
+    objective: Objective
+    optimizer: Optimizer
+    batch_size: int
+    schedules: step.Schedules = ()
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "metrics"))
+def _first_states(
+    optimizer: Optimizer, metrics: tuple[str, ...], weights: step.Weights, rates: Float[Array, " members"]
+) -> State:
+    """The members' states at step 0."""
+
+    def first(weights: step.Weights, rate: Float[Array, ""]) -> State:
+        return step.first_state(optimizer, metrics, *weights, rate)
+
+    return jax.vmap(first)(weights, rates)
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="states")
+def train_block(
+    program: Program,
+    states: State,
+    x: PyTree[Array],
+    order: feed.Order,
+    key: Key[Array, ""],
+    start: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+) -> State:
+    *fixed, schedules = program
+
+    def train(state: State) -> State:
+        return step.train_block(*fixed, state, x, order, key, start, stop, schedules)
+
+    return _members(train)(states)
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _evaluate(
+    program: Program, weights: step.Weights, x: PyTree[Array], key: Key[Array, ""]
+) -> dict[str, Float[Array, " members"]]:
+    def evaluate(weights: step.Weights) -> step.Sums:
+        return step.evaluate(program.graphdef, program.objective, program.batch_size, *weights, x, key)
+
+    return _members(evaluate)(weights)
+
+
+def _members(function: Callable) -> Callable:
+    """`function` of each member; on a mesh the members lie along its axis."""
+    return jax.vmap(function, spmd_axis_name=distributed.axis("population"))
+
+
+def _grid(axes: Mapping[str, Any]) -> list[Settings]:
+    """Every combination of the axes' values; an axis that is None is left out."""
+    values = {name: np.atleast_1d(axis).tolist() for name, axis in axes.items() if axis is not None}
+    for name, axis in values.items():
+        if not axis:
+            raise errors.ConfigError(f"{name} is empty; give one value or several.")
+    return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+
+
+def _build(
+    model: Config | Callable[[int], Autoencoder], shape: tuple[int, ...], seed: int, latent: int | None
+) -> Autoencoder:
+    if latent is not None:
+        if not isinstance(model, Config) or not isinstance(model.head, Deterministic):
+            raise errors.ConfigError(
+                "Codes of several sizes train together only in a Config with the deterministic head. "
+                "Train one population for each size."
+            )
+        model = model.with_latent(latent)
+    return autoencoder.build(model, shape, seed=seed) if isinstance(model, Config) else model(seed)
+
+
+def _with_hyper(model: Autoencoder, settings: Settings) -> Autoencoder:
+    """A copy under the hyper-parameters of one member."""
+    model = nnx.clone(model)
+    for name in settings.keys() - {"seed", "learning_rate", "latent"}:
+        if name not in model.hyper:
+            raise errors.ConfigError(errors.unknown("hyper-parameter", name, model.hyper))
+        model.hyper[name][...] = jnp.float32(settings[name])
+    return model
+
+
+def stack(states: Sequence[Any]) -> Any:
+    """The members' states as one, with an axis of members in front."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _weights_like(model: Autoencoder, like: Autoencoder) -> step.Weights:
+    """The model's parameters and the rest, in the shapes of `like`, with zeros beside the weights.
+
+    Training leaves them at zero: a weight into an unused part of the code has a gradient only through the weights out
+    of it, and those only through the code.
+    """
+
+    def pad(leaf: Array, wide: Array) -> Array:
+        if leaf.shape == wide.shape:
+            return leaf
+        missing = [(0, more - size) for size, more in zip(leaf.shape, wide.shape, strict=True)]
+        return jnp.asarray(np.pad(leaf, missing))
+
+    _, *wide = nnx.split(like, nnx.Param, ...)
+    _, *own = nnx.split(model, nnx.Param, ...)
+    return jax.tree.map(pad, tuple(own), tuple(wide))
+
+
+def _take(model: Autoencoder, weights: step.Weights, member: int) -> None:
+    """Put one member's weights into its model, cut to its shapes."""
+
+    def cut(leaf: Array, stacked: Array) -> Array:
+        return stacked[(member, *_corner(leaf))]
+
+    _, *own = nnx.split(model, nnx.Param, ...)
+    nnx.update(model, *jax.tree.map(cut, tuple(own), weights))
+
+
+def _corner(leaf: Array) -> tuple[slice, ...]:
+    return tuple(slice(n) for n in leaf.shape)
