@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 
 import flaxae
@@ -51,6 +52,43 @@ def test_without_the_package_there_is_one_message():
     assert done.returncode == 2
     assert "pip install -e ." in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "flags"),
+    [
+        ("tensorflow_datasets", "tfds", "--data tfds:mnist"),
+        ("importlib_resources", "tfds", "--data tfds:mnist"),
+        ("pyarrow", "parquet", "--data x.parquet"),
+        ("tensorboardX", "tensorboard", "--data x.npy --logger tensorboard"),
+    ],
+)
+def test_a_missing_optional_package_is_one_message_with_its_extra(package, extra, flags, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] in (package, "tensorflow_datasets")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("x.parquet").touch()
+    np.save("x.npy", np.zeros((20, 3), np.float32))
+    assert command.main(["denoise", "--no-cache", *flags.split()]) == 2
+    said = capsys.readouterr().err
+    assert package in said
+    assert f'pip install "flaxae[{extra}]"' in said
+    assert len(said.splitlines()) == 1
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_a_table_is_read_and_written_where_pyarrow_is_missing(tmp_path):
+    (tmp_path / "x.csv").write_text("a,kind\n" + "1,red\n2,blue\n3,\n" * 5)
+    script = """
+import sys
+sys.modules["pyarrow"] = None
+from flaxae import data
+x = data.load("x.csv")
+data.write("y.csv", x.scaling.undo(x.scaling(x.train)), encoding=x.encoding)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    assert "red" in (tmp_path / "y.csv").read_text()
 
 
 def test_every_package_is_packaged():
