@@ -15,9 +15,9 @@ import time
 
 import numpy as np
 import tyro
+from flaxae.experiments import denoise
 from jaxtyping import Float
 
-from experiments import denoise
 from flaxae import autoencoder, data, metrics, training
 from flaxae.autoencoder import Autoencoder
 

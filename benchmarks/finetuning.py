@@ -35,8 +35,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tyro
 from flax import nnx
+from flaxae.experiments import finetune
 
-from experiments import finetune
 from flaxae import autoencoder, corruptions, data, finetuning, presets, propagation, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset

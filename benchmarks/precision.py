@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tyro
+from flaxae.experiments import denoise
 
-from experiments import denoise
 from flaxae import autoencoder, data, density, metrics, presets, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.objectives import ELBO, Binarised

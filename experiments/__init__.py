@@ -31,10 +31,10 @@ FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("
 
 def overview() -> str:
     """The usage, with the first line of each experiment's docstring (read, not imported)."""
-    lines = [
-        f"  {name:12s} {ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]}" for name, path in FILES.items()
-    ]
-    return "\n".join(["usage: python run.py --exp NAME [flags]   (--exp NAME --help lists its flags)", "", *lines, ""])
+    documented = {name: ast.get_docstring(ast.parse(path.read_bytes())) for name, path in FILES.items()}
+    lines = [f"  {name:12s} {text.splitlines()[0]}" for name, text in documented.items()]
+    usage = command("NAME")
+    return "\n".join([f"usage: {usage} [flags]   ({usage} --help lists its flags)", "", *lines, ""])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,9 +192,21 @@ def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[
         yield {"mesh": mesh(config), "on_epoch": on_epoch}
 
 
-def command() -> str:
+def started() -> list[str]:
+    """The words that the user started this with, before any flag: `flaxae`, or in a checkout `python run.py`."""
+    return ["python", "run.py"] if pathlib.Path(sys.argv[0]).name == "run.py" else ["flaxae"]
+
+
+def command(experiment: str, **flags: object) -> str:
+    """The command line, in the form that the user used, that runs an experiment with those flags."""
+    named = ["--exp"] if len(started()) > 1 else []
+    given = [word for flag, value in flags.items() for word in (f"--{flag.strip('_')}", str(value))]
+    return shlex.join([*started(), *named, experiment, *given])
+
+
+def running() -> str:
     """The command line that is running."""
-    return shlex.join(["python", "run.py", *sys.argv[1:]])
+    return shlex.join([*started(), *sys.argv[1:]])
 
 
 @contextlib.contextmanager
@@ -205,7 +217,7 @@ def resumable(run: "Run") -> Iterator[None]:
     except KeyboardInterrupt:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
         named = [] if "--name" in flags else ["--name", run.folder.name]
-        go_on = shlex.join(["python", "run.py", *flags, *named, "--resume"])
+        go_on = shlex.join([*started(), *flags, *named, "--resume"])
         saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
         raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
 

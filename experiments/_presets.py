@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-import experiments
+from flaxae import experiments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +136,7 @@ def finish(
         run.folder / "report.html",
         title=title,
         summary=summary,
-        command=experiments.command(),
+        command=experiments.running(),
         tables=tables,
         figures=[(caption, run.figure(name)) for caption, name in figures],
         config=run.config,

@@ -5,8 +5,9 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import experiments
-from experiments import _presets
+from flaxae.experiments import _presets
+
+from flaxae import experiments
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def reconstruction() -> Measure:
     return Measure(objectives.squared_error, "mse", "MSE")
 
 
-def axes(config: Config) -> dict[str, list[float]]:
+def axes(config: Config) -> dict[str, list[int | float]]:
     """The names and ascending values of --sweep; sizes of the code are whole numbers.
 
     Raises:
@@ -202,7 +203,7 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     _presets.finish(run, title, summary, [table], figures, finite, usage(config, run, dataset))
 
 
-def _named(name: str, value: float) -> str:
+def _named(name: str, value: int | float) -> str:
     return f"{name} {value:g}"
 
 
@@ -231,5 +232,4 @@ def usage(config: Config, run: "Run", dataset: "Dataset") -> str:
         "input": experiments.new_file(dataset),
         "output": experiments.new_file(dataset, "made"),
     }
-    given = " ".join(f"--{flag} {flags[flag]}" for flag in config.used_with)
-    return f"python run.py --exp {run.folder.parent.name} {given}"
+    return experiments.command(run.folder.parent.name, **{flag: flags[flag] for flag in config.used_with})

@@ -18,8 +18,9 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import experiments
-from experiments import _presets
+from flaxae.experiments import _presets
+
+from flaxae import experiments
 from flaxae.errors import ConfigError, DataError, RunError, unknown
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
 
     tables.append(strangest(found))
     new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else experiments.new_file(dataset)
-    usage = f"python run.py --exp anomaly --from {run.folder} --input {new} --output anomalies.csv"
+    usage = experiments.command("anomaly", from_=run.folder, input=new, output="anomalies.csv")
     summary = (
         f"{found.flagged.sum():,} of {len(test):,} test examples are flagged; {rule}. Trained for {len(history)} "
         f"epochs in {results['train/seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."

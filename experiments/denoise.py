@@ -15,8 +15,9 @@ least error on held-out examples under --noise; so --sweep noise=0.3,0.5,0.7 tel
 import dataclasses
 from typing import TYPE_CHECKING
 
-import experiments
-from experiments import _presets, _sweep
+from flaxae.experiments import _presets, _sweep
+
+from flaxae import experiments
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
         run.folder / "report.html",
         title=f"Denoising {dataset.name}",
         summary=summary,
-        command=experiments.command(),
+        command=experiments.running(),
         tables=[table],
         figures=[
             ("Test examples: clean, as the model was given them, as it gave them back.", run.figure("denoised")),
@@ -240,4 +241,4 @@ def use(run: "Run", dataset: "Dataset", noisy: "np.ndarray") -> str:
         data.write(given, dataset.scaling.undo(np.concatenate(list(noisy), axis=1)))
     else:
         given, made = experiments.new_file(dataset, "noisy"), experiments.new_file(dataset, "clean")
-    return f"python run.py --exp denoise --from {run.folder} --input {given} --output {made}"
+    return experiments.command("denoise", from_=run.folder, input=given, output=made)

@@ -20,8 +20,9 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-import experiments
-from experiments import _presets
+from flaxae.experiments import _presets
+
+from flaxae import experiments
 from flaxae.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -221,9 +222,8 @@ def compare(
         "Fine-tuned beats from scratch by more than two standard errors of the difference at "
         f"{', '.join(clear) or 'no number of'} labels."
     )
-    usage = (
-        f"python run.py --exp finetune --from {run.folder} --input {experiments.new_file(dataset)} --output classes.csv"
-    )
+    new = experiments.new_file(dataset)
+    usage = experiments.command("finetune", from_=run.folder, input=new, output="classes.csv")
     _presets.finish(run, f"Few labels of {dataset.name}", summary, [table, codes], figures, results, usage)
 
 

@@ -16,8 +16,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-import experiments
-from experiments import _presets, _sweep
+from flaxae.experiments import _presets, _sweep
+
+from flaxae import experiments
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def evaluate(
     report.curves(history, run.figure("curves"))
     figures.append(("Loss an epoch, on the training examples and on those held out.", "curves"))
     usage = (
-        f"python run.py --exp generate --from {run.folder} --output {experiments.new_file(dataset, 'samples')}"
+        experiments.command("generate", from_=run.folder, output=experiments.new_file(dataset, "samples"))
         if is_variational
         else f'import flaxae\nflaxae.load("{run.folder}").decode(z)'
     )

@@ -16,8 +16,9 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-import experiments
-from experiments import _presets, _sweep
+from flaxae.experiments import _presets, _sweep
+
+from flaxae import experiments
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     )
     results = {f"test/mse/latent_{n}": error for n, error in errors.items()}
     results |= {f"baseline/pca/mse/latent_{n}": error for n, error in pca.items() if error is not None}
-    usage = f"python run.py --exp reconstruct --model {config.model} --data {config.data} --latent N"
+    usage = experiments.command("reconstruct", model=config.model, data=config.data, latent="N")
     title = f"Reconstructing {dataset.name}"
     _presets.finish(run, title, elbow(errors), [table], [("Error over the size of the code.", "elbow")], results, usage)
 
@@ -164,7 +165,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     _presets.finish(run, f"Reconstructing {dataset.name}", summary, [errors, units], figures, results, usage)
 
 
-def activity(code: "np.ndarray") -> dict[str, float]:
+def activity(code: "np.ndarray") -> dict[str, int | float]:
     """`units` that vary over the examples by more than a hundredth of the liveliest, and how many are `on` (not 0)."""
     import numpy as np
 

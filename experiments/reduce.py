@@ -12,8 +12,9 @@ examples, are written into the run's folder as codes.npz and codes.csv. A traine
 import dataclasses
 from typing import TYPE_CHECKING
 
-import experiments
-from experiments import _presets, _sweep
+from flaxae.experiments import _presets, _sweep
+
+from flaxae import experiments
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     summary = (
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
-    usage = f"python run.py --exp reduce --from {run.folder} --input {experiments.new_file(dataset)} --output codes.csv"
+    usage = experiments.command("reduce", from_=run.folder, input=experiments.new_file(dataset), output="codes.csv")
     _presets.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage)
 
 

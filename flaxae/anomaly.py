@@ -675,8 +675,9 @@ def _in_blocks(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *made)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("function", "graphdef", "views", "names"), compiler_options=compilation.QUICK
-)
-def _run(function, graphdef, views, names, state, seen, own, arrays):
+def _merged(function, graphdef, views, names, state, seen, own, arrays):
     return function(views, nnx.merge(graphdef, state), seen, own, *names, *arrays)
+
+
+_jit_merged = functools.partial(jax.jit, _merged, static_argnames=("function", "graphdef", "views", "names"))
+_run = compilation.with_options(_jit_merged, compilation.QUICK)

@@ -384,5 +384,5 @@ def _initial_state(config: Config, shape: tuple[int, ...], conditions: int, key:
 
 
 _jit_initial_state = functools.partial(jax.jit, _initial_state, static_argnames=("config", "shape", "conditions"))
-_draw = _jit_initial_state(compiler_options=compilation.QUICK)
-_draw_few = _jit_initial_state(compiler_options=compilation.ONCE)
+_draw = compilation.with_options(_jit_initial_state, compilation.QUICK)
+_draw_few = compilation.with_options(_jit_initial_state, compilation.ONCE)

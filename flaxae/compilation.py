@@ -1,17 +1,56 @@
-"""Keep compiled programs between processes, so that the second run of a command starts at once."""
+"""Compile sooner what runs briefly, and keep compiled programs, so that the second run of a command starts at once."""
 
 import contextlib
+import functools
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 # Options of the compiler for what runs for less time than it takes to compile. On CPU it then compiles sooner, to
-# programs that are slower, as their loops are by XLA's older emitters.
+# programs that are slower, as their loops are by XLA's older emitters (where it still has them).
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 # And of what runs once, for milliseconds.
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 MOST_BYTES = 2**30  # of the folder; what was used longest ago goes first
+
+_refused: frozenset[str] = frozenset()  # by the compiler of this process
+
+
+def with_options(jit: Callable[..., Callable], options: Mapping[str, Any]) -> Callable:
+    """`jit(compiler_options=options)`, without those options that this version of the compiler doesn't know.
+
+    XLA documents few options, and drops others from one version to the next. They are asked about when a program was
+    refused: where all are known, it costs nothing.
+    """
+
+    @functools.cache
+    def compiled(refused: frozenset[str]) -> Callable:
+        return jit(compiler_options={name: value for name, value in options.items() if name not in refused})
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        global _refused
+        refused = _refused
+        try:
+            return compiled(refused)(*arguments, **named)
+        except jax.errors.JaxRuntimeError:
+            _refused |= {name for name, value in options.items() if not _accepted(name, value)}
+            if _refused == refused:
+                raise
+        return compiled(_refused)(*arguments, **named)  # what is refused didn't run, so nothing was donated
+
+    return call
+
+
+@functools.cache
+def _accepted(option: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:

@@ -32,6 +32,11 @@ class DivergedError(FlaxaeError):
     """The loss or its gradient stopped being finite. The model holds the last good weights."""
 
 
+def missing(what: str, extra: str, error: ImportError) -> str:
+    """The message where a package that only `what` needs is not installed, of that extra in pyproject.toml."""
+    return f'{what} needs the package {error.name}, which can\'t be imported: `pip install "flaxae[{extra}]"`.'
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """The message for a name that is not in a table, with the nearest one that is."""
     known = sorted(known)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flaxae import processes
-from flaxae.errors import ConfigError
+from flaxae.errors import ConfigError, missing
 
 
 @contextlib.contextmanager
@@ -24,9 +24,7 @@ def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, An
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ConfigError(
-            f'TensorBoard\'s files need the package tensorboardX: `pip install -e ".[tensorboard]"` ({error}).'
-        ) from error
+        raise ConfigError(missing("The logger `tensorboard`", "tensorboard", error)) from error
     with SummaryWriter(os.fspath(folder)) as writer:
 
         def write(metrics: Mapping[str, Any]) -> None:

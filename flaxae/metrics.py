@@ -71,10 +71,13 @@ def _ssim_of_image(
     def mean(image):
         return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns, precision=jax.lax.Precision.HIGHEST)
 
+    shift_x, shift_y = x.mean(), y.mean()  # without them less is lost to rounding below
+    x, y = x - shift_x, y - shift_y
     mean_x, mean_y = mean(x), mean(y)
     variance_x = mean(x * x) - mean_x**2
     variance_y = mean(y * y) - mean_y**2
     covariance = mean(x * y) - mean_x * mean_y
+    mean_x, mean_y = mean_x + shift_x, mean_y + shift_y
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     contrast_structure = (2 * covariance + c2) / (variance_x + variance_y + c2)

@@ -5,13 +5,13 @@ import os
 import shutil
 import tempfile
 
+import xla_flags
+
 # Compiling is most of the time of most tests, so here it is done in a hurry; what the tests start inherits all this.
 # Without the fusion emitters it takes half as long. And there is a worker for each core: more threads would only spin.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=2"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+if "XLA_FLAGS" not in os.environ:
+    quick = xla_flags.known("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+    os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=2", *quick])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -1,6 +1,12 @@
+import functools
 import os
 import subprocess
 import sys
+
+import jax
+import numpy as np
+import pytest
+import xla_flags
 
 from flaxae import compilation
 
@@ -44,3 +50,35 @@ def test_what_was_used_longest_ago_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(compilation, "MOST_BYTES", 250)
     compilation._make_room(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out_and_the_others_are_kept(monkeypatch):
+    monkeypatch.setattr(compilation, "_refused", frozenset())
+    asked = []
+
+    def jit(compiler_options):
+        asked.append(set(compiler_options))
+        return jax.jit(lambda x, rest: x + rest, donate_argnums=0, compiler_options=compiler_options)
+
+    known = "xla_backend_optimization_level"
+    add = compilation.with_options(jit, {known: 1, "xla_no_such_option": True})
+    for x in (1.0, 2.0):
+        np.testing.assert_array_equal(add(jax.numpy.full(3, x), 1.0), np.full(3, x + 1))
+    assert asked == [{known, "xla_no_such_option"}, {known}]
+    compilation.with_options(jit, {"xla_no_such_option": True})(jax.numpy.ones(3), 1.0)  # by now it isn't tried
+    assert asked[2:] == [set()]
+
+
+def test_an_error_of_the_program_itself_is_not_taken_for_a_refusal():
+    def fail(x):
+        raise ValueError("no such file")
+
+    jit = functools.partial(jax.jit, lambda x: jax.pure_callback(fail, x, x))
+    call = compilation.with_options(jit, {"xla_backend_optimization_level": 1})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no such file"):
+        call(jax.numpy.ones(3)).block_until_ready()
+
+
+def test_flags_that_would_abort_a_process_are_found_out_in_others():
+    level = "--xla_backend_optimization_level=1"
+    assert xla_flags.known(level, "--xla_no_such_flag=1") == [level]

@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from flaxae.experiments import reconstruct
 from sklearn.datasets import load_digits
 
-import experiments
 import flaxae
 import run
-from experiments import reconstruct
-from flaxae import autoencoder, baselines, data, denoising, errors, presets, stacked, training
+from flaxae import autoencoder, baselines, data, denoising, errors, experiments, presets, stacked, training
 from flaxae.likelihoods import Gaussian
 
 
@@ -77,7 +76,7 @@ def test_a_sweep_trains_every_combination_and_keeps_the_best(images, capsys):
     folder = images / "runs/denoise/1"
     assert [path.name for path in (folder / "figures").iterdir()] == ["sweep.png"]
     usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Use it: "))
-    assert command_line(usage.split("--exp ")[1].replace("new.npy", "digits.npz")) == 0
+    assert command_line(usage.removeprefix("Use it: flaxae ").replace("new.npy", "digits.npz")) == 0
     kept, digits = flaxae.load(folder), data.load("digits.npz")
     assert kept.model.hyper.level[...] == np.float32(measured["kept/noise"])
     np.testing.assert_array_equal(data.read("made.npy"), denoising.denoise(kept, data.read("digits.npz")))
@@ -105,7 +104,6 @@ def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
         ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
         ("denoise --sweep noise=nan", "such as lr="),
         ("reconstruct --sweep latent=2,8 lr=1e-3", "goes alone"),
-        ("generate --sweep lr=1e-3 --model stacked", "--model stacked is for one model"),
         ("reconstruct --sweep lr=1e-3 --model stacked", "--model stacked is for one model"),
         ("denoise --seeds 3", "--seeds goes with a --sweep"),
         ("reduce --precision bf-16", "'float32', 'bf16'"),
@@ -162,8 +160,8 @@ def test_generate_samples_and_scores_a_variational_model(images):
 
 def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.generate.ROWS", 2)  # panels of the figures, which take long to draw
-    monkeypatch.setattr("experiments.generate.COLUMNS", 3)
+    monkeypatch.setattr("flaxae.experiments.generate.ROWS", 2)  # panels of the figures, which take long to draw
+    monkeypatch.setattr("flaxae.experiments.generate.COLUMNS", 3)
     table = pd.DataFrame(rng.standard_normal((60, 3)), columns=["a", "b", "c"]).assign(d=["red", "green"] * 30)
     table.to_csv("t.csv", index=False)
     command = "generate --data t.csv --model vanilla --epochs 1 --latent 2 --components 2 --batch-size 12"
@@ -293,8 +291,8 @@ def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
 
 
 def test_finetune_compares_and_classifies(images, monkeypatch):
-    monkeypatch.setattr("experiments.finetune.STEPS", 30)
-    monkeypatch.setattr("experiments.finetune.DISTILLATION_STEPS", 30)
+    monkeypatch.setattr("flaxae.experiments.finetune.STEPS", 30)
+    monkeypatch.setattr("flaxae.experiments.finetune.DISTILLATION_STEPS", 30)
     flags = "--draws 2 --epochs 1 --batch-size 24"
     assert command_line(f"finetune --data digits.npz --labels 20 --model vanilla --latent 8 {flags}") == 0
     measured = results(images, "finetune")

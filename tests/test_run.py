@@ -62,8 +62,8 @@ def test_a_run_ends_with_a_table_results_figures_and_a_model_to_use(folder, caps
     assert {path.name for path in (made / "figures").iterdir()} == {"denoised.png", "curves.png"}
     page = (made / "report.html").read_text()
     assert page.count("data:image/png;base64") == 2
-    usage = next(line for line in output.splitlines() if line.startswith("Use it: python run.py "))
-    assert run.main(usage.removeprefix("Use it: python run.py ").split()) == 0
+    usage = next(line for line in output.splitlines() if line.startswith("Use it: flaxae "))
+    assert run.main(usage.removeprefix("Use it: flaxae ").split()) == 0
     assert image_size("clean.png") == image_size(made / "noisy.png")
     assert run.main(["--exp", "denoise", "--from", str(made), "--input", "digits.npy", "--output", "clean.npy"]) == 0
     clean = np.load("clean.npy")

@@ -111,7 +111,7 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
     assert history["val_loss"] == expected["val_loss"]
     assert [metrics["devices"] for metrics in logged] == [1, 1]
     assert all(metrics["waited"] >= 0 < metrics["samples_per_s_per_device"] for metrics in logged)
-    with pytest.raises(errors.CheckpointError, match="another model"):
+    with pytest.raises(errors.CheckpointError, match="windows was 5 and is now 1"):
         training.fit(resumed, standardised(mapped)[:], folder=tmp_path, resume=True, **SHORT)
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import pathlib
 import re
+import types
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from flaxae.data.arrays import check_size, reading
 from flaxae.data.encoding import is_number
-from flaxae.errors import DataError, unknown
+from flaxae.errors import DataError, missing, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,7 @@ def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tupl
 def write_table(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a table into an open binary file; `path` says the format."""
     if path.suffix.lower() == ".parquet":
+        _pyarrow(path)
         frame.to_parquet(file, index=False)
     else:
         frame.to_csv(file, index=False)
@@ -62,12 +64,19 @@ def write_table(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFram
 
 def _read_parquet(path: pathlib.Path) -> "pd.DataFrame":
     import pandas as pd
-    import pyarrow.parquet
 
     with reading(path):
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _pyarrow(path).ParquetFile(path) as file:
             check_size(file.metadata.num_rows * file.metadata.num_columns * 8, path)
         return pd.read_parquet(path)
+
+
+def _pyarrow(path: pathlib.Path) -> types.ModuleType:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(missing(str(path), "parquet", error)) from error
+    return pyarrow.parquet
 
 
 def _read_csv(path: pathlib.Path) -> "pd.DataFrame":

@@ -23,7 +23,7 @@ from flaxae.data.arrays import read_npz, reading
 from flaxae.data.files import replacing
 from flaxae.data.parts import Parts
 from flaxae.data.stream import HELD_OUT_BYTES, Stream
-from flaxae.errors import DataError, unknown
+from flaxae.errors import DataError, missing, unknown
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -95,9 +95,10 @@ class _Used(NamedTuple):
 
 def _open(name: str) -> "DatasetBuilder":
     try:
+        import importlib_resources  # noqa: F401 (which tensorflow_datasets imports later, undeclared)
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DataError(f"tfds:{name} needs the package tensorflow-datasets: `pip install -e .` ({error}).") from error
+        raise DataError(missing(f"tfds:{name}", "tfds", error)) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings say less than the errors raised here
     data_dir = os.environ.get("TFDS_DATA_DIR")
     not_found = tfds.core.registered.DatasetNotFoundError
@@ -136,7 +137,7 @@ def _prepare(builder: "DatasetBuilder", manual_dir: str | os.PathLike | None) ->
 
 def _needs_tensorflow(name: str) -> DataError:
     return DataError(
-        f'Preparing tfds:{name} needs TensorFlow, which is not installed: `pip install -e ".[tfds]"`. '
+        f'Preparing tfds:{name} needs TensorFlow, which is not installed: `pip install "flaxae[tfds-prepare]"`. '
         "Once the set is prepared, reading it needs none."
     )
 

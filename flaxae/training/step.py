@@ -184,7 +184,7 @@ _jit_block = functools.partial(
     donate_argnames="state",
 )
 train_block = _jit_block()
-short_block = _jit_block(compiler_options=compilation.QUICK)
+short_block = compilation.with_options(_jit_block, compilation.QUICK)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

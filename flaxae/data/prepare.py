@@ -1,7 +1,7 @@
 """Prepare a TFDS set, so that `flaxae.data.load("tfds:NAME")` reads it with neither network nor TensorFlow.
 
-    pip install -e ".[tfds]"
-    TFDS_DATA_DIR=FOLDER python tools/prepare_tfds.py fashion_mnist --originals DIR
+    pip install "flaxae[tfds-prepare]"
+    TFDS_DATA_DIR=FOLDER python -m flaxae.data.prepare fashion_mnist --originals DIR
 
 DIR holds the original archives under their own names, where they were got by other ways than TFDS's; TFDS
 checks their SHA-256. Without --originals they are downloaded.
@@ -23,7 +23,7 @@ def main() -> int:
     try:
         print(tfds.prepare(args.name, manual_dir=args.originals))
     except DataError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
