@@ -120,7 +120,8 @@ class Stream:
         held = min(max(1, round(fraction * len(self))), HELD_OUT_BYTES // bytes_each, len(self) - 1)
         blocks = min(_BLOCKS, held)
         bounds = np.linspace(0, len(self), blocks + 1).astype(int)
-        sizes = np.diff(np.linspace(0, held, blocks + 1).astype(int))
+        # from what is kept, of which no part is larger than the block that it is of
+        sizes = np.diff(bounds) - np.diff(np.linspace(0, len(self) - held, blocks + 1).astype(int))
         rng = np.random.default_rng(seed)
         starts = [int(rng.integers(lo, hi - size + 1)) for lo, hi, size in zip(bounds, bounds[1:], sizes, strict=False)]
         stops = [start + int(size) for start, size in zip(starts, sizes, strict=True)]
