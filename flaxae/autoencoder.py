@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from flaxae import compilation, errors, first_form, objectives, specs
 from flaxae.batches import Batch, Examples
@@ -120,7 +120,7 @@ class Autoencoder(nnx.Module):
 
     def forward(
         self,
-        seen: Float[Array | np.ndarray, " batch *shape"],
+        seen: Shaped[Array | np.ndarray, " batch *shape"],
         key: Key[Array, ""] | None = None,
         condition: Condition | None = None,
         observed: Any = None,

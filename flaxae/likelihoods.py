@@ -30,7 +30,10 @@ REAL = (-math.inf, math.inf)
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What a likelihood has to have. `support` is the range of the values that it is for."""
+    """What a likelihood has to have. `support` is the range of the values that it is for.
+
+    One that is for whole numbers has `discrete = True` besides.
+    """
 
     @property
     def support(self) -> tuple[float, float]: ...
@@ -264,6 +267,7 @@ class LogisticMixture:
 class Categorical:
     """Whole numbers from 0 to `categories` − 1, each by its logits, which lie on the last axis of the params."""
 
+    discrete: ClassVar[bool] = True  # x may be whole numbers
     categories: int = 2
 
     def __post_init__(self) -> None:

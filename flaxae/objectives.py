@@ -391,8 +391,8 @@ class Trimmed:
         return jnp.where(kept, loss, 0.0) / kept.mean()
 
 
-def with_metrics(returned: Any) -> tuple[Loss, dict[str, Float[Array, " batch"]]]:
-    """The loss and the metrics of what an objective returned."""
+def with_metrics(returned: Any) -> tuple[Array, dict[str, Array]]:
+    """The loss and the metrics of what an objective returned, whatever shape they have."""
     loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
     return loss, dict(metrics)
 

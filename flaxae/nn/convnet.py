@@ -155,3 +155,104 @@ class ConvDecoder(nnx.Module):
         for stage in self.stages:
             x = stage(self.activation(x))
         return conv.to_nhwc(x).reshape(z.shape[0], *self.shape)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class FullyConvolutional:
+    """Convolutions alone: the code is a grid (of a signal a sequence), and images of any size fit.
+
+    [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> a code at each place, and
+    back. A model that was built for one size takes others as well: what it gives is cut to the size of what it was
+    given.
+
+    Args:
+        channels: of each stage; every one halves height and width.
+        kernel: side of the stages' kernels.
+        residual: blocks of two 3 × 3 convolutions, added to their input, at the coarsest size (He et al. 2016).
+        activation: after every layer but the last.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    kernel: int = 3
+    residual: int = 0
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        layers.activation(self.activation)
+        layers.check_sizes("FullyConvolutional.channels", self.channels)
+        layers.check_sizes("FullyConvolutional.kernel", (self.kernel,))
+
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "GridEncoder":
+        """The part from a `shape`, (height, width, channels) or (time, channels), to a grid of features.
+
+        Raises:
+            ConfigError: the shape is another one.
+        """
+        return GridEncoder(self, shape, rngs=rngs)
+
+    def decoder(self, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "GridDecoder":
+        """The part from a grid of codes to a likelihood's parameters of that `shape`."""
+        return GridDecoder(self, code, shape, rngs=rngs)
+
+    def across(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Kernel and stride of the stages, (height, width): a signal is an image of width 1, which is not halved."""
+        return ((self.kernel, 1), (2, 1)) if len(shape) == 2 else ((self.kernel, self.kernel), (2, 2))
+
+
+class GridEncoder(nnx.Module):
+    """[batch, height, width, channels] -> [batch, ⌈height / 2ⁿ⌉, ⌈width / 2ⁿ⌉, features], n the stages."""
+
+    def __init__(self, spec: FullyConvolutional, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.activation = layers.activation(spec.activation)
+        channels = itertools.pairwise((as_image(shape)[2], *spec.channels))
+        self.stages = nnx.List([conv.Conv(*pair, *spec.across(shape), rngs=rngs) for pair in channels])
+        self.blocks = nnx.List(
+            [ResidualBlock(spec.channels[-1], spec.activation, rngs=rngs) for _ in range(spec.residual)]
+        )
+
+    def __call__(
+        self, x: Shaped[Array | np.ndarray, " batch *shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch *features"]:
+        x = layers.floating(x)
+        is_signal = x.ndim == 3
+        x = conv.from_nhwc(x[:, :, None] if is_signal else x)
+        for stage in self.stages:
+            x = self.activation(stage(x))
+        for block in self.blocks:
+            x = block(x)
+        x = conv.to_nhwc(x)
+        return x[:, :, 0] if is_signal else x
+
+
+class GridDecoder(nnx.Module):
+    """[batch, height, width, code] -> [batch, 2ⁿ height, 2ⁿ width, channels], a likelihood's parameters.
+
+    From a grid of the size that it was built for, exactly of the `shape` that it was built for.
+    """
+
+    def __init__(self, spec: FullyConvolutional, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.activation = layers.activation(spec.activation)
+        self.code, self.shape = code, shape
+        channels = (*reversed(spec.channels), shape[-1])
+        self.expand = nnx.Linear(code[-1], channels[0], rngs=rngs)
+        self.blocks = nnx.List([ResidualBlock(channels[0], spec.activation, rngs=rngs) for _ in range(spec.residual)])
+        self.stages = nnx.List(
+            [conv.ConvTranspose(*pair, *spec.across(shape), rngs=rngs) for pair in itertools.pairwise(channels)]
+        )
+
+    def __call__(
+        self, z: Float[Array | np.ndarray, " batch *code"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch *params"]:
+        x = self.expand(jnp.asarray(z))
+        is_signal = x.ndim == 3
+        x = conv.from_nhwc(x[:, :, None] if is_signal else x)
+        for block in self.blocks:
+            x = block(x)
+        for stage in self.stages:
+            x = stage(self.activation(x))
+        x = conv.to_nhwc(x)
+        x = x[:, :, 0] if is_signal else x
+        if z.shape[1:-1] == self.code[:-1]:
+            x = x[:, *(slice(size) for size in self.shape[:-1])]
+        return x

@@ -220,7 +220,7 @@ class VariationalHead(nnx.Module):
     def draw(self, latent: Latent, key: Key[Array, ""]) -> Float[Array, " batch *code"]:
         return latent.mean + jnp.exp(0.5 * latent.logvar) * jax.random.normal(key, latent.mean.shape)
 
-    def log_q(self, latent: Latent, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
+    def log_q(self, latent: Latent, z: Float[Array, "..."]) -> Float[Array, " batch"]:
         square = jnp.square(z - latent.mean) * jnp.exp(-latent.logvar)
         return total(-0.5 * (square + latent.logvar) - 0.5 * math.log(2 * math.pi))
 

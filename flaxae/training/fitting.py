@@ -258,7 +258,8 @@ def gives_batches(x: Any) -> bool:
 
 
 def _is_nested_list(x: Any) -> bool:
-    return isinstance(x[0], list)
+    """Whether it is one array, written as lists of numbers."""
+    return isinstance(x[0], list | tuple) and not any(hasattr(part, "dtype") for part in x[0])
 
 
 def feed_of(model: Autoencoder, x: Any, batch_size: int, seed: int, mesh: Mesh | None) -> feed.Resident | feed.Windows:

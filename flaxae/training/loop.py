@@ -114,6 +114,10 @@ def train(
     window, examples = None, ()
     ran_on = distributed.describe(mesh)
     stopping = False
+    scores = history[work.chosen_by]
+    ended = np.zeros(scores.shape[1:], bool)
+    for epoch in range(step // steps_per_epoch):
+        ended = ended | _stalled(scores[: epoch + 1], patience)
 
     def speed() -> Metrics:
         """Since it was last asked."""
@@ -134,9 +138,7 @@ def train(
     bar = progress.bar(in_all, done_before + step / steps_per_epoch, show=show and jax.process_index() == 0)
     with distributed.on(mesh), _interrupt() as interrupted, bar as report:
         while step < epochs * steps_per_epoch and not stopping:
-            scores = history[work.chosen_by]
-            stalled = _stalled(scores, patience)
-            if stalled.all():
+            if ended.all():
                 break
             epoch = step // steps_per_epoch
             if window != step // source.steps:
@@ -162,7 +164,7 @@ def train(
                     history[name][epoch] = np.where(ok, total / step_in_epoch, np.nan)
                 state = work.begin(state)
                 now = work.weights(state)
-                better = np.asarray(ok & ~stalled)
+                better = np.asarray(ok & ~ended)
                 if work.validate is not None:
                     found = distributed.numbers(dict(work.validate(now)))
                     for name, values in found.items():
@@ -171,6 +173,7 @@ def train(
                         before = np.nanmin(scores[:epoch], axis=0, initial=np.inf)
                         better = np.asarray(better & (scores[epoch] < before))
                 best = _select(better, now, best)
+                ended = ended | _stalled(scores[: epoch + 1], patience)
                 history["seconds"][epoch] = trained_before + time.perf_counter() - began
                 if on_epoch is not None and jax.process_index() == 0:
                     metrics = {name: _mean(values[epoch]) for name, values in history.items()}
