@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from flaxae.data import Dataset, Stream
-    from flaxae.report import Table
     from flaxae.runs import Run
+    from flaxae.runs.report import Table
 
 
 FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by experiment
@@ -178,7 +178,7 @@ def mesh(config: Config) -> "Mesh | None":
 @contextlib.contextmanager
 def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[str, Any]]:
     """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
-    from flaxae import loggers
+    from flaxae.runs import loggers
 
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []

@@ -144,7 +144,7 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     """Measure all on the test set: the table, the figure, results.json, the report."""
     import numpy as np
 
-    from flaxae import plots, report
+    from flaxae.runs import plots, report
 
     varied, members = axes(config), trained.members
     groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, a member a seed

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from flaxae.anomaly import Detector
     from flaxae.data import Dataset, Framing
     from flaxae.findings import Findings, Rule
-    from flaxae.report import Table
     from flaxae.runs import Run, SavedRun
+    from flaxae.runs.report import Table
 
 NORMAL_DIGIT = "3"  # of MNIST, by default
 FALSE_ALARMS = 0.01
@@ -280,7 +280,8 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
     import numpy as np
 
-    from flaxae import findings, plots, report
+    from flaxae import findings
+    from flaxae.runs import plots, report
 
     test, strange = dataset.scaling(dataset.test), parts.test_strange
     which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
@@ -342,7 +343,7 @@ def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, flo
 
 def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
     """How many normal and strange examples are flagged."""
-    from flaxae import report
+    from flaxae.runs import report
 
     rates = list(flagged_rates(found.flagged, strange).values())
     parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
@@ -379,7 +380,7 @@ def strangest(found: "Findings") -> "Table":
     """The table of the strangest examples, and what made them so."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import report
 
     rows = [
         [
@@ -405,7 +406,8 @@ def draw(
     """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
     import numpy as np
 
-    from flaxae import data, findings, plots, report
+    from flaxae import data, findings
+    from flaxae.runs import plots, report
 
     order = np.argsort(-found.scores, kind="stable")
     count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))

@@ -137,8 +137,9 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     import jax
     import numpy as np
 
-    from flaxae import report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import report
 
     clean = dataset.scaling(dataset.test)
     noisy = np.asarray(model.corrupt(clean, jax.random.key(seed)))

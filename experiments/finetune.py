@@ -175,7 +175,7 @@ def compare(
     """Measure every way to classify at every number of labels; write the figures, results.json and the report."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import report
 
     given = features(dataset, model)
     kept = frozen(given, dataset)
@@ -378,7 +378,7 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
     """Test error over the number of labels, a line each, the strongest recipe as a mark."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import report
 
     counts = sorted({count for by_count in errors.values() for count in by_count})
     with report.figure_style():

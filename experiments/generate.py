@@ -116,8 +116,9 @@ def evaluate(
     """Draw samples, interpolations and maps; measure the likelihood; write results.json and the report."""
     import numpy as np
 
-    from flaxae import data, plots, report
+    from flaxae import data
     from flaxae.nn import heads
+    from flaxae.runs import plots, report
 
     def decode(z: "np.ndarray") -> "np.ndarray":
         return np.asarray(model.decode(np.asarray(z, np.float32)))
@@ -233,13 +234,13 @@ def likelihood(
 
 def grid(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
     """Rows of images as the run's figure of that name."""
-    from flaxae import report
+    from flaxae.runs import report
 
     report.image_grid(rows, run.figure(name))
 
 
 def curves(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
     """Rows of signals or table rows as the run's figure of that name."""
-    from flaxae import report
+    from flaxae.runs import report
 
     report.line_grid({row: experiments.lines(values) for row, values in rows.items()}, run.figure(name))

@@ -74,7 +74,8 @@ def train(config: Config) -> None:
 
 def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     """Train a model of each size and draw the elbow."""
-    from flaxae import plots, processes, report
+    from flaxae import processes
+    from flaxae.runs import plots, report
 
     errors, pca = {}, {}
     for latent in _sweep.axes(config)["latent"]:
@@ -114,8 +115,9 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     """Measure on the test set: the table, results.json, figures, the report."""
     import numpy as np
 
-    from flaxae import plots, report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import plots, report
 
     x = dataset.scaling(dataset.test)
     code = training.apply(Autoencoder.encode, model, x)

@@ -72,8 +72,9 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     """Score the map beside PCA's on the test set; write the codes, the figures, results.json and the report."""
     import numpy as np
 
-    from flaxae import plots, report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import plots, report
 
     train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]

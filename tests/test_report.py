@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flaxae import report
 from flaxae.errors import DataError
+from flaxae.runs import report
 
 
 class Page(html.parser.HTMLParser):

@@ -1,4 +1,4 @@
-"""Figures of codes (curves over sizes, maps, activity) and of anomalies. Drawn like those of `flaxae.report`."""
+"""Figures of codes (curves over sizes, maps, activity) and of anomalies. Drawn like those of `flaxae.runs.report`."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from flaxae import report
+from flaxae.runs import report
 
 _GREY = "#8a8a8a"
 
