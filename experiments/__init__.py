@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from flaxae.data import Dataset, Stream
-    from flaxae.report import Table
     from flaxae.runs import Run
+    from flaxae.runs.report import Table
 
 
 FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by experiment
@@ -178,7 +178,7 @@ def mesh(config: Config) -> "Mesh | None":
 @contextlib.contextmanager
 def resources(config: Config, run: "Run", *, log: bool = True) -> Iterator[dict[str, Any]]:
     """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
-    from flaxae import loggers
+    from flaxae.runs import loggers
 
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []
@@ -227,10 +227,16 @@ def print_table(table: "Table") -> None:
     import rich.box
     import rich.console
     import rich.table
+    from rich.text import Text
 
-    drawn = rich.table.Table(title=table.caption, box=rich.box.SIMPLE_HEAD)
-    for i, column in enumerate(table.columns, 1):  # where there is no room, the last column is what wraps
-        drawn.add_column(column, justify="right" if column else "left", no_wrap=i < len(table.columns))
+    from flaxae.runs.report import printable
+
+    def text(cell: object) -> Text:  # whose brackets rich doesn't read as markup
+        return Text(printable(f"{cell:.4g}" if isinstance(cell, float) else str(cell)))
+
+    drawn = rich.table.Table(title=text(table.caption), box=rich.box.SIMPLE_HEAD)
+    for i, column in enumerate(table.heads, 1):  # where there is no room, the last column is what wraps
+        drawn.add_column(text(column.head), justify="right" if column.name else "left", no_wrap=i < len(table.columns))
     for row in table.rows:
-        drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        drawn.add_row(*map(text, row))
     rich.console.Console().print(drawn)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from flaxae import autoencoder
     from flaxae.autoencoder import Autoencoder
     from flaxae.data import Dataset
-    from flaxae.report import Table
     from flaxae.runs import Run
+    from flaxae.runs.report import Table
     from flaxae.training import History
 
 EPOCHS, STEPS = 10, 2000  # by default: of a large set, and at least of a small one
@@ -130,7 +130,7 @@ def finish(
     usage: str,
 ) -> None:
     """Write the report and results.json, print the tables. `figures` are captions and names."""
-    from flaxae import report
+    from flaxae.runs import report
 
     report.write(
         run.folder / "report.html",

@@ -144,7 +144,7 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     """Measure all on the test set: the table, the figure, results.json, the report."""
     import numpy as np
 
-    from flaxae import plots, report
+    from flaxae.runs import plots, report
 
     varied, members = axes(config), trained.members
     groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, a member a seed
@@ -159,7 +159,12 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     seeds = f"mean ± deviation over {config.seeds} seeds" if config.seeds > 1 else "one seed"
     table = report.Table(
         f"{dataset.name}, {seeds}",
-        [*varied, f"validation {measure.label} ↓", f"test {measure.label} ↓", "diverged"],
+        [
+            *varied,
+            report.Column(f"validation {measure.label}", better="lower"),
+            report.Column(f"test {measure.label}", better="lower"),
+            "diverged",
+        ],
         [
             [
                 *(f"{value:g}" for value in values),

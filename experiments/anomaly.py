@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from flaxae.anomaly import Detector
     from flaxae.data import Dataset, Framing
     from flaxae.findings import Findings, Rule
-    from flaxae.report import Table
     from flaxae.runs import Run, SavedRun
+    from flaxae.runs.report import Table
 
 NORMAL_DIGIT = "3"  # of MNIST, by default
 FALSE_ALARMS = 0.01
@@ -280,7 +280,8 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
     import numpy as np
 
-    from flaxae import findings, plots, report
+    from flaxae import findings
+    from flaxae.runs import plots, report
 
     test, strange = dataset.scaling(dataset.test), parts.test_strange
     which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
@@ -308,7 +309,14 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
             measured = {name: ranking(strange, scores) for name, scores in ranked.items()}
             caption = f"{len(test):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
             rows = [[name, *values.values()] for name, values in measured.items()]
-            tables.insert(0, report.Table(caption, ["", "AUROC ↑", "average precision ↑"], rows))
+            tables.insert(
+                0,
+                report.Table(
+                    caption,
+                    ["", report.Column("AUROC", better="higher"), report.Column("average precision", better="higher")],
+                    rows,
+                ),
+            )
             for name, values in measured.items():
                 prefix = "test" if name == "flaxae" else f"baseline/{name.replace(' ', '_')}"
                 results |= {f"{prefix}/{metric}": value for metric, value in values.items()}
@@ -317,7 +325,7 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     figures.insert(0, ("Scores of the held-out examples, which set the threshold, and of the test part.", "scores"))
     figures += draw(run, detector, dataset, test, found, strange)
     curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
-    report.curves(curves, run.figure("curves"))
+    plots.curves(curves, run.figure("curves"))
     figures.append(("Loss an epoch.", "curves"))
 
     tables.append(strangest(found))
@@ -342,7 +350,7 @@ def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, flo
 
 def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
     """How many normal and strange examples are flagged."""
-    from flaxae import report
+    from flaxae.runs import report
 
     rates = list(flagged_rates(found.flagged, strange).values())
     parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
@@ -379,7 +387,7 @@ def strangest(found: "Findings") -> "Table":
     """The table of the strangest examples, and what made them so."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import report
 
     rows = [
         [
@@ -405,7 +413,8 @@ def draw(
     """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
     import numpy as np
 
-    from flaxae import data, findings, plots, report
+    from flaxae import data, findings
+    from flaxae.runs import plots
 
     order = np.argsort(-found.scores, kind="stable")
     count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))
@@ -417,13 +426,13 @@ def draw(
         rows = [*(np.broadcast_to(images[..., colours], why.shape) for images in (ends, rebuilt)), why]
         grid = dict(zip(("Strangest", "rebuilt", "why"), (row[:count] for row in rows), strict=True))
         grid |= dict(zip(("Most normal", "rebuilt ", "why "), (row[count:] for row in rows), strict=True))
-        report.image_grid(grid, run.figure("examples"))
+        plots.image_grid(grid, run.figure("examples"))
         return [("Test images over their reconstructions; what counts in them is coloured.", "examples")]
     shown = {"Given: the strangest, then the most normal": ends, "Reconstruction": rebuilt}
     if dataset.kind == "signal":
         shown = {name: experiments.lines(values) for name, values in shown.items()}
     x_label = "feature" if dataset.kind == "tabular" else "moment, the channels one after the other"
-    report.line_grid(shown, run.figure("examples"), x_label=x_label, y_label="scaled")
+    plots.line_grid(shown, run.figure("examples"), x_label=x_label, y_label="scaled")
     examples = ("Test examples over their reconstructions, the strangest first, the most normal last.", "examples")
     if dataset.kind == "tabular":
         picked = {"flagged": order[found.flagged[order]], "not flagged": order[~found.flagged[order]]}

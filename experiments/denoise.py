@@ -137,8 +137,9 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     import jax
     import numpy as np
 
-    from flaxae import report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import plots, report
 
     clean = dataset.scaling(dataset.test)
     noisy = np.asarray(model.corrupt(clean, jax.random.key(seed)))
@@ -150,17 +151,21 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
         prefix = "test" if name == "flaxae" else f"baseline/{name}"
         results |= {f"{prefix}/{metric}": value for metric, value in values.items()}
 
-    heads = {"psnr_db": "PSNR (dB) ↑", "ssim": "SSIM ↑", "mse": "MSE ↓"}
+    heads = {
+        "psnr_db": report.Column("PSNR (dB)", better="higher"),
+        "ssim": report.Column("SSIM", better="higher"),
+        "mse": report.Column("MSE", better="lower"),
+    }
     columns = ["", *(heads[metric] for metric in scores["noisy"])]
     rows = [[LABELS[name], *values.values()] for name, values in scores.items()]
     table = report.Table(f"{len(clean):,} test examples, {dataset.name}", columns, rows)
     chosen = examples(dataset)
     shown = {"Clean": clean[chosen], "Noisy": noisy[chosen], "Denoised": denoised["flaxae"][chosen]}
-    grid = report.image_grid if dataset.kind == "image" else report.line_grid
+    grid = plots.image_grid if dataset.kind == "image" else plots.line_grid
     if dataset.kind == "signal":
         shown = {name: experiments.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("denoised"))
-    report.curves(history, run.figure("curves"))
+    plots.curves(history, run.figure("curves"))
     usage = use(run, dataset, noisy[chosen])
     metric, unit, best = ("psnr_db", "dB", max) if "psnr_db" in scores["noisy"] else ("mse", "MSE", min)
     rival = best(scores.keys() - {"flaxae"}, key=lambda name: scores[name][metric])

@@ -175,7 +175,7 @@ def compare(
     """Measure every way to classify at every number of labels; write the figures, results.json and the report."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import plots, report
 
     given = features(dataset, model)
     kept = frozen(given, dataset)
@@ -197,13 +197,19 @@ def compare(
     )
     codes = report.Table(
         f"Accuracy on frozen codes, all {len(dataset.train):,} labels, {len(dataset.test):,} test examples",
-        ["", "5-NN ↑", "linear probe ↑", "k-means ↑", "its NMI ↑"],
+        [
+            "",
+            report.Column("5-NN", better="higher"),
+            report.Column("linear probe", better="higher"),
+            report.Column("k-means", better="higher"),
+            report.Column("its NMI", better="higher"),
+        ],
         [[name, *values.values()] for name, values in kept.items()],
     )
     draw_errors({name: {n: errors[n][name] for n in counts if name in errors[n]} for name in methods}, run)
     figures = [("Test error against the number of labels; bars are deviations over draws.", "errors")]
     if history is not None:
-        report.curves(history, run.figure("curves"))
+        plots.curves(history, run.figure("curves"))
         figures.append(("Loss an epoch of pre-training, on the training examples and on those held out.", "curves"))
     results = {f"frozen/{metric}": value for metric, value in kept["code"].items()}
     for count in counts:
@@ -378,13 +384,13 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
     """Test error over the number of labels, a line each, the strongest recipe as a mark."""
     import numpy as np
 
-    from flaxae import report
+    from flaxae.runs import plots
 
     counts = sorted({count for by_count in errors.values() for count in by_count})
-    with report.figure_style():
-        figure = report.new_figure(8.0, 5.5)
+    with plots.figure_style():
+        figure = plots.new_figure(8.0, 5.5)
         axes = figure.add_subplot()
-        for colour, (name, by_count) in zip((*report.COLOURS, "#1a1a1a"), errors.items(), strict=True):
+        for colour, (name, by_count) in zip((*plots.COLOURS, "#1a1a1a"), errors.items(), strict=True):
             means = [np.mean(values) for values in by_count.values()]
             deviations = [np.std(values, ddof=min(1, len(values) - 1)) for values in by_count.values()]
             style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
@@ -397,4 +403,4 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.legend()
-        report.save_figure(figure, run.figure("errors"))
+        plots.save_figure(figure, run.figure("errors"))

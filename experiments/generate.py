@@ -116,8 +116,9 @@ def evaluate(
     """Draw samples, interpolations and maps; measure the likelihood; write results.json and the report."""
     import numpy as np
 
-    from flaxae import data, plots, report
+    from flaxae import data
     from flaxae.nn import heads
+    from flaxae.runs import plots, report
 
     def decode(z: "np.ndarray") -> "np.ndarray":
         return np.asarray(model.decode(np.asarray(z, np.float32)))
@@ -143,7 +144,11 @@ def evaluate(
         scores, kl = likelihood(config, model, dataset, binarise=binarise)
         plots.bars(kl, run.figure("kl"), x_label="latent", y_label="KL (nats)")
         figures.append(("What each latent tells of an example, on average.", "kl"))
-        names = {"elbo_nats": "ELBO (nats) ↑", "nll_nats": "−log p(x) (nats) ↓", "kl_nats": "KL (nats)"}
+        names = {
+            "elbo_nats": report.Column("ELBO (nats)", better="higher"),
+            "nll_nats": report.Column("−log p(x) (nats)", better="lower"),
+            "kl_nats": "KL (nats)",
+        }
         names["latents_in_use"] = "latents in use"
         caption = f"{dataset.name}, test examples; −log p(x) by {config.draws:,} draws of {config.scored:,} of them"
         tables = [report.Table(caption, list(names.values()), [[scores[name] for name in names]])]
@@ -155,7 +160,7 @@ def evaluate(
         if kl.size == 2:
             draw(latent_map(decode), run, "map")
             figures.append(("The code's plane: quantiles 5 to 95 % of both latents.", "map"))
-    report.curves(history, run.figure("curves"))
+    plots.curves(history, run.figure("curves"))
     figures.append(("Loss an epoch, on the training examples and on those held out.", "curves"))
     usage = (
         experiments.command("generate", from_=run.folder, output=experiments.new_file(dataset, "samples"))
@@ -233,13 +238,13 @@ def likelihood(
 
 def grid(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
     """Rows of images as the run's figure of that name."""
-    from flaxae import report
+    from flaxae.runs import plots
 
-    report.image_grid(rows, run.figure(name))
+    plots.image_grid(rows, run.figure(name))
 
 
 def curves(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
     """Rows of signals or table rows as the run's figure of that name."""
-    from flaxae import report
+    from flaxae.runs import plots
 
-    report.line_grid({row: experiments.lines(values) for row, values in rows.items()}, run.figure(name))
+    plots.line_grid({row: experiments.lines(values) for row, values in rows.items()}, run.figure(name))

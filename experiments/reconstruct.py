@@ -74,7 +74,8 @@ def train(config: Config) -> None:
 
 def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     """Train a model of each size and draw the elbow."""
-    from flaxae import plots, processes, report
+    from flaxae import processes
+    from flaxae.runs import plots, report
 
     errors, pca = {}, {}
     for latent in _sweep.axes(config)["latent"]:
@@ -87,7 +88,11 @@ def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     both = all(pca.values())
     table = report.Table(
         f"{len(dataset.test):,} test examples, {dataset.name}",
-        ["size of the code", "MSE ↓", *(["PCA's MSE ↓", "ratio"] if both else [])],
+        [
+            "size of the code",
+            report.Column("MSE", better="lower"),
+            *([report.Column("PCA's MSE", better="lower"), "ratio"] if both else []),
+        ],
         [[str(n), errors[n], *([pca[n], errors[n] / pca[n]] if both else [])] for n in errors],
     )
     series = {config.model: list(errors.values()), **({"PCA": list(pca.values())} if both else {})}
@@ -114,8 +119,9 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     """Measure on the test set: the table, results.json, figures, the report."""
     import numpy as np
 
-    from flaxae import plots, report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import plots, report
 
     x = dataset.scaling(dataset.test)
     code = training.apply(Autoencoder.encode, model, x)
@@ -139,13 +145,13 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
         ["", "units"],
         [["in all", len(spread)], ["in use", used["units"]], ["on, of an example", round(used["on"])]],
     )
-    grid = report.image_grid if dataset.kind == "image" else report.line_grid
+    grid = plots.image_grid if dataset.kind == "image" else plots.line_grid
     shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
     if dataset.kind == "signal":
         shown = {name: experiments.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("reconstructions"))
     plots.bars(spread, run.figure("activity"), x_label="unit of the code", y_label="standard deviation")
-    report.curves(history, run.figure("curves"))
+    plots.curves(history, run.figure("curves"))
     results = {
         "test/mse": error,
         "train/mse": train_error,

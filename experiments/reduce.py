@@ -72,8 +72,9 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     """Score the map beside PCA's on the test set; write the codes, the figures, results.json and the report."""
     import numpy as np
 
-    from flaxae import plots, report, training
+    from flaxae import training
     from flaxae.autoencoder import Autoencoder
+    from flaxae.runs import plots, report
 
     train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]
@@ -86,13 +87,17 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
         scores["PCA"] = score(*principal, dataset, error)
         maps["PCA"] = principal[1]
 
-    heads = {"trustworthiness": "trustworthiness ↑", "knn_accuracy": "kNN accuracy ↑", "mse": "MSE ↓"}
+    heads = {
+        "trustworthiness": report.Column("trustworthiness", better="higher"),
+        "knn_accuracy": report.Column("kNN accuracy", better="higher"),
+        "mse": report.Column("MSE", better="lower"),
+    }
     table = report.Table(
         f"{dimensions} dimensions, {len(test):,} test examples, {dataset.name}",
         ["", *(heads[name] for name in scores["flaxae"])],
         [[name, *values.values()] for name, values in scores.items()],
     )
-    report.curves(history, run.figure("curves"))
+    plots.curves(history, run.figure("curves"))
     figures = [("Loss an epoch, on the training examples and on those held out.", "curves")]
     if dimensions in (2, 3):
         plots.maps(maps, run.figure("map"), labels=dataset.test_labels, classes=dataset.classes)

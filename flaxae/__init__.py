@@ -32,6 +32,7 @@ _MODULES = (
     "runs", "specs", "stacked", "training",
 )  # fmt: skip
 _MOVED = {name: f"training.{name}" for name in ("checkpoints", "feed", "population", "precision", "progress")}
+_MOVED |= {name: f"runs.{name}" for name in ("loggers", "plots", "report")}
 __all__ = [*_HOMES, *_MODULES]
 
 

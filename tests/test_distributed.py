@@ -125,7 +125,7 @@ def test_the_slurm_script_starts_then_resumes_and_asks_to_be_queued_again(tmp_pa
 
 def test_tensorboard_gets_every_number(tmp_path):
     pytest.importorskip("tensorboardX")
-    from flaxae import loggers
+    from flaxae.runs import loggers
 
     with loggers.tensorboard(tmp_path) as write:
         write({"epoch": 1, "loss": 0.5, "val_loss": float("nan"), "hosts": "a"})

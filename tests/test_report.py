@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import html.parser
 import os
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flaxae import report
-from flaxae.errors import DataError
+from flaxae.errors import ConfigError, DataError
+from flaxae.runs import plots, report
 
 
 class Page(html.parser.HTMLParser):
@@ -44,6 +45,9 @@ def png(tmp_path):
     return tmp_path / "figure.png"
 
 
+HIGHER, LOWER = report.Column("PSNR (dB)", better="higher"), report.Column("MSE", better="lower")
+
+
 def write(path, **changed):
     parts = {
         "title": "A run",
@@ -66,7 +70,7 @@ def table(columns, *rows):
 def test_image_grid_shows_every_pixel_as_it_is(tmp_path, channels):
     rng = np.random.default_rng(0)
     rows = {name: rng.random((4, 6, 5, channels), dtype=np.float32) * 1.4 - 0.2 for name in ("Clean", "Noisy")}
-    report.image_grid(rows, tmp_path / "new" / "grid.png", title="Four")
+    plots.image_grid(rows, tmp_path / "new" / "grid.png", title="Four")
     drawn = np.asarray(Image.open(tmp_path / "new" / "grid.png").convert("RGB"), np.int16)
     scale = 160 // 5  # pixels are squares of this side: find the first, then every other follows
     first = np.round(np.broadcast_to(np.clip(rows["Clean"][0, 0, 0], 0, 1), 3) * 255)
@@ -90,8 +94,8 @@ def test_image_grid_shows_every_pixel_as_it_is(tmp_path, channels):
 
 def test_figures_leave_no_global_state(tmp_path):
     before = dict(matplotlib.rcParams)
-    report.curves({"loss": [2.0, 1.0]}, tmp_path / "c.png")
-    report.line_grid({"Clean": np.zeros((2, 9), np.float32)}, tmp_path / "l.png")
+    plots.curves({"loss": [2.0, 1.0]}, tmp_path / "c.png")
+    plots.line_grid({"Clean": np.zeros((2, 9), np.float32)}, tmp_path / "l.png")
     assert dict(matplotlib.rcParams) == before
     assert sorted(os.listdir(tmp_path)) == ["c.png", "l.png"]
 
@@ -99,8 +103,8 @@ def test_figures_leave_no_global_state(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures as they are saved."""
-    figures, save = [], report.save_figure
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: (save(figure, path), figures.append(figure)))
+    figures, save = [], plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (save(figure, path), figures.append(figure)))
     return figures
 
 
@@ -111,7 +115,7 @@ def test_curves_pair_losses_and_mark_the_best_epoch(tmp_path, drawn):
         "learning_rate": [0.1, 0.01, 0.001, 0.0001],
         "seconds": [1.0, 2.0, 3.0, 4.0],
     }
-    report.curves(history, tmp_path / "curves.png", unit="nats per image")
+    plots.curves(history, tmp_path / "curves.png", unit="nats per image")
     losses, rate = drawn[0].axes
     assert losses.get_ylabel() == "loss (nats per image)"
     assert [t.get_text() for t in losses.get_legend().get_texts()] == [
@@ -126,14 +130,14 @@ def test_curves_pair_losses_and_mark_the_best_epoch(tmp_path, drawn):
 
 
 def test_curves_of_one_epoch_and_of_a_run_that_diverged(tmp_path, drawn):
-    report.curves({"loss": [1.0]}, tmp_path / "one.png")
-    report.curves({"loss": [1.0, float("nan")], "val_loss": [float("nan")] * 2}, tmp_path / "nan.png")
+    plots.curves({"loss": [1.0]}, tmp_path / "one.png")
+    plots.curves({"loss": [1.0, float("nan")], "val_loss": [float("nan")] * 2}, tmp_path / "nan.png")
     assert [t.get_text() for t in drawn[1].axes[0].get_legend().get_texts()] == ["training", "validation"]
 
 
 def test_line_grid_draws_each_signal_over_the_clean_one(tmp_path, drawn):
     clean, noisy = np.random.default_rng(0).random((2, 3, 12), dtype=np.float32)
-    report.line_grid({"Clean": clean, "Noisy $1$": noisy}, tmp_path / "lines.png", "Three", "time (s)", "volts")
+    plots.line_grid({"Clean": clean, "Noisy $1$": noisy}, tmp_path / "lines.png", "Three", "time (s)", "volts")
     panels = np.array(drawn[0].axes).reshape(2, 3)
     for column in range(3):
         behind, front = panels[1, column].lines
@@ -147,17 +151,17 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     path = tmp_path / "figure.png"
     with pytest.raises(DataError, match="same shape"):
-        report.image_grid({"a": np.zeros((2, 4, 4, 1)), "b": np.zeros((3, 4, 4, 1))}, path)
+        plots.image_grid({"a": np.zeros((2, 4, 4, 1)), "b": np.zeros((3, 4, 4, 1))}, path)
     with pytest.raises(DataError, match="non-empty"):
-        report.image_grid({"a": np.zeros((0, 4, 4, 1))}, path)
+        plots.image_grid({"a": np.zeros((0, 4, 4, 1))}, path)
     with pytest.raises(DataError, match="one or more"):
-        report.line_grid({}, path)
+        plots.line_grid({}, path)
     with pytest.raises(DataError, match="1 or 3 channels"):
-        report.image_grid({"a": np.zeros((2, 4, 4, 2))}, path)
+        plots.image_grid({"a": np.zeros((2, 4, 4, 2))}, path)
     with pytest.raises(DataError, match="features"):
-        report.line_grid({"a": np.zeros((2, 4, 4))}, path)
+        plots.line_grid({"a": np.zeros((2, 4, 4))}, path)
     with pytest.raises(DataError, match="history"):
-        report.curves({"loss": []}, path)
+        plots.curves({"loss": []}, path)
     assert not path.exists()
 
 
@@ -165,7 +169,7 @@ def test_page_holds_everything_and_loads_nothing(tmp_path, png):
     text = write(
         tmp_path / "run" / "report.html",
         summary="First.\n\nSecond.",
-        tables=[table(("Method", "PSNR (dB) ↑"), ("ours", 20.1))],
+        tables=[table(("Method", HIGHER), ("ours", 20.1))],
         figures=[("Digits", png)],
         config={"model": {"latent": 32}, "hidden": (8, 4)},
     )
@@ -182,6 +186,34 @@ def test_page_holds_everything_and_loads_nothing(tmp_path, png):
     for words in ("First.", "python run.py", "model.latent", "(8, 4)", "jax", "print()"):
         assert words in page.text
     assert ("meta", {"charset": "utf-8"}) in page.tags
+
+
+def test_a_browser_is_told_to_load_and_run_nothing(tmp_path, png):
+    text = write(tmp_path / "report.html", figures=[("Digits", png)])
+    (policy,) = (a["content"] for _, a in Page(text).tags if a.get("http-equiv") == "Content-Security-Policy")
+    allowed = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert allowed.pop("style-src") == f"'sha256-{digest}'"
+    assert allowed == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert text.index("Content-Security-Policy") < text.index("<link")
+
+
+def test_what_cannot_be_printed_is_shown_by_its_code(tmp_path):
+    hostile = "a\0b\x1b[31m\r\x07\u202egnp.exe\ud800\u2029"
+    page = Page(write(tmp_path / "report.html", title=hostile, tables=[table((hostile,), (hostile,))]))
+    shown = r"a\x00b\x1b[31m\r\x07\u202egnp.exe\ud800" + "\u2029"
+    assert page.cells[:2] == [shown, shown]
+    assert page.text.count(shown) == 4
+
+
+def test_columns_and_tables_check_themselves(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(ConfigError, match="is better 'up'; expected 'higher', 'lower' or None"):
+        report.Column("MSE", better="up")
+    with pytest.raises(DataError, match="3 cells in a row of 2 columns"):
+        table(("a", "b"), ("x", 1, 2))
+    assert hash(HIGHER) == hash(report.Column("PSNR (dB)", better="higher"))
 
 
 _HOSTILE = st.text("<>&\"'{}%$a\u2028é", min_size=1)
@@ -210,21 +242,23 @@ def test_all_text_is_escaped(tmp_path_factory, text):
 
 
 @pytest.mark.parametrize(
-    ("head", "values", "shown", "best"),
+    ("column", "values", "shown", "best"),
     [
-        ("PSNR (dB) ↑", (9.381, 22.987, None), ["9.38", "22.99", "–"], "22.99"),
-        ("MSE ↓", (0.11556, 0.016828), ["0.1156", "0.0168"], "0.0168"),
-        ("NLL (nats) ↓", (np.float32(-1234.56), float("nan")), ["−1,235", "nan"], "−1,235"),
-        ("error ↓", (0.5, 0.0), ["0.5000", "0.0000"], "0.0000"),
+        (HIGHER, (9.381, 22.987, None), ["9.38", "22.99", "–"], "22.99"),
+        (LOWER, (0.11556, 0.016828), ["0.1156", "0.0168"], "0.0168"),
+        (LOWER, (np.float32(-1234.56), float("nan")), ["−1,235", "nan"], "−1,235"),
+        (LOWER, (0.5, 0.0), ["0.5000", "0.0000"], "0.0000"),
         ("rate", (1e-5, 1.0), ["0.0000100", "1.0000000"], None),
+        ("a name that ends in ↑", (1.0, 2.0), ["1.000", "2.000"], None),
         ("parameters", (615440, 0), ["615,440", "0"], None),
-        ("note ↑", ("good", None), ["good", "–"], None),
+        (HIGHER, ("good", None), ["good", "–"], None),
     ],
 )
-def test_numbers_of_a_column_are_readable_and_its_best_is_bold(tmp_path, head, values, shown, best):
+def test_numbers_of_a_column_are_readable_and_its_best_is_bold(tmp_path, column, values, shown, best):
     rows = [(f"row {i}", value) for i, value in enumerate(values)]
-    text = write(tmp_path / "report.html", tables=[table(("Method", head), *rows)])
-    cells = Page(text).cells[2 : 2 + 2 * len(rows)]
+    text = write(tmp_path / "report.html", tables=[table(("Method", column), *rows)])
+    head, *cells = Page(text).cells[1 : 2 + 2 * len(rows)]
+    assert head == {HIGHER: "PSNR (dB) ↑", LOWER: "MSE ↓"}.get(column, column)
     assert cells[1::2] == shown
     assert text.count("<strong>") == (best is not None)
     assert best is None or f"<strong>{best}</strong>" in text
@@ -237,13 +271,11 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, png, monkeypatch):
         write(path, figures=[("missing", tmp_path / "none.png")])
     with pytest.raises(DataError, match="isn't a PNG"):
         write(path, figures=[("not a figure", path)])
-    with pytest.raises(DataError, match="3 cells in a row of 2"):
-        write(path, tables=[table(("a", "b"), ("x", 1, 2))])
 
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(os, "replace", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="no space"):
         write(path, title="Another")
     assert path.read_text(encoding="utf-8") == old

@@ -71,6 +71,16 @@ def read_npy(path: pathlib.Path) -> np.ndarray:
         return _npy(file, path.stat().st_size, str(path))
 
 
+def load_npy(path: pathlib.Path) -> Parts:
+    """The array of a `.npy` file as the training part: see `read_npy`."""
+    return Parts(train=read_npy(path))
+
+
+def write_npy(file: io.BufferedIOBase, path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an array into an open binary file."""
+    np.save(file, array, allow_pickle=False)
+
+
 def map_npy(path: pathlib.Path) -> np.ndarray:
     """The array of a `.npy` file as a memory map, of any size: nothing of it is read yet.
 
@@ -123,6 +133,11 @@ def load_npz(path: pathlib.Path) -> Parts:
             "or 'x_train' and 'x_test' (and 'y_train', 'y_test')."
         )
     return Parts(**parts)
+
+
+def write_npz(file: io.BufferedIOBase, path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an array, named x, into an open binary file."""
+    np.savez(file, allow_pickle=False, x=array)
 
 
 _IDX_NAME = re.compile(r"(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx\d-ubyte(\.gz)?")

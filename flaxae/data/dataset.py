@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from flaxae.data import arrays, files, images, mnist, signals, tables, tfds
+from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.scaling import Scaling
@@ -154,27 +154,22 @@ def _parts(source: object, label: str | None) -> tuple[Parts, str]:
 
 
 def _from_path(path: pathlib.Path, label: str | None) -> Parts:
-    suffix = path.suffix.lower()
-    if suffix in files.TABLES:
-        frame, labels = tables.read_table(path, label=label)
+    if path.is_dir():
+        _refuse_label(label, path)
+        return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
+    known = formats.of(path)
+    if known.kind == "table":
+        frame, labels = tables.checked(known.read(path), path, label=label)
         return Parts(train=frame, train_labels=labels)
     _refuse_label(label, path)
-    if path.is_dir():
-        return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
-    if suffix == ".npy":
-        size = path.stat().st_size
-        if size > arrays.MAP_BYTES:
-            print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
-            return Parts(train=Stream(arrays.map_npy(path)))
-        return Parts(train=arrays.read_npy(path))
-    if suffix == ".npz":
-        return arrays.load_npz(path)
-    if suffix == ".wav":
-        signal = signals.read_wav(path)
-        return Parts(train=signal.values, rate=signal.rate)
-    if suffix in images.SUFFIXES:
+    if known.kind == "image":
         raise DataError(f"{path} is one image; expected a folder of them to train on.")
-    raise files.unknown_format(path)
+    size = path.stat().st_size
+    if known.mapper is not None and size > arrays.MAP_BYTES:
+        print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        return Parts(train=Stream(known.mapper(path)))
+    content = known.read(path)
+    return content if known.kind == "array" else Parts(train=content.values, rate=content.rate)
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:

@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 from jaxtyping import Shaped
 
+from flaxae.data import formats
 from flaxae.data.arrays import check_size, reading
 from flaxae.data.parts import Parts
 from flaxae.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 _MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I", "F")  # those whose arrays are what the file stores
 
 
@@ -46,7 +46,7 @@ def read_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """
     images = {path.relative_to(folder).as_posix(): read_image(path) for path in _images_in(folder, depth="**/*")}
     if not images:
-        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(SUFFIXES)}.")
+        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(formats.suffixes('image'))}.")
     return images
 
 
@@ -94,7 +94,7 @@ def _load_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise DataError(f"{folder} holds images beside folders of images. Put all of them in folders, one a class.")
     paths = flat or classed
     if not paths:
-        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(SUFFIXES)}.")
+        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(formats.suffixes('image'))}.")
     first = read_image(paths[0])
     check_size(first.nbytes * len(paths), folder)
     images = np.empty((len(paths), *first.shape), first.dtype)
@@ -110,7 +110,7 @@ def _load_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _images_in(folder: pathlib.Path, *, depth: str) -> list[pathlib.Path]:
-    found = (path for path in folder.glob(depth) if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (path for path in folder.glob(depth) if path.suffix.lower() in formats.suffixes("image") and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 

@@ -1,10 +1,9 @@
-"""`.csv` and `.parquet` files: one row an example, or a moment of a signal."""
+"""Tables and their files: one row an example, or a moment of a signal."""
 
 import csv
 import io
 import pathlib
 import re
-import types
 import warnings
 from typing import TYPE_CHECKING
 
@@ -12,22 +11,10 @@ import numpy as np
 
 from flaxae.data.arrays import check_size, reading
 from flaxae.data.encoding import is_number
-from flaxae.errors import DataError, missing, unknown
+from flaxae.errors import DataError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def read_table(path: pathlib.Path, *, label: str | None = None) -> tuple["pd.DataFrame", np.ndarray | None]:
-    """The columns of a table, and the values of the label column if one was asked for.
-
-    A `.csv` whose first line is all numbers has no header, unless they count 0, 1, 2, … as pandas writes them;
-    its columns are then called x0, x1, …
-
-    Raises:
-        DataError: the file is unreadable, ragged or empty, or the label column is missing or has missing values.
-    """
-    return checked(_read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path), path, label=label)
 
 
 def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tuple["pd.DataFrame", np.ndarray | None]:
@@ -53,33 +40,42 @@ def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tupl
     return frame.drop(columns=label), np.array(frame[label].tolist())
 
 
-def write_table(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
-    """Writes a table into an open binary file; `path` says the format."""
-    if path.suffix.lower() == ".parquet":
-        _pyarrow(path)
-        frame.to_parquet(file, index=False)
-    else:
-        frame.to_csv(file, index=False)
+def write_parquet(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file."""
+    import pyarrow.parquet  # noqa: F401 (pandas' own message names no extra)
+
+    frame.to_parquet(file, index=False)
 
 
-def _read_parquet(path: pathlib.Path) -> "pd.DataFrame":
+def write_csv(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file, with a line of names."""
+    frame.to_csv(file, index=False)
+
+
+def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a `.parquet` file.
+
+    Raises:
+        DataError: the file is unreadable, damaged or too large.
+    """
     import pandas as pd
+    import pyarrow.parquet
 
     with reading(path):
-        with _pyarrow(path).ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             check_size(file.metadata.num_rows * file.metadata.num_columns * 8, path)
         return pd.read_parquet(path)
 
 
-def _pyarrow(path: pathlib.Path) -> types.ModuleType:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(missing(str(path), "parquet", error)) from error
-    return pyarrow.parquet
+def read_csv(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a `.csv` file, its fields separated by commas.
 
+    One whose first line is all numbers has no header, unless they count 0, 1, 2, … as pandas writes them; its columns
+    are then called x0, x1, …
 
-def _read_csv(path: pathlib.Path) -> "pd.DataFrame":
+    Raises:
+        DataError: the file is unreadable, ragged or too large, or its first line seems to be data.
+    """
     import pandas as pd
 
     with reading(path):

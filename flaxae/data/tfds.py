@@ -20,7 +20,7 @@ import numpy as np
 
 from flaxae.data import arrays
 from flaxae.data.arrays import read_npz, reading
-from flaxae.data.files import replacing
+from flaxae.data.files import writing
 from flaxae.data.parts import Parts
 from flaxae.data.stream import HELD_OUT_BYTES, Stream
 from flaxae.errors import DataError, missing, unknown
@@ -64,8 +64,8 @@ def load(name: str, *, label: str | None = None) -> Parts:
     parts = _read(builder, used)
     if label is None:
         known = {name: np.asarray(part) for name, part in parts._asdict().items() if part is not None}
-        with contextlib.suppress(DataError):  # a read-only folder only costs time
-            replacing(kept, lambda file: np.savez(file, allow_pickle=False, **known))
+        with contextlib.suppress(DataError), writing(kept) as file:  # a read-only folder only costs time
+            np.savez(file, allow_pickle=False, **known)
     return parts
 
 

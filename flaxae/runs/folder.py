@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxae import processes
+from flaxae import atomic, processes
 from flaxae.errors import ConfigError, FlaxaeError, RunError, unknown
 
 
@@ -308,15 +308,8 @@ def _parse(content: bytes, where: str | Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with _writing(path):
-        try:
-            unfinished.write_text(text)
-            unfinished.replace(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+    with _writing(path), atomic.replacing(path) as unfinished:
+        unfinished.write_text(text)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,60 @@
+"""Files and folders that appear whole or not at all: the one way in which flaxae writes them."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A place of the same name to write a file or folder to, which takes the place of `path` once the block has ended.
+
+    The folders on the way are made. What stood at `path` stays until what is new is on the disk, also after a power
+    cut, and for good if the block raises or the process is killed; a folder can take the place of an empty one only.
+    Of two writers of one path at a time the later one succeeds.
+
+        with atomic.replacing("codes.npz") as unfinished:
+            np.savez(unfinished, codes=codes)
+
+    Raises:
+        OSError: the disk is full, the place can't be written, or another process has begun to write it meanwhile.
+    """
+    path = Path(path)
+    left = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed
+    own = left / uuid.uuid4().hex  # so that no other writer's half is ever put in place
+    try:
+        own.mkdir(parents=True)
+        unfinished = own / path.name
+        yield unfinished
+        if not own.exists():
+            raise OSError(errno.EBUSY, "Another process has begun to write it meanwhile", os.fspath(path))
+        for written in [unfinished, *unfinished.rglob("*")]:
+            _to_disk(written)
+        unfinished.replace(path)
+        _to_disk(path.parent)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another writer's is in it
+            left.rmdir()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what the operating system holds of a file, or of a folder's list of names, is on the disk."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):  # some systems have no such thing for folders
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

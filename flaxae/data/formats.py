@@ -1,0 +1,122 @@
+"""The formats of files: the one table on which reading, writing, the messages and the flags' help stand.
+
+To add a format is to add an entry, and the functions that it names. Nothing heavy is imported before a file is read.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from flaxae.errors import DataError, missing
+
+Kind = Literal["array", "signal", "table", "image"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    What its files hold is by kind: an array, as `Parts` (which may be several arrays); a `Signal`; a table, as a
+    DataFrame; or an image, as [height, width, channels].
+
+    Args:
+        suffixes: the endings of its names, in lower case.
+        kind: of what its files hold.
+        reader: `reader(path)` gives what the file holds.
+        writer: `writer(file, path, content)` writes it (of arrays, one array) into a binary file that is open; `path`
+            is where it will be.
+        mapper: `mapper(path)` gives an array that is not read yet, for files larger than memory.
+        extra: in pyproject.toml, of the packages that the format needs beside those that are always there.
+    """
+
+    suffixes: tuple[str, ...]
+    kind: Kind
+    reader: Callable[[pathlib.Path], Any]
+    writer: Callable[[io.BufferedIOBase, pathlib.Path, Any], None]
+    mapper: Callable[[pathlib.Path], Any] | None = None
+    extra: str | None = None
+
+    def read(self, path: pathlib.Path) -> Any:
+        """What the file holds.
+
+        Raises:
+            DataError: it can't be read, or a package is missing that the format needs.
+        """
+        with self._packages(path):
+            return self.reader(path)
+
+    def write(self, file: io.BufferedIOBase, path: pathlib.Path, content: Any) -> None:
+        """Write what `read` gives (of arrays, one array) into a binary file that is open, and will be at `path`.
+
+        Raises:
+            DataError: the format can't hold that, or a package is missing that it needs.
+        """
+        with self._packages(path):
+            self.writer(file, path, content)
+
+    @contextlib.contextmanager
+    def _packages(self, path: pathlib.Path) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:
+            if self.extra is None:
+                raise
+            raise DataError(missing(str(path), self.extra, error)) from error
+
+
+def _later(name: str) -> Callable[..., Any]:
+    """A function of a module of `flaxae.data`, such as "tables.read_csv", imported when it is called."""
+    module, _, function = name.partition(".")
+    return lambda *arguments: getattr(importlib.import_module(f"flaxae.data.{module}"), function)(*arguments)
+
+
+FORMATS = (
+    Format((".npy",), "array", _later("arrays.load_npy"), _later("arrays.write_npy"), _later("arrays.map_npy")),
+    Format((".npz",), "array", _later("arrays.load_npz"), _later("arrays.write_npz")),
+    Format((".wav",), "signal", _later("signals.read_wav"), _later("signals.write_wav")),
+    Format((".csv",), "table", _later("tables.read_csv"), _later("tables.write_csv")),
+    Format((".parquet",), "table", _later("tables.read_parquet"), _later("tables.write_parquet"), extra="parquet"),
+    Format(
+        (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+        "image",
+        _later("images.read_image"),
+        _later("images.write_image"),
+    ),
+)
+
+
+def find(path: str | os.PathLike) -> Format | None:
+    """The format of a file by the ending of its name; None of one that is not in the table."""
+    suffix = pathlib.Path(path).suffix.lower()
+    return next((known for known in FORMATS if suffix in known.suffixes), None)
+
+
+def of(path: str | os.PathLike) -> Format:
+    """The format of a file by the ending of its name.
+
+    Raises:
+        DataError: it is not in the table.
+    """
+    known = find(path)
+    if known is None:
+        ending = pathlib.Path(path).suffix
+        raise DataError(
+            f"{path} ends in {ending!r}; the known formats are {', '.join(suffixes())}, and folders of images."
+        )
+    return known
+
+
+def suffixes(*kinds: Kind) -> tuple[str, ...]:
+    """The endings of the formats of those kinds; of all, if none is given."""
+    return tuple(suffix for known in FORMATS if not kinds or known.kind in kinds for suffix in known.suffixes)
+
+
+def listed(*kinds: Kind) -> str:
+    """The endings of the formats of those kinds for a sentence, such as ".csv or .parquet"."""
+    *others, last = suffixes(*kinds)
+    return f"{', '.join(others)} or {last}" if others else last
