@@ -229,7 +229,7 @@ def write(
     page = _PAGE.format(
         title=html.escape(title), style=_CSS, summary=paragraphs, command=html.escape(command), body=body
     )
-    _write_bytes(path, page.encode())
+    _write_bytes(path, page.encode(errors="replace"))
 
 
 def _common_shape(rows: Mapping[str, Array | np.ndarray]) -> tuple[int, ...]:
