@@ -39,7 +39,7 @@ IN_USE = 0.01  # nats of KL, from which a latent carries something (Burda et al.
 class Config(_sweep.Config):
     """Flags of the generation experiment."""
 
-    used_with: ClassVar = ("from", "output")
+    used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
     model: str = "vae"
     """The preset to train; a wrong name lists them."""

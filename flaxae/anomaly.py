@@ -425,7 +425,7 @@ class Detector:
             "score": self.score_name,
             "neighbours": self.neighbours,
         }
-        (folder / "detector.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: str | os.PathLike) -> Detector:
@@ -437,7 +437,7 @@ def load(folder: str | os.PathLike) -> Detector:
     """
     folder = pathlib.Path(folder)
     try:
-        settings = json.loads((folder / "detector.json").read_text())
+        settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
         members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
         check_score(score)

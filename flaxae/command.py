@@ -1,7 +1,11 @@
 """The command line: `flaxae NAME …`, and `python run.py --exp NAME …` in a checkout, which is the same."""
 
 import argparse
+import codecs
+import contextlib
 import importlib
+import io
+import logging
 import os
 import sys
 import warnings
@@ -18,37 +22,44 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake that is explained in one message, 130 after Ctrl-C.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    arguments = sys.argv[1:] if arguments is None else arguments
+    _make_writable()
+    try:
+        try:
+            _read_and_run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except FlaxaeError as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as interrupt:
+        _say(f"\n{interrupt or 'Interrupted.'}")
+        return 130
+    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
+        _drop_output()
+    except OSError as error:  # a full disk, a place that can't be written
+        _say(f"error: {error}")
+        _drop_output()
+        return 2
+    return 0
+
+
+def _read_and_run(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--exp", *arguments]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--exp")
     parser.add_argument("-h", "--help", action="store_true")
     chosen, rest = parser.parse_known_args(arguments)
-    try:
-        if chosen.exp is None and rest == ["--version"]:
-            print(f"flaxae {flaxae.__version__}")
-            return 0
-        if chosen.exp is None:
-            print(experiments.overview())
-            if not chosen.help:
-                raise ConfigError(f"Say which experiment to run, such as {experiments.command('denoise')}")
-            return 0
-        if chosen.exp not in experiments.FILES:
-            raise ConfigError(unknown("experiment", chosen.exp, experiments.FILES))
-        try:
-            run(chosen.exp, rest + ["--help"] * chosen.help)
-        finally:
-            sys.stdout.flush()
-    except FlaxaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-    return 0
+    if chosen.exp is None and rest == ["--version"]:
+        print(f"flaxae {flaxae.__version__}")
+    elif chosen.exp is None:
+        print(experiments.overview())
+        if not chosen.help:
+            raise ConfigError(f"Say which experiment to run, such as {experiments.command('denoise')}")
+    elif chosen.exp not in experiments.FILES:
+        raise ConfigError(unknown("experiment", chosen.exp, experiments.FILES))
+    else:
+        run(chosen.exp, rest + ["--help"] * chosen.help)
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -61,9 +72,45 @@ def run(name: str, arguments: list[str]) -> None:
     prog = experiments.command(name)
     description = experiment.__doc__.replace(f"python run.py --exp {name}", prog)
     config = tyro.cli(experiment.Config, args=arguments, prog=prog, description=description)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
     if config.cache:
         from flaxae.compilation import enable_cache
 
         enable_cache()
     with processes.together():
         (experiment.apply if config.applies else experiment.train)(config)
+
+
+# For a terminal that has no more than its own alphabet. One for one, where columns have to stay.
+_PLAIN = {**dict(zip("×−–↑↓─│╭╮╰╯━", "x--^v-|++++-", strict=True)), "±": "+-", "…": "..."}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Codecs' handler of an error: what is shown of characters that can't be encoded."""
+    return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+def _make_writable() -> None:
+    """Let nothing that is printed fail for its letters, or because a stream was closed before the process began."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # a file opened later would get its number, and what libraries print would go there
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error("flaxae", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="flaxae")
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # where not even that can be said, the exit status does
+        print(message, file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -53,17 +53,20 @@ def _accepted(option: str, value: Any) -> bool:
     return True
 
 
-def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
+def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
     """Compile each program once for this user, machine and version of JAX. Call it before anything is compiled.
 
     Args:
         folder: where to keep them; by default $JAX_COMPILATION_CACHE_DIR, or flaxae in the user's cache folder.
 
     Returns:
-        The folder. One that can't be written costs a warning of JAX, and nothing is kept.
+        The folder. One that can't be written costs a warning of JAX, and nothing is kept. None for a user without a
+        home, as in some containers.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or pathlib.Path(cache, "flaxae", "jax"))
+    if folder.parts[0] == "~":
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     _make_room(folder)
     # By default JAX keeps only what took a second; most of a run's programs take some tenths each.

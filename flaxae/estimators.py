@@ -74,7 +74,7 @@ class _TableEstimator(BaseEstimator):
         text = json.dumps(description, indent=2, default=_jsonable)
         arrays = {name: getattr(self, name) for name in self._arrays_like()}
         checkpoints.save(folder, 0, arrays, keep=1)
-        Path(folder, "config.json").write_text(text + "\n")
+        Path(folder, "config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "_TableEstimator":

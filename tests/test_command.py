@@ -1,6 +1,8 @@
-"""What the command `flaxae` and `python run.py` are made of, and what of it is packaged."""
+"""The command `flaxae`: what it says, on which terminals, for which users, and what of it is packaged."""
 
+import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -89,6 +91,62 @@ data.write("y.csv", x.scaling.undo(x.scaling(x.train)), encoding=x.encoding)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
     assert "red" in (tmp_path / "y.csv").read_text()
+
+
+def start(folder: pathlib.Path, arguments: str, *, before: str = "pass", **environment: str | None):
+    """A process of its own, by a shell's words (`ARGUMENTS >&-`), in a folder with a small table in it."""
+    np.savetxt(
+        folder / "tablé.csv", np.random.default_rng(0).normal(size=(60, 3)), delimiter=",", header="a,b,c", comments=""
+    )
+    program = f"import sys; sys.argv[0] = 'flaxae'; {before}; from flaxae.command import main; sys.exit(main())"
+    chosen = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    line = f"{shlex.join([sys.executable, '-c', program])} {arguments}"
+    return subprocess.run(["sh", "-c", line], capture_output=True, cwd=folder, env=chosen, check=False)
+
+
+TRAIN = "denoise --data tablé.csv --epochs 1 --latent 2 --batch-size 16"
+
+
+def test_with_all_streams_closed_it_trains_and_nothing_gets_into_its_files(tmp_path):
+    done = start(tmp_path, f"{TRAIN} <&- >&- 2>&-")
+    assert done.returncode == 0
+    made = tmp_path / "runs/denoise/1"
+    assert len((made / "metrics.jsonl").read_text().splitlines()) == 1
+    assert (made / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "denoise --help", f"{TRAIN} --no-cache"])
+def test_a_full_disk_under_the_output_is_one_message(tmp_path, arguments):
+    done = start(tmp_path, f"{arguments} >/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == b"error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
+def test_where_errors_can_not_be_said_the_exit_status_does(tmp_path, stream):
+    assert start(tmp_path, f"denois {stream}").returncode == 2
+
+
+def test_on_a_terminal_of_ascii_alone_everything_is_said_in_it(tmp_path):
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = start(tmp_path, f"{TRAIN} --seed 1 --sweep lr=1e-3,1e-2 --seeds 2", **plain)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode("ascii")
+    assert "+-" in said  # ±
+    assert "MSE at noise 0.5 v" in said  # ↓
+    assert "0.5 v" not in (tmp_path / "runs/denoise/1/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("cache", [None, "/dev/null"])
+def test_a_user_without_a_home_or_a_cache_that_can_be_written_trains(tmp_path, cache):
+    stranger = (
+        "import pwd; pwd.getpwuid = lambda uid: {}[uid]"  # has no entry, as in a container that is given a number
+    )
+    homeless = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "JAX_COMPILATION_CACHE_DIR"))
+    done = start(tmp_path, TRAIN, before=stranger, XDG_CACHE_HOME=cache, **homeless)
+    assert done.returncode == 0, done.stderr
+    warned = done.stderr.decode().splitlines()
+    assert not warned if cache is None else len(warned) == 1, warned
 
 
 def test_every_package_is_packaged():

@@ -83,7 +83,7 @@ class Run(SavedRun):
         if half_line or (lines and _parse(lines[-1], path)["epoch"] >= numbers["epoch"]):
             kept = [metrics for metrics in self.history() if metrics["epoch"] < numbers["epoch"]]
             _write(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
-        with _writing(path), path.open("a") as file:
+        with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             (self.folder / "results.json").unlink(missing_ok=True)
 
@@ -215,7 +215,7 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        holder = owner.read_text() if owner.exists() else "another process"
+        holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise RunError(f"The run {folder} is in use by {holder}. Choose another --name.") from None
     except OSError as error:
         raise RunError(f"Can't lock the run {folder}: {error}.") from error
@@ -309,7 +309,7 @@ def _parse(content: bytes, where: str | Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     with _writing(path), atomic.replacing(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -48,7 +48,9 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.better not in (*_ARROWS, None):
-            raise ConfigError(f"The column {self.name!r} is better {self.better!r}; expected 'higher', 'lower' or None.")
+            raise ConfigError(
+                f"The column {self.name!r} is better {self.better!r}; expected 'higher', 'lower' or None."
+            )
 
     @property
     def head(self) -> str:
@@ -146,7 +148,7 @@ def write(
         environment=_environment(),
     )
     with atomic.replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+        unfinished.write_text(page, encoding="utf-8", errors="replace")
 
 
 def printable(text: str) -> str:

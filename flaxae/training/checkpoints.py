@@ -137,7 +137,7 @@ def _write_manifest(folder: Path, names: list[str]) -> None:
     body = json.dumps(
         {"leaves": names, "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files}}
     )
-    (folder / "manifest").write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
+    (folder / "manifest").write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}", encoding="utf-8")
 
 
 def _check(folder: Path) -> dict:
