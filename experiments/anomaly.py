@@ -91,13 +91,15 @@ def apply(config: Config) -> None:
     """Score --input with the detector of --from, into --output."""
     import numpy as np
 
-    from flaxae import anomaly, data, findings, runs, trained
+    from flaxae import data, findings, runs, trained
 
-    if config.output.suffix.lower() not in data.files.TABLES:
+    if config.output.suffix.lower() not in data.formats.suffixes("table"):
         raise ConfigError(f"--output is {config.output}; scores are a table: .csv or .parquet.")
     saved = runs.open(config.from_)
-    detector = anomaly.load(config.from_ / "detector")
-    about = trained.load(config.from_, model=detector.models[0])
+    loaded = trained.load(config.from_)
+    if not isinstance(loaded, trained.TrainedDetector):
+        raise RunError(f"{config.from_} is no run of --exp anomaly; it has no detector.")
+    about, detector = loaded.trained, loaded.detector
     rule = saved_rule(config, saved, detector, about.framing)
     which, x = findings.read(about, config.input)
     x = about.scaling(x)

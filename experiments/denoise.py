@@ -69,7 +69,7 @@ def apply(config: Config) -> None:
     """Denoise --input with the model of --from, into --output."""
     from flaxae import denoising, trained
 
-    model = trained.load(config.from_)
+    model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
     print(f"Denoised {config.input} into {config.output}.")
 

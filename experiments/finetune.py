@@ -78,41 +78,22 @@ def apply(config: Config) -> None:
     """Write the class of each of --input, with its probability, by the classifier of --from."""
     import numpy as np
 
-    from flaxae import data, runs, training
-    from flaxae.finetuning import Classifier
+    from flaxae import data
+    from flaxae.trained import TrainedClassifier, load
 
-    trained, classifier = load(config)
-    given = trained.read(config.input)
+    loaded = load(config.from_)
+    if not isinstance(loaded, TrainedClassifier):
+        raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
+    given = loaded.trained.read(config.input)
     if isinstance(given, dict):
         raise ConfigError(
             f"{config.input} is a folder of images; --exp finetune takes .npy, .npz, .csv, .parquet or .wav."
         )
-    x = training.check_examples(trained.model, trained.scaling(given))
-    probabilities = training.apply(Classifier.probabilities, classifier, x)
-    names = np.array(runs.open(config.from_).config["classes"], object)[probabilities.argmax(axis=1)]
+    probabilities = loaded.probabilities(given)
+    names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
     table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
     data.write(config.output, table, columns=["class", "probability"])
     print(f"Wrote the classes of {config.input} into {config.output}.")
-
-
-def load(config: Config) -> "tuple[Trained, Classifier]":
-    """The autoencoder and the classifier of a finished run."""
-    from flax import nnx
-
-    from flaxae import runs, trained
-    from flaxae.autoencoder import Config as Model
-    from flaxae.finetuning import Classifier
-    from flaxae.training import checkpoints
-
-    saved = runs.open(config.from_).config
-    if "classes" not in saved:
-        raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
-    autoencoder = trained.load(config.from_)
-    latent = Model.from_dict(saved["model"]).latent
-    classifier = Classifier(autoencoder.model, latent, len(saved["classes"]), rngs=nnx.Rngs(0))
-    weights = nnx.split(classifier, nnx.Param, ...)[1:]
-    nnx.update(classifier, *checkpoints.restore(config.from_ / "checkpoints" / "classifier", weights)[1])
-    return autoencoder, classifier
 
 
 def save(run: "Run", part: str, model: "nnx.Module") -> None:
@@ -158,7 +139,7 @@ def pretrained(config: Config, dataset: "Dataset") -> "tuple[Trained, autoencode
     """The autoencoder of the run --from, and what it is built from."""
     from flaxae import autoencoder, runs, trained
 
-    start = trained.load(config.from_)
+    start = trained.autoencoder_of(config.from_)
     if start.shape != dataset.shape:
         raise ConfigError(f"{config.from_} is of examples of shape {start.shape}; these are {dataset.shape}.")
     return start, autoencoder.Config.from_dict(runs.open(config.from_).config["model"])

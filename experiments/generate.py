@@ -67,7 +67,7 @@ def apply(config: Config) -> None:
 
     from flaxae import data, trained
 
-    model = trained.load(config.from_)
+    model = trained.autoencoder_of(config.from_)
     drawn = model.scaling.undo(model.model.sample(config.count, jax.random.key(config.seed)))
     if model.kind == "image" and not config.output.suffix:
         data.write(config.output, {f"{i}.png": image for i, image in enumerate(drawn)})

@@ -48,7 +48,7 @@ def apply(config: Config) -> None:
     """Reconstruct --input with the model of --from, into --output."""
     from flaxae import trained
 
-    model = trained.load(config.from_)
+    model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, model.reconstruct)
     print(f"Reconstructed {config.input} into {config.output}.")
 

@@ -41,7 +41,7 @@ def apply(config: Config) -> None:
     """Write the codes of --input by the model of --from into --output."""
     from flaxae import data, trained
 
-    model = trained.load(config.from_)
+    model = trained.autoencoder_of(config.from_)
     given = model.read(config.input)
     if isinstance(given, dict):
         raise ConfigError(

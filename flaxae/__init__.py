@@ -17,6 +17,7 @@ _HOMES = {
     "fit_population": "training",
     "Trained": "trained",
     "load": "trained",
+    "save": "trained",
     "denoise": "denoising",
     "AutoencoderTransformer": "estimators",
     "DenoisingAutoencoder": "estimators",

@@ -62,9 +62,14 @@ class Autoencoder(nnx.Module):
         objective: what training minimises, `(model, batch, key) -> [batch]`.
         conditions: numbers in the condition of an example, which features and code are told besides; 0 for none.
 
+    One that `build` made knows its `config` and the `shape` of its examples.
+
     `hyper` holds the float fields of corruption, objective and likelihood as arrays, `model.hyper.beta[...]`; two of
     the same name go by their parts, `model.hyper["likelihood.scale"]`.
     """
+
+    config: "Config | None" = None
+    shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -327,7 +332,7 @@ def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Arra
     features = _wider(_output_shapes(encoder, shape), conditions)
     head = config.head.make(features, rngs=rngs)
     code = _wider(_output_shapes(head, features, lambda latent: latent.z), conditions)
-    return Autoencoder(
+    model = Autoencoder(
         encoder,
         head,
         config.body.decoder(code, config.likelihood.params_shape(shape), rngs=rngs),
@@ -336,6 +341,8 @@ def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Arra
         objective=config.objective,
         conditions=conditions,
     )
+    model.config, model.shape = config, shape
+    return model
 
 
 Shapes = Any  # of one example's array, or a tree of them

@@ -700,3 +700,16 @@ def _apply(
 
 def _seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def of_name(name: str) -> type[_TableEstimator]:
+    """The estimator of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
+    table = {estimator.__name__: estimator for estimator in known}
+    if name not in table:
+        raise errors.ConfigError(errors.unknown("estimator", name, table))
+    return table[name]

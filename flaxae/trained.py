@@ -1,10 +1,11 @@
 """A trained model and what it knows of its data: what a run's folder is loaded as, and what is used on new data."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Shaped
 
-from flaxae import autoencoder, data, errors, first_form, runs, training
+from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
 from flaxae.training import checkpoints
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flaxae import anomaly, finetuning
+
+    Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
+
+CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
 PARTS = {"encoding": Encoding, "framing": Framing}  # of what is known of the data, where they have them
 
 
@@ -86,20 +95,82 @@ class Trained:
         made = {name: function(x) for name, x in given.items()} if isinstance(given, dict) else function(given)
         data.write(target, made, columns=self.columns, encoding=self.encoding)
 
-    def encode(self, x: Shaped[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples latent"]:
-        """The deterministic codes of x."""
-        return training.apply(Autoencoder.encode, self.model, self._scaled(x))
+    def encode(self, x: "Examples") -> Any:
+        """The deterministic codes of x, [examples, *code]. A DataFrame's columns are taken by name."""
+        return training.apply(Autoencoder.encode, self.model, self.scaled(x))
 
-    def decode(self, z: Float[np.ndarray, " examples latent"]) -> Shaped[np.ndarray, " examples *shape"]:
+    def decode(self, z: Any) -> Shaped[np.ndarray, " examples *shape"]:
         """The means of p(x | z), in the units and dtype of the training data."""
         return self.scaling.undo(training.apply(Autoencoder.decode, self.model, z))
 
-    def reconstruct(self, x: Shaped[np.ndarray, " examples *shape"]) -> Shaped[np.ndarray, " examples *shape"]:
-        """decode(encode(x)), in the units and dtype of the training data."""
-        return self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self._scaled(x)))
+    def reconstruct(self, x: "Examples") -> "Shaped[np.ndarray, ' examples *shape'] | pd.DataFrame":
+        """decode(encode(x)), in the units and dtype of the training data; of a DataFrame, one of the same columns."""
+        made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
+        return self._encoding.undo(made).set_index(x.index) if _is_frame(x) else made
 
-    def _scaled(self, x: Shaped[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        return training.check_examples(self.model, self.scaling(x))
+    def scaled(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
+        """What the model sees of x.
+
+        Raises:
+            DataError: x has other columns, or values that the model can't take.
+        """
+        return training.check_examples(self.model, self.units_removed(x))
+
+    def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
+        """x encoded and scaled, not checked against the model."""
+        return self.scaling(self._encoding(x, "The DataFrame") if _is_frame(x) else np.asarray(x))
+
+    @property
+    def _encoding(self) -> Encoding:
+        if self.framing is not None or (self.encoding is None and self.columns is None):
+            raise errors.DataError(
+                "The model was not trained on a table with named columns, so a DataFrame can't be matched to it. Give "
+                f"an array, [examples, {', '.join(map(str, self.shape))}]."
+            )
+        return self.encoding or Encoding.of_numbers(self.columns)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedDetector:
+    """An anomaly detector and what its data were; its methods take data in their own units, DataFrames by name."""
+
+    trained: Trained
+    detector: "anomaly.Detector"
+
+    def score(self, x: "Examples") -> Float[np.ndarray, " examples"]:
+        """How strange each example is; see `anomaly.Detector.score`."""
+        return self.detector.score(self.trained.units_removed(x))
+
+    def p_values(self, x: "Examples") -> Float[np.ndarray, " examples"]:
+        """How often a normal example is as strange; see `conformal.p_values`."""
+        return self.detector.p_values(self.trained.units_removed(x))
+
+    def contributions(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
+        """Which of its values make an example strange; see `anomaly.Detector.contributions`."""
+        return self.detector.contributions(self.trained.units_removed(x))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedClassifier:
+    """A classifier on an autoencoder's code and what its data were; its methods take data in their own units."""
+
+    trained: Trained
+    classifier: "finetuning.Classifier"
+    classes: tuple[str, ...]
+
+    def probabilities(self, x: "Examples") -> Float[np.ndarray, " examples classes"]:
+        """Of each class, in the order of `classes`."""
+        from flaxae.finetuning import Classifier
+
+        return training.apply(Classifier.probabilities, self.classifier, self.trained.scaled(x))
+
+    def predict(self, x: "Examples") -> np.ndarray:
+        """The name of the likeliest class of each example."""
+        return np.array(self.classes, object)[self.probabilities(x).argmax(axis=1)]
+
+
+def _is_frame(x: Any) -> bool:
+    return hasattr(x, "columns") and hasattr(x, "set_axis")
 
 
 def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -110,41 +181,137 @@ def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {"model": config.to_dict(), "data": about}
 
 
-def load(folder: str | os.PathLike, *, model: Autoencoder | None = None) -> Trained:
-    """The model of a run's folder, `runs/<experiment>/<name>`, finished or not.
+def save(what: Any, folder: str | os.PathLike) -> None:
+    """Write a model, or whatever `load` gives, to a folder of its own, whole or not at all; nothing is pickled.
 
     Args:
-        folder: of the run.
-        model: to take with what the run knows of its data, where it keeps its models elsewhere.
+        what: an `Autoencoder` that `build` made, a `Trained`, `TrainedDetector` or `TrainedClassifier`, a
+            `anomaly.Detector`, or a fitted estimator.
+        folder: a new or an empty one.
 
     Raises:
-        RunError: the folder is not a run's.
+        ConfigError: it can't be saved: a part was not registered, or the model was put together by hand.
+        RunError: the folder can't be written, or something is in it.
+    """
+    folder = pathlib.Path(folder)
+    if isinstance(what, Autoencoder):
+        what = _plain(what)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise errors.RunError(f"{folder} has something in it already; give a new folder, or remove it first.")
+    write = _write if isinstance(what, Trained | TrainedDetector | TrainedClassifier) else type(what).save
+    try:
+        with atomic.replacing(folder) as unfinished:
+            write(what, unfinished)
+    except OSError as error:
+        raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+
+def _plain(model: Autoencoder) -> Trained:
+    """A model without data of its own: what it sees is as it comes."""
+    if model.config is None:
+        raise errors.ConfigError(
+            "The model was put together by hand, so nothing says how to build it again. Save one that "
+            "`flaxae.build(config, shape)` made, with parts of your own registered by @flaxae.register."
+        )
+    model.config.to_dict()  # says what can't be saved before anything is written
+    kind = {1: "tabular", 2: "signal", 3: "image"}.get(len(model.shape), "array")
+    return Trained(model, Scaling((0.0,), (1.0,), "float32"), model.shape, kind, None)
+
+
+def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathlib.Path) -> None:
+    trained = what if isinstance(what, Trained) else what.trained
+    about = {"kind": trained.kind, "shape": trained.shape, "columns": trained.columns}
+    about |= {"scaling": trained.scaling.to_dict(), "conditions": trained.model.conditions}
+    about |= {name: part.to_dict() for name in PARTS if (part := getattr(trained, name)) is not None}
+    config = {"data": about}
+    if isinstance(what, TrainedDetector):
+        config["detector"] = what.detector.score_name
+        what.detector.save(folder / "detector")
+    else:
+        config["model"] = trained.model.config.to_dict()
+        checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
+    if isinstance(what, TrainedClassifier):
+        config["classes"] = what.classes
+        checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: str | os.PathLike) -> Any:
+    """Whatever a folder holds: of a run, `runs/<experiment>/<name>`, finished or not, or of what `save` wrote.
+
+    Returns:
+        A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), in the data's
+        own units; an `anomaly.Detector`; or the estimator that was saved.
+
+    Raises:
+        RunError: the folder holds nothing of the kind.
         ConfigError: its config.json holds an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
     folder = pathlib.Path(folder)
+    if (folder / "detector.json").exists() and not (folder / "config.json").exists():
+        from flaxae import anomaly
+
+        return anomaly.load(folder)
     saved = runs.open(folder).config
-    if model is None and "detector" in saved:
+    if "estimator" in saved:
+        from flaxae import estimators
+
+        return estimators.of_name(saved["estimator"]).load(folder)
+    if "detector" in saved:
+        from flaxae import anomaly
+
+        detector = anomaly.load(folder / "detector")
+        return TrainedDetector(_described(folder, saved, detector.models[0]), detector)
+    trained = _described(folder, saved, None)
+    if "classes" not in saved or not (folder / CLASSIFIER).exists():
+        return trained
+    from flaxae.finetuning import Classifier
+
+    latent = Config.from_dict(saved["model"]).latent
+    classifier = Classifier(trained.model, latent, len(saved["classes"]), rngs=nnx.Rngs(0))
+    weights = nnx.split(classifier, nnx.Param, ...)[1:]
+    nnx.update(classifier, *checkpoints.restore(folder / CLASSIFIER, weights)[1])
+    return TrainedClassifier(trained, classifier, tuple(saved["classes"]))
+
+
+def autoencoder_of(folder: str | os.PathLike) -> Trained:
+    """The autoencoder of a run, also of one that has a classifier besides; raises what `load` does.
+
+    Raises:
+        RunError: the run has a detector instead.
+    """
+    found = load(folder)
+    if isinstance(found, TrainedClassifier):
+        return found.trained
+    if not isinstance(found, Trained):
         raise errors.RunError(
-            f"{folder} holds an anomaly detector, which `flaxae.anomaly.load({str(folder / 'detector')!r})` loads; "
-            "--exp anomaly --from scores new data with it."
+            f"{folder} holds a {type(found).__name__}, not an autoencoder. Of an anomaly detector, `flaxae.load` and "
+            "--exp anomaly --from score new data."
         )
+    return found
+
+
+def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
+    """What a run knows of its data, with its model, or with one that is kept elsewhere."""
     try:
         about = saved["data"]
         shape, kind, scaling = tuple(about["shape"]), about["kind"], Scaling.from_dict(about["scaling"])
         columns = None if about["columns"] is None else tuple(about["columns"])
         parts = {name: part.from_dict(about[name]) for name, part in PARTS.items() if name in about}
+        if model is None:
+            Config.from_dict(saved["model"])
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
     if model is None:
-        model = _restored(folder / "checkpoints" / "best", saved["model"], shape)
+        model = _restored(folder / "checkpoints" / "best", saved["model"], shape, about.get("conditions", 0))
     return Trained(model, scaling, shape, kind, columns, **parts)
 
 
-def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...]) -> Autoencoder:
+def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...], conditions: int) -> Autoencoder:
     """The model of a config as it was saved, with the weights of a folder's newest good checkpoint."""
     config = Config.from_dict(saved)
-    abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape))
+    abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape, conditions=conditions))
     graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
     if not first_form.is_of(saved):
         _, (params, rest) = checkpoints.restore(folder, (params, rest))
