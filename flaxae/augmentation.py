@@ -68,8 +68,8 @@ class Transform:
             key, (6, batch, 1, 1), minval=-1, maxval=1
         )
         angle = jnp.deg2rad(self.rotation) * angle
-        row = (jnp.arange(height) - (height - 1) / 2)[:, None]
-        column = jnp.arange(width) - (width - 1) / 2
+        row = _places(height).reshape(1, -1, 1) - (height - 1) / 2
+        column = _places(width).reshape(1, 1, -1) - (width - 1) / 2
         y = (jnp.cos(angle) * row + jnp.sin(angle) * column) * jnp.exp(self.scale * tall)
         x = (jnp.cos(angle) * column - jnp.sin(angle) * row) * jnp.exp(self.scale * wide) + self.shear * shear * row
         return (
@@ -82,7 +82,7 @@ class Transform:
         batch, height, width, _ = shape
         knots = jax.random.normal(key, (2, batch, _KNOTS, _KNOTS))
         smooth = jnp.einsum("hk,dbkl,wl->dbhw", _mixing(height), knots, _mixing(width))
-        return self.level * self.elastic * jnp.array([height, width]).reshape(2, 1, 1, 1) * smooth
+        return self.level * self.elastic * jnp.float32([height, width]).reshape(2, 1, 1, 1) * smooth
 
     def _cut(
         self, key: Key[Array, ""], x: Float[Array, "batch height width channels"]
@@ -90,9 +90,13 @@ class Transform:
         batch, height, width, _ = x.shape
         centre = jax.random.uniform(key, (2, batch, 1, 1))
         side = self.cutout * self.level / 2
-        rows = jnp.abs((jnp.arange(height)[:, None] + 0.5) / height - centre[0]) < side
-        columns = jnp.abs((jnp.arange(width) + 0.5) / width - centre[1]) < side
-        return jnp.where((rows & columns)[..., None], 0, x)
+        rows = jnp.abs((_places(height).reshape(1, -1, 1) + 0.5) / height - centre[0]) < side
+        columns = jnp.abs((_places(width).reshape(1, 1, -1) + 0.5) / width - centre[1]) < side
+        return jnp.where((rows & columns)[..., None], jnp.zeros((), x.dtype), x)
+
+
+def _places(size: int) -> Float[Array, " size"]:
+    return jnp.arange(size, dtype=jnp.float32)
 
 
 _KNOTS = 6  # of the elastic grid, along each side

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from flaxae import compilation, errors, first_form, objectives, specs
@@ -73,9 +74,9 @@ class Autoencoder(nnx.Module):
 
     def __init__(
         self,
-        encoder: nnx.Module,
-        head: nnx.Module,
-        decoder: nnx.Module,
+        encoder: Any,
+        head: Any,
+        decoder: Any,
         *,
         likelihood: Likelihood,
         corruption: Corruption | None = None,
@@ -265,15 +266,17 @@ class Config:
         Raises:
             ConfigError: the head has no such number.
         """
-        if not hasattr(self.head, "latent"):
+        latent = getattr(self.head, "latent", None)
+        if not isinstance(latent, int):
             raise errors.ConfigError(f"The head {type(self.head).__name__} has no size of its own.")
-        return self.head.latent
+        return latent
 
     def with_latent(self, latent: int) -> "Config":
         """The same with a code of another size."""
         if latent == self.latent:
             return self
-        return dataclasses.replace(self, head=dataclasses.replace(self.head, latent=latent))
+        head: Any = self.head
+        return dataclasses.replace(self, head=dataclasses.replace(head, latent=latent))
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -319,7 +322,7 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
         ConfigError: parts that don't go together, or a body that doesn't take such examples.
     """
     key = jax.random.key(seed)
-    if isinstance(key, jax.core.Tracer):  # in the midst of another program, which has options of its own
+    if isinstance(key, Tracer):  # in the midst of another program, which has options of its own
         return _make(config, shape, conditions, key)
     graphdef, numbers = _abstract(config, shape, conditions)
     draw = _draw_few if numbers < FEW else _draw

@@ -7,7 +7,7 @@ have their own.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class GaussianNoise:
 class Masking:
     """Set each value to 0 with probability `level`."""
 
-    hides: ClassVar[bool] = True  # what it changes is 0 afterwards
+    hides = True  # what it changes is 0 afterwards
     level: float = 0.5
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Patches:
     single values.
     """
 
-    hides: ClassVar[bool] = True
+    hides = True
     size: int = 4
     level: float = 0.5
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,9 @@ class Mixture:
             )
         codes = np.asarray(codes, np.float64)
         ridge = 1e-4 * float(codes.var(axis=0).mean()) + 1e-12  # units that are always off have no variance
-        fitted = GaussianMixture(components, reg_covar=ridge, init_params="k-means++", random_state=seed).fit(codes)
+        fitted: Any = GaussianMixture(components, reg_covar=ridge, init_params="k-means++", random_state=seed).fit(
+            codes
+        )
         return cls(fitted.weights_, fitted.means_, fitted.covariances_)
 
     def sample(self, n: int, *, seed: int = 0) -> Float[np.ndarray, " n latent"]:

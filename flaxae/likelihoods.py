@@ -10,7 +10,7 @@ saved models. Its float fields are hyper-parameters (see `flaxae.specs`).
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ Values = Shaped[Array | np.ndarray, " batch *shape"]
 Where = Bool[Array | np.ndarray, " batch *shape"] | None
 
 MIN_SCALE = 1e-3  # of what is learnt a scale of: below it a value counts as known
-UNIT = (0.0, 1.0)
-REAL = (-math.inf, math.inf)
+UNIT: tuple[float, float] = (0.0, 1.0)
+REAL: tuple[float, float] = (-math.inf, math.inf)
 
 
 @runtime_checkable
@@ -67,11 +67,11 @@ class _OneEach:
 class Bernoulli(_OneEach):
     """Values in [0, 1], by their logits. For grey levels, the cross-entropy; its optimum is still the mean."""
 
-    support: ClassVar[tuple[float, float]] = UNIT
+    support = UNIT
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """x log σ(params) + (1 − x) log(1 − σ(params)), summed; nats."""
-        return total(x * params - jax.nn.softplus(params), where)
+        return total(jnp.asarray(x) * params - jax.nn.softplus(params), where)
 
     def mean(self, params: Params, x: Values | None = None) -> Params:
         return jax.nn.sigmoid(params)
@@ -85,7 +85,7 @@ class Bernoulli(_OneEach):
 class Gaussian(_OneEach):
     """Real values with a fixed standard deviation; maximising it is minimising the squared error."""
 
-    support: ClassVar[tuple[float, float]] = REAL
+    support = REAL
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Gaussian(_OneEach):
 class Laplace(_OneEach):
     """Real values with heavier tails than a Gaussian's; maximising it is minimising the absolute error."""
 
-    support: ClassVar[tuple[float, float]] = REAL
+    support = REAL
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class StudentT(_OneEach):
         degrees: of freedom; few make the tails heavy, and the mean exists above 1.
     """
 
-    support: ClassVar[tuple[float, float]] = REAL
+    support = REAL
     scale: float = 1.0
     degrees: float = 5.0
 
@@ -165,7 +165,7 @@ class LearnedVariance:
     `MIN_SCALE` is added to.
     """
 
-    support: ClassVar[tuple[float, float]] = REAL
+    support = REAL
 
     def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], 2 * shape[-1])
@@ -197,7 +197,7 @@ class DiscretizedLogistic(_OneEach):
     appendix; Salimans et al. 2017, eq. 2). The outermost bins reach to infinity.
     """
 
-    support: ClassVar[tuple[float, float]] = UNIT
+    support = UNIT
     scale: float = 0.05
     levels: int = 256
 
@@ -226,7 +226,7 @@ class LogisticMixture:
     softplus makes its scale of, in widths of a level.
     """
 
-    support: ClassVar[tuple[float, float]] = UNIT
+    support = UNIT
     components: int = 5
     levels: int = 256
 
@@ -267,7 +267,7 @@ class LogisticMixture:
 class Categorical:
     """Whole numbers from 0 to `categories` − 1, each by its logits, which lie on the last axis of the params."""
 
-    discrete: ClassVar[bool] = True  # x may be whole numbers
+    discrete = True  # x may be whole numbers
     categories: int = 2
 
     def __post_init__(self) -> None:

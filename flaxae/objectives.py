@@ -41,14 +41,14 @@ class Objective(Protocol):
 
 
 @specs.register
-def negative_log_likelihood(model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+def negative_log_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     """−log p(x | z), z the code of x, or of x̃ where the model has a corruption (Vincent et al. 2010, eq. 5)."""
     batch = Batch.of(batch)
     return -model.log_likelihood(model(batch, key).params, batch)
 
 
 @specs.register
-def squared_error(model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+def squared_error(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     """Mean squared error of the reconstruction of x, uncorrupted: what models under any objective compare by."""
     batch = Batch.of(batch)
     return _mean_square(model.reconstruct(batch) - batch.wanted)
@@ -60,7 +60,7 @@ class DenoisingError:
 
     level: float
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         batch = Batch.of(batch)
         corruption = specs.bind(model.corruption, {("level",): jnp.float32(self.level)})
         noisy = batch._replace(x=corruption(key, jnp.asarray(batch.x)), target=batch.wanted)
@@ -68,7 +68,7 @@ class DenoisingError:
 
 
 @specs.register
-def profile_likelihood(model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+def profile_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     """−log N(x; mean, σ²), each example under the σ² that suits it best, its own mean squared error: ½ d log(2πe σ²).
 
     Every example weighs alike, however hard it is; the mean over examples is that of PSNR but for its sign and unit.
@@ -81,7 +81,7 @@ def profile_likelihood(model: nnx.Module, batch: Examples, key: Key[Array, ""]) 
 
 
 @specs.register
-def masked(model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+def masked(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     """−log p of the hidden values of x given the others (He et al. 2022), for a corruption that sets values to 0.
 
     It is weighed by values / hidden values, so that its size doesn't depend on how much is hidden.
@@ -124,7 +124,7 @@ class Layerwise:
     def __post_init__(self) -> None:
         specs.check_not_negative(self, "weight")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         if not (hasattr(model.encoder, "stack") and hasattr(model.decoder, "out")):
             raise errors.ConfigError(
                 f"The objective Layerwise needs a fully connected body, MLP; the encoder is a {_name(model.encoder)}."
@@ -138,7 +138,7 @@ class Layerwise:
         for i, layer in enumerate(model.encoder.stack.layers):
             dropout_key = jax.random.fold_in(encoder_key, i)
             clean, noisy = layer(clean, dropout_key), layer(noisy, dropout_key)
-            deviation = jnp.sqrt(clean.var(axis=0) + MIN_ACTIVITY)
+            deviation = jnp.sqrt(clean.var(axis=0, keepdims=True) + MIN_ACTIVITY)
             wanted.append((clean, deviation))
             noisy += level * deviation * jax.random.normal(jax.random.fold_in(noise_key, i), noisy.shape)
         found = model.head(noisy, head_key).z
@@ -160,7 +160,7 @@ class L1:
     def __post_init__(self) -> None:
         specs.check_not_negative(self, "sparsity")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         batch = Batch.of(batch)
         params, latent = model(batch, key)
         size = sum(total(jnp.abs(z)) for z in jax.tree.leaves(latent.z))
@@ -184,7 +184,7 @@ class ActivityRate:
         if not 0 < self.rate < 1:
             raise errors.ConfigError(f"ActivityRate.rate is {self.rate}; it has to be above 0 and below 1.")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         activation = getattr(model.head, "activation", None)
         if getattr(activation, "name", None) != "sigmoid":
             raise errors.ConfigError(
@@ -210,7 +210,7 @@ class Contractive:
     def __post_init__(self) -> None:
         specs.check_not_negative(self, "contraction")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         batch = Batch.of(batch)
         penalty = squared_jacobian(lambda x: model.encode(x, batch.condition), jnp.asarray(batch.x))
         return negative_log_likelihood(model, batch, key) + self.contraction * penalty
@@ -241,7 +241,7 @@ class ELBO:
     def __post_init__(self) -> None:
         specs.check_not_negative(self, "beta", "free_bits")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         check_probabilistic(model, "ELBO")
         batch = Batch.of(batch)
         params, latent = model(batch, key)
@@ -250,7 +250,7 @@ class ELBO:
         return -model.log_likelihood(params, batch) + self.beta * total(kl)
 
 
-def check_probabilistic(model: nnx.Module, what: str) -> None:
+def check_probabilistic(model: Any, what: str) -> None:
     """Raise ConfigError unless the model's head has probabilities q(z | x) and p(z)."""
     if not isinstance(model.head, Probabilistic):
         raise errors.ConfigError(
@@ -273,7 +273,7 @@ class ImportanceWeighted:
     def __post_init__(self) -> None:
         specs.check_sizes(self, "samples")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         check_probabilistic(model, "ImportanceWeighted")
         batch = Batch.of(batch)
         corruption_key, key = jax.random.split(key)
@@ -282,7 +282,7 @@ class ImportanceWeighted:
 
 
 def log_weights(
-    model: nnx.Module, seen: Float[Array, " batch *shape"], batch: Batch, key: Key[Array, ""], samples: int
+    model: Any, seen: Float[Array, " batch *shape"], batch: Batch, key: Key[Array, ""], samples: int
 ) -> Float[Array, "samples batch"]:
     """log p(x, z) / q(z | seen) at `samples` draws of z from q for each example; nats.
 
@@ -320,7 +320,7 @@ def _shared_out_forward(z: PyTree[Array]) -> tuple[tuple[PyTree[Array], Array], 
 
 def _shared_out_backward(_: None, gradients: tuple[PyTree[Array], Array]) -> tuple[PyTree[Array]]:
     of_z, of_zeros = gradients
-    all_draws = of_zeros.sum(axis=0)
+    all_draws = of_zeros.sum(axis=0, keepdims=True)
     share = of_zeros / jnp.where(all_draws == 0, jnp.ones_like(all_draws), all_draws)
     return (jax.tree.map(lambda leaf: leaf * share.reshape(*share.shape, *[1] * (leaf.ndim - 2)), of_z),)
 
@@ -338,7 +338,7 @@ class VectorQuantization:
     def __post_init__(self) -> None:
         specs.check_not_negative(self, "commitment")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         if not isinstance(model.head, VectorQuantizerHead):
             raise errors.ConfigError(
                 f"The objective VectorQuantization needs the head VectorQuantizer; the head is a {_name(model.head)}."
@@ -360,7 +360,7 @@ class Binarised:
 
     objective: Objective = negative_log_likelihood
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Any:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Any:
         if model.likelihood.support != (0.0, 1.0):
             raise errors.ConfigError("Binarised values are 0 or 1: they need the Bernoulli likelihood.")
         binary_key, key = jax.random.split(key)
@@ -384,7 +384,7 @@ class Trimmed:
         if not 0 <= self.fraction < 1:
             raise errors.ConfigError(f"Trimmed.fraction is {self.fraction}; it has to be at least 0 and below 1.")
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Loss:
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         loss, _ = with_metrics(self.objective(model, batch, key))
         left_out = math.ceil(self.fraction * (len(loss) - 1))
         kept = loss <= lax.top_k(lax.stop_gradient(loss), left_out + 1)[0][-1]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from flaxae import errors
 
-Part = TypeVar("Part", bound=Callable[..., Any])  # a class or a function
+Part = TypeVar("Part")  # a class or a function
 
 PARTS: dict[str, Callable[..., Any]] = {}
 
@@ -34,16 +34,18 @@ def register(part: Part) -> Part:
     Raises:
         ConfigError: it is neither, or another part has that name.
     """
-    name = part.__name__
-    if inspect.isclass(part) and not (dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen):
+    registered: Any = part
+    name = registered.__name__
+    params = getattr(part, "__dataclass_params__", None)
+    if inspect.isclass(part) and (params is None or not params.frozen):
         raise errors.ConfigError(f"{name} can't be registered: decorate it with @dataclasses.dataclass(frozen=True).")
     there = PARTS.get(name)
-    if there is not None and (there.__module__, there.__qualname__) != (part.__module__, part.__qualname__):
+    places = [f"{known.__module__}.{known.__qualname__}" for known in (there or registered, registered)]
+    if places[0] != places[1]:
         raise errors.ConfigError(
-            f"{part.__module__}.{part.__qualname__} can't be registered: {there.__module__} has a part of the name "
-            f"{name} already. Choose another name."
+            f"{places[1]} can't be registered: {places[0]} is known by the name {name} already. Choose another name."
         )
-    PARTS[name] = part
+    PARTS[name] = registered
     return part
 
 
@@ -92,7 +94,7 @@ def from_json(value: Any, what: str = "part") -> Any:
             f"{errors.unknown(what, name, PARTS)} A part of your own is known once the module that registers it is "
             "imported."
         )
-    part = PARTS[name]
+    part: Any = PARTS[name]
     return part if inspect.isfunction(part) else checked(part, fields)
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class Trained:
         Raises:
             DataError: there is no such file, or it has other channels or another rate than the model was trained on.
         """
-        signal, framing = data.read_signal(path, columns=self.columns), self.framing
+        signal, framing = data.read_signal(path, columns=self.columns), self._framing
         if signal.rate is not None and framing.rate is not None and signal.rate != framing.rate:
             raise errors.DataError(
                 f"{path} has {signal.rate} samples a second; the model was trained on {framing.rate}. Resample it."
@@ -106,7 +106,13 @@ class Trained:
     def reconstruct(self, x: "Examples") -> "Shaped[np.ndarray, ' examples *shape'] | pd.DataFrame":
         """decode(encode(x)), in the units and dtype of the training data; of a DataFrame, one of the same columns."""
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
-        return self._encoding.undo(made).set_index(x.index) if _is_frame(x) else made
+        return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
+
+    @property
+    def _framing(self) -> Framing:
+        if self.framing is None:
+            raise errors.DataError("The model was not trained on the windows of a signal.")
+        return self.framing
 
     def scaled(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
         """What the model sees of x.
@@ -118,16 +124,19 @@ class Trained:
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
         """x encoded and scaled, not checked against the model."""
-        return self.scaling(self._encoding(x, "The DataFrame") if _is_frame(x) else np.asarray(x))
+        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
+        return np.asarray(self.scaling(values))
 
     @property
     def _encoding(self) -> Encoding:
-        if self.framing is not None or (self.encoding is None and self.columns is None):
+        if self.framing is None and self.encoding is not None:
+            return self.encoding
+        if self.framing is not None or self.columns is None:
             raise errors.DataError(
                 "The model was not trained on a table with named columns, so a DataFrame can't be matched to it. Give "
                 f"an array, [examples, {', '.join(map(str, self.shape))}]."
             )
-        return self.encoding or Encoding.of_numbers(self.columns)
+        return Encoding.of_numbers(self.columns)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,7 +217,7 @@ def save(what: Any, folder: str | os.PathLike) -> None:
 
 def _plain(model: Autoencoder) -> Trained:
     """A model without data of its own: what it sees is as it comes."""
-    if model.config is None:
+    if model.config is None or model.shape is None:
         raise errors.ConfigError(
             "The model was put together by hand, so nothing says how to build it again. Save one that "
             "`flaxae.build(config, shape)` made, with parts of your own registered by @flaxae.register."
@@ -223,12 +232,12 @@ def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathli
     about = {"kind": trained.kind, "shape": trained.shape, "columns": trained.columns}
     about |= {"scaling": trained.scaling.to_dict(), "conditions": trained.model.conditions}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(trained, name)) is not None}
-    config = {"data": about}
+    config: dict[str, Any] = {"data": about}
     if isinstance(what, TrainedDetector):
         config["detector"] = what.detector.score_name
         what.detector.save(folder / "detector")
     else:
-        config["model"] = trained.model.config.to_dict()
+        config["model"] = cast(Config, trained.model.config).to_dict()
         checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
     if isinstance(what, TrainedClassifier):
         config["classes"] = what.classes

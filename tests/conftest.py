@@ -19,6 +19,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits it, so that wha
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flaxae-tests-")  # not the user's
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# What is added up has to be of one type and one number of axes: what JAX would guess is said in the code.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import hypothesis
 import numpy as np

@@ -588,7 +588,10 @@ def test_labels_reach_an_objective_of_ones_own(digits):
 
     def by_class(model, batch, key):
         assert set(batch) == {"x", "label", "extra"}
-        return objectives.negative_log_likelihood(model, batch["x"], key) * (batch["label"] == 3) + 0 * batch["extra"]
+        return (
+            objectives.negative_log_likelihood(model, batch["x"], key) * (batch["label"] == 3).astype(jnp.float32)
+            + 0 * batch["extra"]
+        )
 
     batch = {"x": digits, "label": load_digits().target, "extra": np.ones(len(digits), np.float32)}
     model = autoencoder.build(tiny(), SHAPE)

@@ -262,14 +262,15 @@ def test_its_adam_is_optaxs(rng):
     for scale in (1.0, 1e-9, 1e3, 0.0):
         gradient = jax.tree.map(lambda p: jnp.float32(scale * rng.standard_normal(p.shape)), params)  # noqa: B023
         updates, our_state = ours.update(gradient, our_state)
-        expected, their_state = theirs.update(gradient, their_state)
+        with jax.numpy_dtype_promotion("standard"):  # as optax counts on
+            expected, their_state = theirs.update(gradient, their_state)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
 
 
 def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     skewed = rng.standard_normal((12, 6)) * 10.0 ** np.linspace(0, 1.5, 6)
     gradient = {"kernel": jnp.float32(skewed), "bias": jnp.float32(rng.standard_normal(6))}
-    muon = optimizers.scale_by_muon()
+    muon = training.Optimizer(steps=1, method="muon", warmup=0.0, schedule="constant")
     update, _ = muon.update(gradient, muon.init(gradient), gradient)
     left, _, right = np.linalg.svd(skewed, full_matrices=False)
     along = np.diag(left.T @ np.asarray(update["kernel"]) @ right.T)
@@ -286,7 +287,7 @@ def test_moments_in_one_vector_give_the_same_updates(rng):
     settings = {"steps": 3, "warmup": 0.0, "weight_decay": 0.1}
     (apart, _), (flat, moments) = (
         update.update(gradient, update.init(params), params)
-        for update in (training.Optimizer(**settings, flat=flat).transformation() for flat in (False, True))
+        for update in (training.Optimizer(**settings, flat=flat) for flat in (False, True))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apart, flat)
     assert moments[0].mu.shape == (17,)

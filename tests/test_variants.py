@@ -342,8 +342,8 @@ def test_the_layerwise_cost_is_that_of_the_hidden_layers(digits):
 
     def activations(stack, h):
         for layer in stack.layers:
-            h = np.maximum(h @ layer.linear.kernel[...] + layer.linear.bias[...], 0)
-            yield np.asarray(h)
+            h = np.maximum(np.asarray(h) @ layer.linear.kernel[...] + np.asarray(layer.linear.bias[...]), 0)
+            yield h
 
     clean = list(activations(model.encoder.stack, x.reshape(50, -1)))
     found = list(activations(model.decoder.stack, model.encode(x)))[::-1]

@@ -9,7 +9,7 @@ from flax import nnx
 class Body(Protocol):
     """The spec of encoder and decoder. One that takes any size may be given other sizes than it was built for."""
 
-    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+    def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
         """A module `(x, key) -> features`, from [batch, *shape] to [batch, *features], or a tree of such.
 
         Raises:
@@ -17,7 +17,7 @@ class Body(Protocol):
         """
         ...
 
-    def decoder(self, code: Any, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+    def decoder(self, code: Any, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
         """A module `(z, key) -> params`, from [batch, *code] (or a tree of such) to [batch, *shape].
 
         Args:

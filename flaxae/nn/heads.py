@@ -34,8 +34,8 @@ class Latent(NamedTuple):
     """What a stock head returns. `z` goes to the decoder; a head of one's own may return any tuple that has it."""
 
     z: PyTree[Array]  # [batch, *code], or a tree of such
-    mean: Float[Array, " batch *code"] | None = None  # of q(z | x); of a quantiser, what it was given
-    logvar: Float[Array, " batch *code"] | None = None  # of q(z | x)
+    mean: Any = None  # [batch, *code], of q(z | x); of a quantiser, what it was given
+    logvar: Any = None  # [batch, *code], of q(z | x)
     codes: Int[Array, " batch *groups"] | None = None  # which vectors of the codebook
 
 
@@ -43,7 +43,7 @@ class Latent(NamedTuple):
 class Head(Protocol):
     """The spec of a head."""
 
-    def make(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+    def make(self, features: Any, *, rngs: nnx.Rngs) -> Any:
         """The module for features of that shape (no batch axis), or of a tree of shapes."""
         ...
 
@@ -285,7 +285,9 @@ class VectorQuantizerHead(nnx.Module):
         vectors = lax.stop_gradient(self.codebook[...])
         groups = lax.stop_gradient(mean).reshape(*mean.shape[:-1], len(vectors), -1)
         # ‖g − e‖² without the ‖g‖² that all vectors share
-        distance = jnp.square(vectors).sum(-1) - 2 * jnp.einsum("...gw,gkw->...gk", groups, vectors)
+        products = jnp.einsum("...gw,gkw->...gk", groups, vectors)
+        size = jnp.broadcast_to(jnp.square(vectors).sum(-1), products.shape)
+        distance = size - 2 * products
         codes = jnp.argmin(distance, axis=-1)
         z = mean + lax.stop_gradient(self.lookup(codes) - mean)
         return Latent(z=z, mean=mean, codes=codes)

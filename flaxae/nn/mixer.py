@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,8 +81,8 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Tokens) -> Tokens:
-        mean = x.mean(axis=0)
-        deviation = jnp.sqrt(jnp.square(x - mean).mean(axis=0) + 1e-6)
+        mean = x.mean(axis=0, keepdims=True)
+        deviation = jnp.sqrt(jnp.square(x - mean).mean(axis=0, keepdims=True) + 1e-6)
         return (x - mean) / deviation * self.scale[...][:, None, None] + self.bias[...][:, None, None]
 
 
@@ -141,7 +142,7 @@ class MixerDecoder(nnx.Module):
         batch = z.shape[0]
         (down, right), side = self.grid, self.patch
         height, width, colours = self.shape
-        x = self.expand(z.reshape(batch, -1)).T.reshape(-1, down * right, batch)
+        x = self.expand(jnp.asarray(z).reshape(batch, -1)).T.reshape(-1, down * right, batch)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -150,6 +151,6 @@ class MixerDecoder(nnx.Module):
         return x.reshape(batch, down * side, right * side, colours)[:, :height, :width]
 
 
-def across(linear: nnx.Linear, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
+def across(linear: Any, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
     """A linear layer on columns rather than rows."""
     return linear.kernel[...].T @ x + linear.bias[...][:, None]

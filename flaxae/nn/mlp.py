@@ -5,6 +5,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
@@ -52,7 +53,7 @@ class Dense(nnx.Module):
     def __call__(
         self, x: Float[Array | np.ndarray, "*batch inputs"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "*batch outputs"]:
-        x = self.linear(x)
+        x = self.linear(jnp.asarray(x))
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(self.activation(x), rngs=key)
@@ -65,6 +66,7 @@ class Stack(nnx.Module):
         self.layers = nnx.List([Dense(*pair, spec, rngs=rngs) for pair in itertools.pairwise(sizes)])
 
     def __call__(self, x: Float[Array | np.ndarray, "*batch inputs"], key: Key[Array, ""] | None = None) -> Array:
+        x = jnp.asarray(x)
         for i, layer in enumerate(self.layers):
             x = layer(x, None if key is None else jax.random.fold_in(key, i))
         return x

@@ -81,10 +81,12 @@ class NormalMixtureDensity(nnx.Module):
 
     def log_prob(self, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
         """log Σ_k π_k N(z; mean_k, scale_k²), summed over the places of a grid; nats."""
-        log_scales = self.log_scales[...]
-        normal = -0.5 * jnp.square((z[..., None, :] - self.means[...]) * jnp.exp(-log_scales)) - log_scales
+        shape = (*z.shape[:-1], *self.means[...].shape)
+        means, log_scales = (jnp.broadcast_to(p, shape) for p in (self.means[...], self.log_scales[...]))
+        normal = -0.5 * jnp.square((z[..., None, :] - means) * jnp.exp(-log_scales)) - log_scales
         each = normal.sum(axis=-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
-        return total(jax.nn.logsumexp(each + jax.nn.log_softmax(self.logits[...]), axis=-1))
+        weights = jnp.broadcast_to(jax.nn.log_softmax(self.logits[...]), each.shape)
+        return total(jax.nn.logsumexp(each + weights, axis=-1))
 
     def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *code"]:
         which_key, key = jax.random.split(key)

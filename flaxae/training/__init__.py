@@ -1,6 +1,7 @@
 """Training: the compiled step, the one loop around it, and what stands on both. `fit` is where to start."""
 
 from flaxae.batches import Examples
+from flaxae.training import checkpoints, feed, fitting, loop, optimizers, population, precision, progress, step
 from flaxae.training.examples import apply, check_examples, check_range, split
 from flaxae.training.fitting import History, fit
 from flaxae.training.optimizers import Optimizer
@@ -15,7 +16,16 @@ __all__ = [
     "apply",
     "check_examples",
     "check_range",
+    "checkpoints",
+    "feed",
     "fit",
     "fit_population",
+    "fitting",
+    "loop",
+    "optimizers",
+    "population",
+    "precision",
+    "progress",
     "split",
+    "step",
 ]

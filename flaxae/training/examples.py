@@ -14,14 +14,12 @@ from jaxtyping import Array, Key, PyTree
 
 from flaxae import batches, distributed, errors
 from flaxae.autoencoder import Autoencoder
-from flaxae.batches import Batch, Examples
+from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
 
 
-def apply(
-    function: Callable[[nnx.Module, Any], PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024
-) -> Any:
+def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
     Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order.
@@ -153,9 +151,7 @@ def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: A
     )
 
 
-def split(
-    model: Autoencoder, x: Examples | Stream, validation: Any, seed: int, mesh: Mesh | None
-) -> tuple[Any, Any | None]:
+def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | None) -> tuple[Any, Any | None]:
     """The examples to train on, and those held out (None for none), checked and on the device; see `fit`.
 
     A stream stays one; of it, too much to hold is not held out, see `Stream.split`.

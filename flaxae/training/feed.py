@@ -109,8 +109,8 @@ class Windows:
 
     def __call__(self, window: int) -> Window:
         began = time.perf_counter()
-        number, future = self._next or (None, None)
-        stored = future.result() if number == window else self._read(window)
+        waiting = self._next
+        stored = waiting[1].result() if waiting and waiting[0] == window else self._read(window)
         self.waited += time.perf_counter() - began
         self._next = window + 1, self._reader.submit(self._read, window + 1)
         scaling = self.stream.scaling
@@ -150,7 +150,7 @@ class Windows:
             self.check(float(bounds[0].min()), float(bounds[1].max()))
             return x
 
-        def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "lanes length *shape"]:
+        def shard(index: Any) -> Shaped[np.ndarray, "lanes length *shape"]:
             first, last, _ = index[0].indices(self.lanes)
             return read(first, last)
 

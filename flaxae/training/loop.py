@@ -111,7 +111,7 @@ def train(
     trained_before = float(np.nanmax(history["seconds"], initial=0.0))
     began = saved = time.perf_counter()
     clock = (began, step, 0.0)
-    window, examples = None, ()
+    window, examples = -1, ()
     ran_on = distributed.describe(mesh)
     stopping = False
     scores = history[work.chosen_by]
@@ -123,7 +123,7 @@ def train(
         """Since it was last asked."""
         nonlocal clock
         (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
-        rate = (step - step_then) * work.samples / (clock[0] - then) / ran_on["devices"]
+        rate = (step - step_then) * work.samples / (clock[0] - then) / float(ran_on["devices"])
         return {"samples_per_s_per_device": rate, "waited": source.waited - waited_then, **ran_on}
 
     def snapshot() -> Snapshot:
@@ -268,7 +268,7 @@ def _interrupt() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         came.set()

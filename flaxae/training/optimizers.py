@@ -1,11 +1,11 @@
 """How weights move: AdamW or Muon under warm-up and cosine decay, or any transformation of optax."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxae import errors
@@ -56,7 +56,7 @@ class Optimizer:
 
     def transformation(self) -> optax.GradientTransformation:
         """The update, for a learning rate of 1 unless it is the user's; the rate itself is an array in the state."""
-        if self.own:
+        if isinstance(self.method, optax.GradientTransformation):
             return self.method
         warmup = round(self.warmup * self.steps)
         if self.schedule == "cosine":
@@ -72,7 +72,16 @@ class Optimizer:
             optax.scale_by_schedule(shape),
         )
 
-    def applied(self, params: nnx.State, updates: nnx.State, learning_rate: Float[Array, ""]) -> nnx.State:
+    def init(self, params: Any) -> optax.OptState:
+        """The moments at step 0."""
+        return self.transformation().init(params)
+
+    def update(self, gradient: Any, moments: optax.OptState, params: Any) -> tuple[Any, optax.OptState]:
+        """What `applied` takes, and the moments after it."""
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax counts on both
+            return self.transformation().update(gradient, moments, params)
+
+    def applied(self, params: Any, updates: Any, learning_rate: Float[Array, ""]) -> Any:
         """The parameters after an update."""
         if self.own:
             return optax.apply_updates(params, updates)
@@ -85,16 +94,14 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
     optax divides every moment by them, which is a tenth of a small network's step.
     """
 
-    def update(
-        gradient: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradient)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradient)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
         root = jnp.sqrt(1 - b2 ** count.astype(jnp.float32))
         rate = root / (1 - b1 ** count.astype(jnp.float32))
-        updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps * root), mu, nu)
-        return updates, optax.ScaleByAdamState(count, mu, nu)
+        moves = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps * root), mu, nu)
+        return moves, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 

@@ -38,8 +38,8 @@ class MixedPrecision:
 
     objective: Objective
 
-    def __call__(self, model: nnx.Module, batch: Examples, key: Key[Array, ""]) -> Any:
-        model = nnx.merge(*nnx.split(model))  # a copy: the caller's model keeps its parts
+    def __call__(self, given: Any, batch: Examples, key: Key[Array, ""]) -> Any:
+        model: Any = nnx.merge(*nnx.split(given))  # a copy: the caller's model keeps its parts
         model.encoder, model.decoder = InBfloat16(model.encoder), InBfloat16(model.decoder)
         return self.objective(model, batch, key)
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-Report = Callable[[int, float, float], None]  # epochs done (with the fraction), mean loss so far, examples a second
+Report = Callable[[float, float, float], None]  # epochs done (with the fraction), mean loss so far, examples a second
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def bar(epochs: int, start: float, *, show: bool) -> Iterator[Report]:
         rp.TimeRemainingColumn(),
     )
     with rp.Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=epochs, completed=start, epoch=int(start), loss=float("nan"), rate=0)
+        task = progress.add_task("", total=epochs, completed=int(start), epoch=int(start), loss=float("nan"), rate=0)
 
         def advance(done: float, loss: float, rate: float) -> None:
             progress.update(task, completed=done, epoch=min(int(done) + 1, epochs), loss=loss, rate=rate)

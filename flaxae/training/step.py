@@ -27,6 +27,7 @@ Weights = tuple[nnx.State, nnx.State]  # parameters, and the rest
 Schedule = Callable[[Any], Any]  # from the step to a hyper-parameter's value, as optax's are
 Schedules = tuple[tuple[str, Schedule], ...]
 Sums = dict[str, Float[Array, ""]]
+Gradient = tuple[Sums, Any, Any]  # means of loss and metrics, the rest after it, gradient
 
 
 class State(NamedTuple):
@@ -59,7 +60,7 @@ def first_state(
     return State(
         params=params,
         rest=rest,
-        moments=optimizer.transformation().init(params),
+        moments=optimizer.init(params),
         average=None if optimizer.ema is None else copied(params),
         learning_rate=jnp.float32(learning_rate),
         sums={name: jnp.float32(0) for name in metrics},
@@ -83,14 +84,13 @@ def train_step(
     schedules: Schedules = (),
 ) -> State:
     """One step of gradient descent on the mean of `objective` over the batch, by the examples' weights. Pure."""
-    Gradient = tuple[Sums, nnx.State, nnx.State]  # means of loss and metrics, the rest after it, gradient
     parts = optimizer.microbatches
     weight = _weight(batch)
     total = None if weight is None else jnp.maximum(weight.sum(), 1e-12) / parts
 
     def gradient_of(rest: nnx.State, batch: PyTree[Array], key: Key[Array, ""]) -> Gradient:
-        def loss_of(params: nnx.State) -> tuple[Float[Array, ""], tuple[Sums, nnx.State]]:
-            model = nnx.merge(graphdef, params, rest, copy=True)  # a pass writes its statistics into the copy
+        def loss_of(params: nnx.State) -> tuple[Float[Array, ""], tuple[Sums, Any]]:
+            model: Any = nnx.merge(graphdef, params, rest, copy=True)  # a pass writes its statistics into the copy
             model.train()
             with _scheduled(model, schedules, step):
                 loss, metrics = with_metrics(objective(model, batch, key))
@@ -114,17 +114,17 @@ def train_step(
 
         nothing = jax.tree.map(jnp.zeros_like, (state.sums, state.params))
         means, rest, gradient = lax.fori_loop(0, parts, add, (nothing[0], state.rest, nothing[1]))
-    updates, moments = optimizer.transformation().update(gradient, state.moments, state.params)
+    updates, moments = optimizer.update(gradient, state.moments, state.params)
     params = optimizer.applied(state.params, updates, state.learning_rate)
     average = state.average
     if average is not None:
-        decay = jnp.minimum(optimizer.ema, ((1 + step) / (10 + step)).astype(jnp.float32))
+        decay = jnp.minimum(jnp.float32(optimizer.ema or 0.0), ((1 + step) / (10 + step)).astype(jnp.float32))
         average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
     sums = {name: state.sums[name] + means[name] for name in state.sums}
     return State(params, rest, moments, average, state.learning_rate, sums, state.ok)
 
 
-def _weight(batch: PyTree[Array]) -> Array | None:
+def _weight(batch: PyTree[Array]) -> Any:
     return Batch.of(batch).weight if isinstance(batch, dict) and "x" in batch else None
 
 
@@ -135,7 +135,7 @@ def _mean(values: Float[Array, " batch"], batch: PyTree[Array], total: Array | N
 class _scheduled:
     """Within it the model has the hyper-parameters of a step; outside, those that a run ends with."""
 
-    def __init__(self, model: nnx.Module, schedules: Schedules, step: Int[Array, ""]):
+    def __init__(self, model: Any, schedules: Schedules, step: Int[Array, ""]):
         self.model, self.schedules, self.step = model, schedules, step
 
     def __enter__(self) -> None:
