@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
+from flaxae.data import formats
 from flaxae.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flaxae.runs.report import Table
 
 
+FORMATS = formats.listed("array", "signal", "table")  # of files whose examples are no images
 FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by experiment
 
 
@@ -43,8 +45,13 @@ class Config:
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "input", "output")  # the flags that use a trained model
 
-    data: str = "mnist"
-    """What to train on: `mnist`, `tfds:NAME`, or a path: .npy, .npz, .csv, .parquet, .wav, IDX files, images."""
+    data: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"What to train on: `mnist`, `tfds:NAME`, or a path: of a file ({FORMATS}), or of a folder of images "
+            "or IDX files."
+        ),
+    ] = "mnist"
     label: str | None = None
     """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
     window: int | None = None
@@ -63,8 +70,10 @@ class Config:
     """Go on with the interrupted run of that name (by default the newest one)."""
     from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Use the trained model of this run folder, on --input, instead of training one."""
-    input: pathlib.Path | None = None
-    """New data for the model given by --from: an image, a folder of images, .npy, .npz, .csv, .parquet or .wav."""
+    input: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(help=f"New data for the model given by --from: an image, a folder of images, {FORMATS}."),
+    ] = None
     output: pathlib.Path | None = None
     """Where to write what the model makes of --input, in the same format."""
     mesh: str | None = None

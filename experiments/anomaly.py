@@ -91,10 +91,11 @@ def apply(config: Config) -> None:
     """Score --input with the detector of --from, into --output."""
     import numpy as np
 
-    from flaxae import data, findings, runs, trained
+    from flaxae import findings, runs, trained
+    from flaxae.data import formats
 
-    if config.output.suffix.lower() not in data.formats.suffixes("table"):
-        raise ConfigError(f"--output is {config.output}; scores are a table: .csv or .parquet.")
+    if config.output.suffix.lower() not in formats.suffixes("table"):
+        raise ConfigError(f"--output is {config.output}; scores are a table: {formats.listed('table')}.")
     saved = runs.open(config.from_)
     loaded = trained.load(config.from_)
     if not isinstance(loaded, trained.TrainedDetector):

@@ -86,9 +86,7 @@ def apply(config: Config) -> None:
         raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
     given = loaded.trained.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(
-            f"{config.input} is a folder of images; --exp finetune takes .npy, .npz, .csv, .parquet or .wav."
-        )
+        raise ConfigError(f"{config.input} is a folder of images; --exp finetune takes {experiments.FORMATS}.")
     probabilities = loaded.probabilities(given)
     names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
     table = np.column_stack([names, probabilities.max(axis=1).astype(object)])

@@ -14,11 +14,13 @@ likelihood as papers quote it: `--epochs 300 --draws 5000 --scored 10000`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import tyro
 from flaxae.experiments import _presets, _sweep
 
 from flaxae import experiments
+from flaxae.data import formats
 from flaxae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +53,13 @@ class Config(_sweep.Config):
     """Test examples to estimate the likelihood of."""
     components: int = 32
     """Of the Gaussian mixture, for a code without a prior."""
-    count: int = 50
-    """With --from, how many samples to draw; --output is .npy, .csv, or for images a folder."""
+    count: Annotated[
+        int,
+        tyro.conf.arg(
+            help=f"With --from, how many samples to draw; --output is {formats.listed('array', 'table')}, or for "
+            "images a folder."
+        ),
+    ] = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,9 +44,7 @@ def apply(config: Config) -> None:
     model = trained.autoencoder_of(config.from_)
     given = model.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(
-            f"{config.input} is a folder of images; --exp reduce takes .npy, .npz, .csv, .parquet or .wav."
-        )
+        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {experiments.FORMATS}.")
     data.write(config.output, model.encode(given))
     print(f"Wrote the codes of {config.input} into {config.output}.")
 
@@ -145,11 +143,12 @@ def write(run: "Run", train: "np.ndarray", test: "np.ndarray", dataset: "Dataset
     """The codes as codes.npz (train, test, and their labels) and codes.csv (training examples, then test examples)."""
     import numpy as np
 
-    from flaxae import data
+    from flaxae import atomic, data
 
     labels = {"train_labels": dataset.train_labels, "test_labels": dataset.test_labels}
     known = {name: values for name, values in labels.items() if values is not None}
-    np.savez(run.folder / "codes.npz", train=train, test=test, **known)
+    with atomic.replacing(run.folder / "codes.npz") as unfinished:
+        np.savez(unfinished, train=train, test=test, **known)
     columns = [f"z{i}" for i in range(train.shape[1])]
     table = np.concatenate([train, test])
     if len(known) == 2:

@@ -25,7 +25,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import autoencoder, compilation, conformal, data, density, errors, training
+from flaxae import atomic, autoencoder, compilation, conformal, data, density, errors, training
 from flaxae.autoencoder import Autoencoder, Config, own_objective
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
@@ -417,7 +417,8 @@ class Detector:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-        np.savez(folder / "detector.npz", references=self.references, calibration=self.calibration)
+        with atomic.replacing(folder / "detector.npz") as unfinished:
+            np.savez(unfinished, references=self.references, calibration=self.calibration)
         settings = {
             "config": self.config.to_dict(),
             "members": len(self.models),
@@ -425,7 +426,8 @@ class Detector:
             "score": self.score_name,
             "neighbours": self.neighbours,
         }
-        (folder / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with atomic.replacing(folder / "detector.json") as unfinished:
+            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: str | os.PathLike) -> Detector:

@@ -31,7 +31,7 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, autoencoder, conformal, errors, finetuning, propagation, training
+from flaxae import anomaly, atomic, autoencoder, conformal, errors, finetuning, propagation, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
 from flaxae.likelihoods import Gaussian
@@ -74,7 +74,8 @@ class _TableEstimator(BaseEstimator):
         text = json.dumps(description, indent=2, default=_jsonable)
         arrays = {name: getattr(self, name) for name in self._arrays_like()}
         checkpoints.save(folder, 0, arrays, keep=1)
-        Path(folder, "config.json").write_text(text + "\n", encoding="utf-8")
+        with atomic.replacing(Path(folder, "config.json")) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "_TableEstimator":

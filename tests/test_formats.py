@@ -67,7 +67,7 @@ def test_one_more_entry_is_one_more_format(tmp_path, monkeypatch, capsys):
 
 
 def test_a_format_that_lacks_a_package_names_the_extra(tmp_path, monkeypatch):
-    def reader(path):
+    def reader(*_):
         import a_package_that_is_nowhere  # noqa: F401
 
     (tmp_path / "x.png").touch()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from flaxae import experiments
 from flaxae.errors import ConfigError, DataError
 from flaxae.runs import plots, report
 
@@ -280,3 +281,11 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, png, monkeypatch):
         write(path, title="Another")
     assert path.read_text(encoding="utf-8") == old
     assert os.listdir(path.parent) == ["report.html"]
+
+
+def test_a_terminal_shows_the_same_heads_and_no_name_as_markup(capsys):
+    experiments.print_table(table(("[/red]", HIGHER, LOWER), ("[bold]a\x1b[31m", 20.123456, None)))
+    shown = capsys.readouterr().out
+    for words in ("[/red]", "PSNR (dB) ↑", "MSE ↓", r"[bold]a\x1b[31m", "20.12"):
+        assert words in shown
+    assert "\x1b" not in shown

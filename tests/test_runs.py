@@ -207,7 +207,7 @@ def test_a_file_in_the_way_is_one_error(tmp_path):
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    def full(path, text):
+    def full(path, text, **_):
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,24 +1,9 @@
-"""Where arrays come from, what is known of them, and how they are encoded, cut and scaled."""
+"""Where arrays come from, what is known of them, and how they are encoded, cut and scaled.
 
-from flaxae.data.dataset import Dataset, load
-from flaxae.data.encoding import Encoding
-from flaxae.data.files import read, read_signal, write
-from flaxae.data.scaling import Scaling
-from flaxae.data.signals import Framing, Signal, overlap_mean, starts, windows
-from flaxae.data.stream import Stream
+The public names are in `__init__.pyi`, each imported when it is first used, so that the flags can be told the formats
+of files without what reads them.
+"""
 
-__all__ = [
-    "Dataset",
-    "Encoding",
-    "Framing",
-    "Scaling",
-    "Signal",
-    "Stream",
-    "load",
-    "overlap_mean",
-    "read",
-    "read_signal",
-    "starts",
-    "windows",
-    "write",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -148,7 +148,7 @@ def write(
         environment=_environment(),
     )
     with atomic.replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def printable(text: str) -> str:
