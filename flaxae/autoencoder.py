@@ -298,6 +298,8 @@ class Config:
         Raises:
             ConfigError: an unknown name or field, or a value out of range.
         """
+        from flaxae import presets  # noqa: F401 (which imports all stock parts, so that their names are known)
+
         if first_form.is_of(values):
             return cls(**first_form.parts(values))
         return specs.checked(cls, {name: specs.from_json(value, name) for name, value in values.items()})

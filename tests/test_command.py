@@ -1,5 +1,6 @@
 """The command `flaxae`: what it says, on which terminals, for which users, and what of it is packaged."""
 
+import json
 import os
 import pathlib
 import shlex
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import flaxae
-from flaxae import command, experiments
+from flaxae import command, experiments, presets
 
 ROOT = pathlib.Path(__file__).parent.parent
 FORMS = [(["/bin/flaxae", "denoise"], "flaxae"), (["/src/run.py", "--exp", "denoise"], "python run.py --exp")]
@@ -153,3 +154,15 @@ def test_every_package_is_packaged():
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("flaxae/**/__init__.py")}
     assert set(packaged["packages"]) == {*there, *packaged["package-dir"]}
+
+
+def test_every_preset_is_known_to_a_process_that_made_none(tmp_path):
+    there = {name: preset().to_dict() for name, preset in presets.PRESETS.items()}
+    (tmp_path / "presets.json").write_text(json.dumps(there))
+    script = """
+import json
+from flaxae.autoencoder import Config
+for values in json.load(open("presets.json")).values():
+    Config.from_dict(values)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
