@@ -144,8 +144,8 @@ def nearest(
     references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
     index = jnp.arange(len(references))
     square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
-    square = square - 2 * jnp.matmul(x, references.T, precision="highest")
-    square = jnp.where(index == own[:, None], jnp.inf, square)
+    square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
+    square = jnp.where(index[None] == own[:, None], jnp.inf, square)
     if 8 * k * GROUP > count:  # those groups would be most of them
         distance, found = lax.top_k(-square, k)
     else:
@@ -190,13 +190,13 @@ class _Spaces(NamedTuple):
     """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
 
     pairs: Float[Array, "references views pairs"]
-    deviation: Float[Array, "views values"]
+    deviation: Float[Array, "1 views values"]
     residual: Float[Array, "references views values"]
     features: Float[Array, "references features"]
 
     @classmethod
     def fit(cls, passed: Passed) -> "_Spaces":
-        variance = jnp.var(passed.residual, axis=0)
+        variance = jnp.var(passed.residual, axis=0, keepdims=True)
         deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
         return cls(_pairs(passed), deviation, passed.residual / deviation, passed.features)
 
@@ -226,13 +226,13 @@ def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array)
 class _Normal(NamedTuple):
     """A normal distribution by its mean and a square root of its inverse covariance."""
 
-    mean: Float[Array, " values"]
+    mean: Float[Array, "1 values"]
     whitening: Float[Array, "values kept"]
 
     @classmethod
     def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
         """Directions without variance are left out; with fewer references than values, those they don't span."""
-        mean = x.mean(axis=0)
+        mean = x.mean(axis=0, keepdims=True)
         _, deviation, directions = np.linalg.svd(np.asarray(x - mean, np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
@@ -248,12 +248,12 @@ class _Normal(NamedTuple):
 class _Scaled(NamedTuple):
     """Codes, each number in its standard deviations."""
 
-    deviation: Float[Array, " latent"]
+    deviation: Float[Array, "1 latent"]
     codes: Float[Array, "references latent"]
 
     @classmethod
     def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
-        deviation = jnp.std(codes, axis=0) + 1e-6
+        deviation = jnp.std(codes, axis=0, keepdims=True) + 1e-6
         return cls(deviation, codes / deviation)
 
 
@@ -261,7 +261,7 @@ SCORES: dict[str, Score] = {
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),
-    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
+    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0, keepdims=True) + 1e-3, _standardised),
     "likelihood": Score(lambda passed: None, _likelihood),
     "mahalanobis": Score(
         lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)

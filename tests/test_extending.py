@@ -137,7 +137,7 @@ def test_a_part_that_nobody_registered_trains_and_says_why_it_is_not_saved(digit
 def test_what_is_registered_is_a_frozen_dataclass_of_its_own_name():
     with pytest.raises(errors.ConfigError, match="frozen=True"):
         specs.register(type("Loose", (), {}))
-    with pytest.raises(errors.ConfigError, match="has a part of the name MLP already"):
+    with pytest.raises(errors.ConfigError, match="known by the name MLP already"):
         specs.register(dataclasses.make_dataclass("MLP", [], frozen=True))
     with pytest.raises(errors.ConfigError, match="once the module that registers it is imported"):
         Config.from_dict({"head": {"kind": "SomebodyElses"}})

@@ -300,10 +300,10 @@ def test_the_doubly_reparameterised_gradient_has_the_plain_ones_mean_and_less_va
         _, key = jax.random.split(key)
         encoder_key, sample_key, _ = jax.random.split(key, 3)
         latent = model.head(model.encoder(x, encoder_key))
-        deviation = jnp.exp(latent.logvar / 2)
+        mean, deviation = latent.mean[None], jnp.exp(latent.logvar / 2)[None]
         keys = jax.random.split(sample_key, 5)
-        z = latent.mean + deviation * jax.vmap(lambda key: jax.random.normal(key, latent.mean.shape))(keys)
-        prior, density = (jax.scipy.stats.norm.logpdf(z, *q).sum(-1) for q in ((), (latent.mean, deviation)))
+        z = mean + deviation * jax.vmap(lambda key: jax.random.normal(key, latent.mean.shape))(keys)
+        prior, density = (jax.scipy.stats.norm.logpdf(z, *q).sum(-1) for q in ((), (mean, deviation)))
         decoded = jax.vmap(lambda z: model.likelihood.log_prob(model.decoder(z), x))(z)
         return -jax.nn.logsumexp(decoded + prior - density - jnp.log(5.0), axis=0)
 
@@ -342,7 +342,7 @@ def test_the_layerwise_cost_is_that_of_the_hidden_layers(digits):
 
     def activations(stack, h):
         for layer in stack.layers:
-            h = np.maximum(np.asarray(h) @ layer.linear.kernel[...] + np.asarray(layer.linear.bias[...]), 0)
+            h = np.maximum(np.asarray(h) @ np.asarray(layer.linear.kernel[...]) + np.asarray(layer.linear.bias[...]), 0)
             yield h
 
     clean = list(activations(model.encoder.stack, x.reshape(50, -1)))
