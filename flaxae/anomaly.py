@@ -294,8 +294,8 @@ class _Fitted(NamedTuple):
     """What a score keeps of the references, for one model."""
 
     arrays: Any
-    centre: Float[Array, " parts"]  # median of each part over the references
-    spread: Float[Array, " parts"]  # its median absolute deviation
+    centre: Float[np.ndarray, " parts"]  # median of each part over the references
+    spread: Float[np.ndarray, " parts"]  # its median absolute deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,7 +373,7 @@ class Detector:
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
             scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
-        return np.mean(scores, axis=0, dtype=np.float32)
+        return np.stack(scores).mean(axis=0, dtype=np.float32)
 
     def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
         """How often a normal example is as strange; see `conformal.p_values`."""
@@ -562,9 +562,10 @@ def fit(
             models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
         )
         models = [member.model for member in trained.members]
-        for epoch in range(settings["epochs"] if on_epoch else 0):
-            means = {name: np.mean([m.history[name][epoch] for m in trained.members]) for name in ("loss", "seconds")}
-            on_epoch({"epoch": epoch + 1, **means})
+        if on_epoch is not None:
+            for epoch in range(settings["epochs"]):
+                told = {name: [m.history[name][epoch] for m in trained.members] for name in ("loss", "seconds")}
+                on_epoch({"epoch": epoch + 1, **{name: float(np.mean(values)) for name, values in told.items()}})
     return Detector.of(config, models, views, compared, calibration, score=score, neighbours=neighbours, seed=seed)
 
 
