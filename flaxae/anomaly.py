@@ -144,8 +144,8 @@ def nearest(
     references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
     index = jnp.arange(len(references))
     square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
-    square = square - 2 * jnp.matmul(x, references.T, precision="highest")
-    square = jnp.where(index == own[:, None], jnp.inf, square)
+    square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
+    square = jnp.where(index[None] == own[:, None], jnp.inf, square)
     if 8 * k * GROUP > count:  # those groups would be most of them
         distance, found = lax.top_k(-square, k)
     else:
@@ -198,20 +198,20 @@ class _Spaces(NamedTuple):
     def fit(cls, passed: Passed) -> "_Spaces":
         variance = jnp.var(passed.residual, axis=0)
         deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
-        return cls(_pairs(passed), deviation, passed.residual / deviation, passed.features)
+        return cls(_pairs(passed), deviation, passed.residual / deviation[None], passed.features)
 
 
 def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     distances = (
         _mean_distances(spaces.pairs, _pairs(passed), k, own),
-        _mean_distances(spaces.residual, passed.residual / spaces.deviation, k, own),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
         _mean_distance(spaces.features, passed.features, k, own)[:, None],
     )
     return jnp.concatenate(distances, axis=-1)
 
 
 def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    return _log_mean_square(passed.residual / deviation)
+    return _log_mean_square(passed.residual / deviation[None])
 
 
 def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
@@ -233,7 +233,7 @@ class _Normal(NamedTuple):
     def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
         """Directions without variance are left out; with fewer references than values, those they don't span."""
         mean = x.mean(axis=0)
-        _, deviation, directions = np.linalg.svd(np.asarray(x - mean, np.float64), full_matrices=False)
+        _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
         if not kept.any():  # all are equal: distances are as they are
@@ -242,7 +242,7 @@ class _Normal(NamedTuple):
 
     def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
         """The log of the mean squared distance, in standard deviations."""
-        return _log_mean_square((x - self.mean) @ self.whitening)[:, None]
+        return _log_mean_square((x - self.mean[None]) @ self.whitening)[:, None]
 
 
 class _Scaled(NamedTuple):
@@ -254,7 +254,7 @@ class _Scaled(NamedTuple):
     @classmethod
     def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
         deviation = jnp.std(codes, axis=0) + 1e-6
-        return cls(deviation, codes / deviation)
+        return cls(deviation, codes / deviation[None])
 
 
 SCORES: dict[str, Score] = {
@@ -268,7 +268,7 @@ SCORES: dict[str, Score] = {
     ),
     "latent_neighbours": Score(
         lambda passed: _Scaled.fit(passed.z),
-        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation, k, own)[
+        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation[None], k, own)[
             :, None
         ],
     ),

@@ -493,7 +493,7 @@ def _train_block(
 
 def _slowed(pace: _Pace, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]) -> nnx.State:
     """The parameters after a step of which each layer takes its share, and those not yet joined none."""
-    share = pace.rate * (step >= pace.joins)
+    share = pace.rate * (step.astype(jnp.float32) >= pace.joins).astype(jnp.float32)
 
     def slow(path: tuple[Any, ...], old: Array, new: Array) -> Array:
         return old + share[depth[_layer(path)]] * (new - old)

@@ -238,7 +238,7 @@ def test_module_adds_its_bias_and_mirrors_an_odd_size(form):
 def test_layout_is_undone_and_channels_broadcast(form):
     x = draw_normal(0, 2, 5, 4, 3)
     np.testing.assert_array_equal(to_nhwc(from_nhwc(x)), x)
-    np.testing.assert_array_equal(to_nhwc(from_nhwc(x) * per_channel(jnp.arange(3.0))), x * np.arange(3.0))
+    np.testing.assert_array_equal(to_nhwc(from_nhwc(x) * per_channel(jnp.arange(3.0))), np.asarray(x) * np.arange(3.0))
 
 
 @pytest.mark.parametrize(
