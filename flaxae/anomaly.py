@@ -190,28 +190,28 @@ class _Spaces(NamedTuple):
     """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
 
     pairs: Float[Array, "references views pairs"]
-    deviation: Float[Array, "1 views values"]
+    deviation: Float[Array, "views values"]
     residual: Float[Array, "references views values"]
     features: Float[Array, "references features"]
 
     @classmethod
     def fit(cls, passed: Passed) -> "_Spaces":
-        variance = jnp.var(passed.residual, axis=0, keepdims=True)
+        variance = jnp.var(passed.residual, axis=0)
         deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
-        return cls(_pairs(passed), deviation, passed.residual / deviation, passed.features)
+        return cls(_pairs(passed), deviation, passed.residual / deviation[None], passed.features)
 
 
 def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     distances = (
         _mean_distances(spaces.pairs, _pairs(passed), k, own),
-        _mean_distances(spaces.residual, passed.residual / spaces.deviation, k, own),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
         _mean_distance(spaces.features, passed.features, k, own)[:, None],
     )
     return jnp.concatenate(distances, axis=-1)
 
 
 def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    return _log_mean_square(passed.residual / deviation)
+    return _log_mean_square(passed.residual / deviation[None])
 
 
 def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
@@ -226,14 +226,14 @@ def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array)
 class _Normal(NamedTuple):
     """A normal distribution by its mean and a square root of its inverse covariance."""
 
-    mean: Float[Array, "1 values"]
+    mean: Float[Array, " values"]
     whitening: Float[Array, "values kept"]
 
     @classmethod
     def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
         """Directions without variance are left out; with fewer references than values, those they don't span."""
-        mean = x.mean(axis=0, keepdims=True)
-        _, deviation, directions = np.linalg.svd(np.asarray(x - mean, np.float64), full_matrices=False)
+        mean = x.mean(axis=0)
+        _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
         if not kept.any():  # all are equal: distances are as they are
@@ -242,33 +242,33 @@ class _Normal(NamedTuple):
 
     def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
         """The log of the mean squared distance, in standard deviations."""
-        return _log_mean_square((x - self.mean) @ self.whitening)[:, None]
+        return _log_mean_square((x - self.mean[None]) @ self.whitening)[:, None]
 
 
 class _Scaled(NamedTuple):
     """Codes, each number in its standard deviations."""
 
-    deviation: Float[Array, "1 latent"]
+    deviation: Float[Array, " latent"]
     codes: Float[Array, "references latent"]
 
     @classmethod
     def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
-        deviation = jnp.std(codes, axis=0, keepdims=True) + 1e-6
-        return cls(deviation, codes / deviation)
+        deviation = jnp.std(codes, axis=0) + 1e-6
+        return cls(deviation, codes / deviation[None])
 
 
 SCORES: dict[str, Score] = {
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),
-    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0, keepdims=True) + 1e-3, _standardised),
+    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
     "likelihood": Score(lambda passed: None, _likelihood),
     "mahalanobis": Score(
         lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
     ),
     "latent_neighbours": Score(
         lambda passed: _Scaled.fit(passed.z),
-        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation, k, own)[
+        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation[None], k, own)[
             :, None
         ],
     ),
@@ -294,8 +294,8 @@ class _Fitted(NamedTuple):
     """What a score keeps of the references, for one model."""
 
     arrays: Any
-    centre: Float[Array, " parts"]  # median of each part over the references
-    spread: Float[Array, " parts"]  # its median absolute deviation
+    centre: Float[np.ndarray, " parts"]  # median of each part over the references
+    spread: Float[np.ndarray, " parts"]  # its median absolute deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,7 +373,7 @@ class Detector:
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
             scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
-        return np.mean(scores, axis=0, dtype=np.float32)
+        return np.stack(scores).mean(axis=0, dtype=np.float32)
 
     def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
         """How often a normal example is as strange; see `conformal.p_values`."""
@@ -562,9 +562,10 @@ def fit(
             models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
         )
         models = [member.model for member in trained.members]
-        for epoch in range(settings["epochs"] if on_epoch else 0):
-            means = {name: np.mean([m.history[name][epoch] for m in trained.members]) for name in ("loss", "seconds")}
-            on_epoch({"epoch": epoch + 1, **means})
+        if on_epoch is not None:
+            for epoch in range(settings["epochs"]):
+                told = {name: [m.history[name][epoch] for m in trained.members] for name in ("loss", "seconds")}
+                on_epoch({"epoch": epoch + 1, **{name: float(np.mean(values)) for name, values in told.items()}})
     return Detector.of(config, models, views, compared, calibration, score=score, neighbours=neighbours, seed=seed)
 
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 
 import flaxae
-from flaxae import experiments
+from flaxae import experiments  # pyright: ignore[reportAttributeAccessIssue] (a folder beside this one: pyproject.toml)
 from flaxae.errors import ConfigError, FlaxaeError, unknown
 
 
@@ -70,7 +70,7 @@ def run(name: str, arguments: list[str]) -> None:
 
     experiment = importlib.import_module(f"flaxae.experiments.{name}")
     prog = experiments.command(name)
-    description = experiment.__doc__.replace(f"python run.py --exp {name}", prog)
+    description = (experiment.__doc__ or "").replace(f"python run.py --exp {name}", prog)
     config = tyro.cli(experiment.Config, args=arguments, prog=prog, description=description)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
     if config.cache:
@@ -87,6 +87,8 @@ _PLAIN = {**dict(zip("×−–↑↓─│╭╮╰╯━", "x--^v-|++++-", stri
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
     """Codecs' handler of an error: what is shown of characters that can't be encoded."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 

@@ -23,7 +23,7 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
         DataError: the shape doesn't fit the model, or values are not finite or out of range.
     """
     if trained.kind != "image":
-        return trained.reconstruct(noisy)
+        return np.asarray(trained.reconstruct(noisy))
     channels = trained.shape[-1]
     has_channels = noisy.ndim == 4 or (noisy.ndim == 3 and noisy.shape[-1] in (channels, 3, 4))
     images = noisy if has_channels else noisy[..., None]

@@ -46,7 +46,7 @@ def default_mesh() -> Mesh | None:
     return _mesh(jax.devices(), [1, jax.device_count()]) if jax.process_count() > 1 else None
 
 
-def _mesh(devices: list[jax.Device], shape: list[int]) -> Mesh:
+def _mesh(devices: list[Any], shape: list[int]) -> Mesh:
     return Mesh(np.reshape(np.array(devices), shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

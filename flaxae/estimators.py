@@ -11,7 +11,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, no_type_check
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,21 @@ from flaxae.training.step import State
 
 BLOCK = 32  # steps
 FAR = 1e15  # standard deviations; float32 still holds the square
-FLOATS = (np.float64, np.float32)
+FLOATS: Any = (np.float64, np.float32)  # scikit-learn takes a dtype for text, by its default
 # A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
 CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
+
+Init = TypeVar("Init")
+if TYPE_CHECKING:  # the types of settings are for who writes them; scikit-learn sets anything, and `fit` checks it
+
+    def no_type_check(init: Init) -> Init: ...
+
+else:
+    from typing import no_type_check
+
+Estimator = TypeVar("Estimator", bound="_TableEstimator")
+Transformer = TypeVar("Transformer", bound="_TableTransformer")
 
 
 class _TableEstimator(BaseEstimator):
@@ -54,6 +65,10 @@ class _TableEstimator(BaseEstimator):
 
     # What `fit` learns, by how it is read from JSON, beside the arrays of `_arrays_like`.
     _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {"n_features_in_": int}
+
+    random_state: Any
+    n_features_in_: int
+    feature_names_in_: np.ndarray
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the fitted estimator to a folder, as JSON and arrays. Of `random_state`, only a number is kept.
@@ -78,7 +93,7 @@ class _TableEstimator(BaseEstimator):
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "_TableEstimator":
+    def load(cls: type[Estimator], folder: str | os.PathLike) -> Estimator:
         """The fitted estimator that `save` wrote: all it gives is the same, also after a `partial_fit`.
 
         Raises:
@@ -108,7 +123,7 @@ class _TableEstimator(BaseEstimator):
         return {"mean_": columns, "scale_": columns}
 
     def _fit_units(self, X: Float[np.ndarray, "n columns"]) -> None:
-        scaler = StandardScaler().fit(X)
+        scaler: Any = StandardScaler().fit(X)
         # A column that does not vary has no unit of its own: it comes out as its mean.
         self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
 
@@ -121,7 +136,8 @@ class _TableEstimator(BaseEstimator):
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
-        return validate_data(self, X, dtype=FLOATS, reset=False)
+        x: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        return x
 
 
 class _TableAutoencoder(_TableEstimator):
@@ -135,7 +151,7 @@ class _TableAutoencoder(_TableEstimator):
         "_steps": int,
     }
 
-    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    @no_type_check
     def __init__(
         self,
         latent: int = 8,
@@ -271,7 +287,7 @@ class _Blocks:
 class _TableTransformer(TransformerMixin, _TableAutoencoder):
     """What the transformers share: training without labels, of which there can be more."""
 
-    def fit(self, X: Any, y: Any = None) -> "_TableTransformer":
+    def fit(self: Transformer, X: Any, y: Any = None) -> Transformer:
         """Train anew on X, [n, columns]; y is ignored.
 
         Raises:
@@ -283,7 +299,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
         self._train(X, int(self.epochs))
         return self
 
-    def partial_fit(self, X: Any, y: Any = None) -> "_TableTransformer":
+    def partial_fit(self: Transformer, X: Any, y: Any = None) -> Transformer:
         """Train on X, [n, columns], for one more epoch; y is ignored. `epochs` calls with the same X are a `fit`.
 
         The first call fixes the settings of the network and the standardisation, so give it many rows. Raises what
@@ -360,7 +376,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
         epochs, batch_size, learning_rate, random_state: as in `AutoencoderTransformer`, and so are the attributes.
     """
 
-    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    @no_type_check
     def __init__(
         self,
         latent: int = 8,
@@ -419,7 +435,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
 
     _learned: ClassVar = {**_TableAutoencoder._learned, "classes_": np.array, "_rows": int}
 
-    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    @no_type_check
     def __init__(
         self,
         latent: int = 32,
@@ -527,7 +543,9 @@ class AutoencoderDetector(_TableEstimator):
 
     _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int, "_held": int}
 
-    @no_type_check  # scikit-learn wants settings stored as they come; `fit` checks them
+    detector_: anomaly.Detector
+
+    @no_type_check
     def __init__(
         self,
         contamination: float = 0.1,

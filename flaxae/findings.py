@@ -105,7 +105,7 @@ def find(
     """
     scores = detector.score(x)
     flagged, threshold = rule.flag(scores, detector.calibration)
-    tops, shares = [], []
+    names, tops, shares = [], [], []
     for start in range(0, len(x), AT_ONCE):
         names, parts = contributions(detector, x[start : start + AT_ONCE], about)
         tops.append(np.argsort(-parts, axis=1, kind="stable")[:, :CONTRIBUTORS])
@@ -166,7 +166,13 @@ class TimeLine(NamedTuple):
 def time_line(
     detector: Detector, x: Float[np.ndarray, "windows window channels"], found: Findings, about: Dataset | Trained
 ) -> TimeLine:
-    """What was found in windows, by moments."""
+    """What was found in windows, by moments.
+
+    Raises:
+        DataError: the examples are no windows of a signal.
+    """
+    if about.framing is None:
+        raise errors.DataError("Examples that are no windows of a signal have no time line.")
     begins = found.which["begin"] - found.which["begin"][0]
     window, stride = about.framing.window, about.framing.stride
     length = int(begins[-1]) + window

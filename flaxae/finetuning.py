@@ -24,7 +24,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from flaxae import errors, propagation, specs, training
 from flaxae.autoencoder import Autoencoder
@@ -35,6 +35,7 @@ from flaxae.training.optimizers import Optimizer
 from flaxae.training.population import stack
 from flaxae.training.step import State, Weights, init, train_step, weights
 
+Inputs = Shaped[Array | np.ndarray, " examples *shape"]
 Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
 Codes = Float[np.ndarray, "examples latent"]
 Probabilities = Float[np.ndarray, "examples classes"]
@@ -112,7 +113,7 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
             regression = search.fit(x, given).best_estimator_
         else:
             regression.fit(x, given)
-    weights, constants = regression.coef_, regression.intercept_
+    weights, constants = np.asarray(regression.coef_), np.asarray(regression.intercept_)
     if len(seen) == 2:  # scikit-learn keeps one row, the log odds of the second class
         weights, constants = np.stack([-weights[0], weights[0]]) / 2, np.append(-constants, constants) / 2
     kernel = np.zeros((z.shape[1], classes or int(seen[-1]) + 1), np.float32)
@@ -149,7 +150,8 @@ def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
     from sklearn.metrics import normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    found = KMeans(int(labels.max()) + 1, n_init=10, random_state=seed).fit_predict(z)
+    starts: Any = 10  # by its default, which is text, pyright takes it for text
+    found = KMeans(int(labels.max()) + 1, n_init=starts, random_state=seed).fit_predict(z)
     counts = contingency_matrix(labels, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
@@ -212,7 +214,7 @@ def predict(classifier: Classifier, x: Examples, views: Views | None = None) -> 
 class _Averaged:
     """`function(model, ·)`, averaged over views."""
 
-    function: Callable[[nnx.Module, Array], Float[Array, " batch out"]]
+    function: Callable[..., Float[Array, " batch out"]]
     views: Views | None
 
     def __call__(self, model: nnx.Module, x: Float[Array, " batch *shape"]) -> Float[Array, " batch out"]:
@@ -227,8 +229,8 @@ class _Averaged:
 def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
     """A classifier that starts as the probe, so that fine-tuning distorts the encoder less (Kumar et al. 2022)."""
     classifier = Classifier(autoencoder, *probe.kernel.shape, rngs=nnx.Rngs(0))
-    classifier.out.kernel[...] = jnp.asarray(probe.kernel)
-    classifier.out.bias[...] = jnp.asarray(probe.bias)
+    out: Any = classifier.out  # by its type, it could have no bias
+    out.kernel[...], out.bias[...] = jnp.asarray(probe.kernel), jnp.asarray(probe.bias)
     return classifier
 
 
@@ -328,7 +330,7 @@ class Distilled(NamedTuple):
 
 def distil(
     start: Autoencoder | Sequence[Classifier],
-    x: Examples,
+    x: Inputs,
     draws: Sequence[Labels],
     plan: FineTuning,
     *,
@@ -374,7 +376,7 @@ class _Pace(NamedTuple):
 
 def fit(
     classifiers: Sequence[Classifier],
-    x: Examples,
+    x: Inputs,
     targets: Targets,
     plan: FineTuning,
     *,
@@ -399,12 +401,11 @@ def fit(
     if not (cumulative[:, -1] > 0).all():
         raise errors.DataError("A classifier has no example with a label to be trained on. Give it one at least.")
     cumulative = jnp.asarray(cumulative / cumulative[:, -1:], jnp.float32)
-    x, probabilities = jax.device_put((x, targets.probabilities))
-    depth = depths(classifiers[0], x[:1])
+    inputs, probabilities = jax.device_put((x, targets.probabilities))
+    depth = depths(classifiers[0], inputs[:1])
     place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
     joins = plan.unfreeze * plan.steps * place / max(1, place[-1])
-    pace = _Pace(plan.layer_decay**place, joins, plan.consistency, plan.ema)
-    pace = jax.tree.map(jnp.float32, pace)
+    pace = _Pace(*map(jnp.float32, (plan.layer_decay**place, joins, plan.consistency, plan.ema)))
     optimizer = Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
     runs = [init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
     state = stack([_State(run, jax.tree.map(jnp.copy, weights(run))) for run in runs])
@@ -413,7 +414,7 @@ def fit(
     program = (nnx.split(classifiers[0])[0], plan.corruption, plan.consistency > 0, optimizer, plan.batch_size, depth)
 
     def block(state: _State, start: int, stop: int) -> _State:
-        return _train_block(*program, pace, state, x, probabilities, cumulative, keys, start, stop)
+        return _train_block(*program, pace, state, inputs, probabilities, cumulative, keys, start, stop)
 
     work = loop.Work(
         block=block,
@@ -481,7 +482,8 @@ def _train_block(
         run = train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
         run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))
         decay = jnp.minimum(pace.ema, (1 + step) / (10 + step))
-        return _State(run, optax.incremental_update(weights(run), state.average, 1 - decay))
+        average: Any = optax.incremental_update(weights(run), state.average, 1 - decay)
+        return _State(run, average)
 
     def member(state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
         return lax.fori_loop(start, stop, lambda step, state: body(step, state, probabilities, cumulative, key), state)

@@ -96,7 +96,7 @@ def _window_means(size: int) -> Float[np.ndarray, "windows size"]:
     return np.stack([np.pad(weights, (i, windows - 1 - i)) for i in range(windows)]).astype(np.float32)
 
 
-def _checked(reconstruction: Array, reference: Array) -> tuple[Array, Array]:
+def _checked(reconstruction: _Images, reference: _Images) -> tuple[Array, Array]:
     if reconstruction.shape != reference.shape or reference.ndim < 3 or 0 in reference.shape:
         raise DataError(
             f"Can't compare images of shape {reconstruction.shape} with images of shape {reference.shape}: "
@@ -105,4 +105,4 @@ def _checked(reconstruction: Array, reference: Array) -> tuple[Array, Array]:
     for images in (reconstruction, reference):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise DataError(f"Can't compare images of dtype {images.dtype}: scale both to floating point in [0, peak].")
-    return reconstruction.astype(jnp.float32), reference.astype(jnp.float32)
+    return jnp.asarray(reconstruction, jnp.float32), jnp.asarray(reference, jnp.float32)

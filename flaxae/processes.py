@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any, cast
 
 from flaxae.errors import ConfigError, FlaxaeError
 
@@ -58,9 +59,9 @@ def share(text: str) -> list[str]:
         return [text]
     from jax._src.distributed import global_state  # as Orbax does: JAX has no public name for it
 
-    number = next(_shares)
-    global_state.client.key_value_set(f"flaxae/{number}/{_index}", text)
-    return [global_state.client.blocking_key_value_get(f"flaxae/{number}/{i}", PATIENCE_MS) for i in range(_count)]
+    number, client = next(_shares), cast(Any, global_state.client)  # None only in a process alone
+    client.key_value_set(f"flaxae/{number}/{_index}", text)
+    return [client.blocking_key_value_get(f"flaxae/{number}/{i}", PATIENCE_MS) for i in range(_count)]
 
 
 def agree(*numbers: float | bool) -> list[float | bool]:
@@ -71,7 +72,7 @@ def agree(*numbers: float | bool) -> list[float | bool]:
 
     if jax.process_count() == 1:
         return list(numbers)
-    return multihost_utils.process_allgather(np.float32(numbers)).max(axis=0).tolist()
+    return multihost_utils.process_allgather(np.array(numbers, np.float32)).max(axis=0).tolist()
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def together() -> Iterator[None]:
         _end(f"{''.join(traceback.format_exception(error))}", 1)
 
 
-def _of_environment() -> dict[str, object] | None:
+def _of_environment() -> dict[str, Any] | None:
     """What `jax.distributed.initialize` has to be told, nothing where it finds out; None for a process alone."""
     env = os.environ
     if address := env.get("JAX_COORDINATOR_ADDRESS"):
@@ -117,7 +118,7 @@ def _of_environment() -> dict[str, object] | None:
     return {} if several else None
 
 
-def _start(arguments: dict[str, object]) -> None:
+def _start(arguments: dict[str, Any]) -> None:
     global _index, _count, _ending
     import jax
 

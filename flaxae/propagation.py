@@ -13,7 +13,7 @@ Codes = Float[np.ndarray, "examples latent"]
 class Neighbours(NamedTuple):
     """Of each example, the nearest others and the cosines of their centred codes, the nearest first."""
 
-    index: Int[np.ndarray, "examples k"]
+    index: Int[np.ndarray, "examples k"]  # pyright: ignore[reportIncompatibleMethodOverride] (of tuples, not needed)
     cosine: Float[np.ndarray, "examples k"]
 
 

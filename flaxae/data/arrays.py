@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from flaxae.errors import DataError
 MAX_BYTES = 16 * 2**30  # what one source may take in memory
 MAP_BYTES = 2 * 2**30  # from which on a .npy file is mapped instead of read
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
+Readable = io.BufferedIOBase | IO[bytes]  # an archive's member is the first, and typed as the second
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
@@ -76,7 +78,7 @@ def load_npy(path: pathlib.Path) -> Parts:
     return Parts(train=read_npy(path))
 
 
-def write_npy(file: io.BufferedIOBase, path: pathlib.Path, array: np.ndarray) -> None:
+def write_npy(file: IO[bytes], path: pathlib.Path, array: np.ndarray) -> None:
     """Writes an array into an open binary file."""
     np.save(file, array, allow_pickle=False)
 
@@ -132,10 +134,10 @@ def load_npz(path: pathlib.Path) -> Parts:
             f"{path} holds the arrays {', '.join(map(repr, arrays))}; expected 'x' (and 'y'), or 'train' and 'test', "
             "or 'x_train' and 'x_test' (and 'y_train', 'y_test')."
         )
-    return Parts(**parts)
+    return Parts(parts["train"], parts.get("test"), parts.get("train_labels"), parts.get("test_labels"))
 
 
-def write_npz(file: io.BufferedIOBase, path: pathlib.Path, array: np.ndarray) -> None:
+def write_npz(file: IO[bytes], path: pathlib.Path, array: np.ndarray) -> None:
     """Writes an array, named x, into an open binary file."""
     np.savez(file, allow_pickle=False, x=array)
 
@@ -165,7 +167,7 @@ def load_idx(folder: pathlib.Path) -> Parts:
     return Parts(**parts)
 
 
-def _npy(file: io.BufferedIOBase, size: int, name: str) -> np.ndarray:
+def _npy(file: Readable, size: int, name: str) -> np.ndarray:
     with reading(name):
         shape, _, dtype = _npy_header(file, size, name)
         check_size(math.prod(shape) * dtype.itemsize, name)
@@ -173,7 +175,7 @@ def _npy(file: io.BufferedIOBase, size: int, name: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _npy_header(file: io.BufferedIOBase, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(file: Readable, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype, checked against the size of the file."""
     with reading(name):
         version = np.lib.format.read_magic(file)
@@ -203,7 +205,7 @@ def _read_idx(path: pathlib.Path) -> np.ndarray:
         return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _exactly(file: io.BufferedIOBase, size: int, path: pathlib.Path) -> bytes:
+def _exactly(file: Readable, size: int, path: pathlib.Path) -> bytes:
     data = file.read(size)
     if len(data) < size:
         raise DataError(f"{path} is cut short: its header asks for {size:,} bytes and {len(data):,} are there.")

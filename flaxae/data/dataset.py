@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -95,41 +95,40 @@ def load(
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
-    if isinstance(parts.train, Stream):
-        if window is not None:
-            raise DataError(f"{given} is too large to be cut into windows: cut it first, and save the windows as .npy.")
-        train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
-        parts = parts._replace(train=train, test=as_examples(test, given))
-    elif window is not None:
+    if window is not None:
         framing = Framing(window, max(1, window // 2) if stride is None else stride, parts.rate)
         parts = signals.cut(parts, framing, given)
+    elif isinstance(parts.train, Stream):
+        train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
+        parts = parts._replace(train=train, test=as_examples(test, given))
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
     elif parts.rate is not None:
         raise DataError(f"{given} is a signal; say how many moments make an example: window=256, or --window 256.")
     elif not isinstance(parts.train, np.ndarray):
-        parts, encoding = _encoded(parts, given, seed)
+        parts, encoding = _encoded(parts.train, parts, given, seed)
         indicators, encoding = encoding.indicators, None if encoding.is_plain else encoding
     else:
-        parts = _checked(parts, given, seed)
-    if parts.train.shape[1:] != parts.test.shape[1:] or parts.train.dtype != parts.test.dtype:
+        parts = _checked(parts.train, parts, given, seed)
+    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # as all of these leave them
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
-            f"{given}: training examples are {parts.train.dtype} {parts.train.shape[1:]}, test examples "
-            f"{parts.test.dtype} {parts.test.shape[1:]}; they have to be the same."
+            f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
+            f"{test.shape[1:]}; they have to be the same."
         )
     fields = _coded(parts, given)._asdict()
     fields.pop("rate")  # the framing has it
     return Dataset(
         name=name,
-        kind="signal" if framing else "tabular" if parts.train.ndim == 2 else "image",
+        kind="signal" if framing else "tabular" if train.ndim == 2 else "image",
         **fields,
-        scaling=Scaling.fit(parts.train, indicators),
+        scaling=Scaling.fit(train, indicators),
         encoding=encoding,
         framing=framing,
     )
 
 
-def _parts(source: object, label: str | None) -> tuple[Parts, str]:
+def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
         return _from_memory(source), "array"
@@ -185,7 +184,7 @@ def _from_memory(source: np.ndarray | tuple) -> Parts:
     train, test = _from_memory(first), _from_memory(second)
     if train.test is not None or test.test is not None:
         raise DataError("The source is a tuple nested too deeply; expected (x, labels) or (train, test).")
-    return Parts(train.train, test.train, train.train_labels, test.train_labels)
+    return Parts(train.train, cast(np.ndarray, test.train), train.train_labels, test.train_labels)
 
 
 def _refuse_label(label: str | None, source: str | os.PathLike) -> None:
@@ -193,18 +192,17 @@ def _refuse_label(label: str | None, source: str | os.PathLike) -> None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
 
 
-def _checked(parts: Parts, given: str, seed: int) -> Parts:
-    train = as_examples(parts.train, given, parts.columns)
+def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
+    train = as_examples(x, given, parts.columns)
     if parts.test is None:
-        return _divided(parts._replace(train=train), *_held_out(len(train), given, seed), given)
+        return _divided(train, parts, *_held_out(len(train), given, seed), given)
     return parts._replace(train=train, test=as_examples(parts.test, given, parts.columns))
 
 
-def _encoded(parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
-    train, test = _held_out(len(parts.train), given, seed)
-    encoding = Encoding.fit(parts.train, train, given)
-    parts = parts._replace(train=encoding(parts.train, given), columns=encoding.features)
-    return _divided(parts, train, test, given), encoding
+def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
+    train, test = _held_out(len(frame), given, seed)
+    encoding = Encoding.fit(frame, train, given)
+    return _divided(encoding(frame, given), parts._replace(columns=encoding.features), train, test, given), encoding
 
 
 def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,11 +214,11 @@ def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndar
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _divided(parts: Parts, train: np.ndarray, test: np.ndarray, given: str) -> Parts:
+def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray, given: str) -> Parts:
     if (labels := parts.train_labels) is not None:
-        _check_labels(labels, len(parts.train), given)
+        _check_labels(labels, len(x), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
-    return parts._replace(train=parts.train[train], test=parts.train[test], test_rows=test)
+    return parts._replace(train=x[train], test=x[test], test_rows=test)
 
 
 def _coded(parts: Parts, given: str) -> Parts:

@@ -8,7 +8,7 @@ for missing ones where there are any.
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,10 +73,10 @@ class Encoding:
             raise DataError(f"{source} holds no values: all of its columns are empty.")
         if empty:
             warnings.warn(f"{source}: left out {_quoted(empty)}, which hold no values to learn from.", stacklevel=3)
-        return cls(tuple(_fitted(frame[name], train, source) for name in frame.columns if name not in empty))
+        return cls(tuple(_fitted(column, train, source) for name, column in frame.items() if name not in empty))
 
     @classmethod
-    def of_numbers(cls, columns: tuple[str, ...]) -> "Encoding":
+    def of_numbers(cls, columns: Sequence[str]) -> "Encoding":
         """The encoding of columns of numbers, none of them missing: the numbers as they are."""
         return cls(tuple(map(Column, columns)))
 
@@ -114,12 +114,15 @@ class Encoding:
         if absent:
             more = f" Missing too: {_quoted(absent[1:])}." if absent[1:] else ""
             raise DataError(f"{source}: {unknown('column', absent[0], frame.columns)}{more}")
+        series = dict(frame.items())
         values = np.zeros((len(frame), len(self.features)), np.float32)
         starts = np.cumsum([0, *(len(column.features) for column in self.columns)])
         for column, start, end in zip(self.columns, starts, starts[1:], strict=False):
-            _encode(column, frame[column.name], values[:, start:end], source)
+            _encode(column, series[column.name], values[:, start:end], source)
         values = as_examples(values, str(source), self.features)
-        said = [_said(column, int(frame[column.name].isna().sum())) for column in self.columns if column.missing]
+        said = [
+            _said(column, int(series[column.name].isna().to_numpy().sum())) for column in self.columns if column.missing
+        ]
         if said := [line for line in said if line]:
             warnings.warn(f"{source}: values are missing. {'; '.join(said)}.", stacklevel=3)
         return values
@@ -177,7 +180,7 @@ def numbers(column: "pd.Series", source: object) -> Float[np.ndarray, " rows"]:
         ) from error
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a number, or the text of one."""
     try:
         float(value)
@@ -248,8 +251,9 @@ def _factorized(column: "pd.Series") -> tuple[np.ndarray, list[str]]:
 
 
 def _text(value: object) -> str:
-    whole = isinstance(value, float | np.floating) and float(value).is_integer()  # 1 in a column with missing values
-    return str(int(value)) if whole else str(value)
+    if isinstance(value, float | np.floating) and float(value).is_integer():  # 1 in a column with missing values
+        return str(int(value))
+    return str(value)
 
 
 def _refuse_dates(column: "pd.Series", kind: str, source: object) -> None:

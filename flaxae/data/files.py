@@ -1,11 +1,10 @@
 """Read new data for a trained model, and write what it makes of them."""
 
 import contextlib
-import io
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
@@ -123,7 +122,7 @@ def existing(path: str | os.PathLike, *, also: tuple[str, ...] = ()) -> pathlib.
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """A binary file to write to, which takes the place of `path` once the block has ended: whole or not at all.
 
     Raises:

@@ -6,11 +6,10 @@ To add a format is to add an entry, and the functions that it names. Nothing hea
 import contextlib
 import dataclasses
 import importlib
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from flaxae.errors import DataError, missing
 
@@ -37,7 +36,7 @@ class Format:
     suffixes: tuple[str, ...]
     kind: Kind
     reader: Callable[[pathlib.Path], Any]
-    writer: Callable[[io.BufferedIOBase, pathlib.Path, Any], None]
+    writer: Callable[[IO[bytes], pathlib.Path, Any], None]
     mapper: Callable[[pathlib.Path], Any] | None = None
     extra: str | None = None
 
@@ -50,7 +49,7 @@ class Format:
         with self._packages(path):
             return self.reader(path)
 
-    def write(self, file: io.BufferedIOBase, path: pathlib.Path, content: Any) -> None:
+    def write(self, file: IO[bytes], path: pathlib.Path, content: Any) -> None:
         """Write what `read` gives (of arrays, one array) into a binary file that is open, and will be at `path`.
 
         Raises:

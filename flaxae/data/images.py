@@ -1,8 +1,8 @@
 """Image files, and folders of them."""
 
-import io
 import pathlib
 import warnings
+from typing import IO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -50,7 +50,7 @@ def read_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return images
 
 
-def write_image(file: io.BufferedIOBase, path: pathlib.Path, pixels: np.ndarray) -> None:
+def write_image(file: IO[bytes], path: pathlib.Path, pixels: np.ndarray) -> None:
     """Writes [height, width, channels] (or [height, width]) into an open binary file, in the format of `path`.
 
     JPEG loses a little (quality 95); the rest keep every pixel.

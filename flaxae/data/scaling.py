@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
@@ -41,13 +41,20 @@ class Scaling:
             if indicators is not None:
                 scale = np.where(indicators, 1.0, scale)
         elif train.dtype in (np.uint8, np.uint16):
-            offset, scale = np.zeros(1), np.float64([np.iinfo(train.dtype).max])
+            offset, scale = np.zeros(1), np.array([np.iinfo(train.dtype).max], np.float64)
         else:
             ranges = [(part.min(), part.max()) for part in _parts(train)]
-            low, high = np.float64([min(low for low, _ in ranges)]), np.float64([max(high for _, high in ranges)])
+            low, high = np.array([[min(low for low, _ in ranges)], [max(high for _, high in ranges)]], np.float64)
             offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
         scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
         return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name)
+
+    @overload
+    def __call__(self, x: Stream) -> Stream: ...
+    @overload
+    def __call__(self, x: Shaped[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]: ...
+    @overload
+    def __call__(self, x: Shaped[Array, " *shape"]) -> Float[Array, " *shape"]: ...
 
     def __call__(
         self, x: Shaped[np.ndarray | Array, " *shape"] | Stream
@@ -102,7 +109,7 @@ class Scaling:
         if len(self.offset) > 1 and (x.ndim == 0 or x.shape[-1] != len(self.offset)):
             raise DataError(f"The data has shape {x.shape}; expected {len(self.offset)} columns on the last axis.")
         shape = (1,) * (x.ndim - 1) + (-1,) if x.ndim else ()
-        return np.reshape(np.float32(self.offset), shape), np.reshape(np.float32(self.scale), shape)
+        return np.array(self.offset, np.float32).reshape(shape), np.array(self.scale, np.float32).reshape(shape)
 
 
 def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
@@ -111,7 +118,7 @@ def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
 
 def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares = 0, np.zeros(train.shape[-1]), np.zeros(train.shape[-1])
     for part in _parts(train):
         axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
         part_mean, part_squares = part.mean(axis=axes, dtype=np.float64), more * part.var(axis=axes, dtype=np.float64)

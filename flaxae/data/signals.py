@@ -1,13 +1,12 @@
 """Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
 
 import dataclasses
-import io
 import math
 import pathlib
 import struct
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from flaxae.data.arrays import MAX_BYTES, check_size, reading
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
+from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def overlap_mean(
 
 
 def as_signal(
-    x: "np.ndarray | pd.DataFrame", source: object, columns: tuple[str, ...] | None = None
+    x: "np.ndarray | pd.DataFrame", source: object, columns: Sequence[str] | None = None
 ) -> Float[np.ndarray, " time channels"]:
     """A checked signal, float32; one without an axis of channels has one. A table's columns are the channels.
 
@@ -143,8 +143,11 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     A window's label is the largest of its moments' labels.
 
     Raises:
-        DataError: a signal is shorter than two windows, or not one (see `as_signal`), or the labels are not numbers.
+        DataError: a signal is a stream, shorter than two windows, or not one (see `as_signal`), or the labels are not
+            numbers.
     """
+    if isinstance(parts.train, Stream):
+        raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
     train = as_signal(parts.train, source)
     labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
     if parts.test is not None:
@@ -199,7 +202,7 @@ def read_wav(path: pathlib.Path) -> Signal:
     return Signal(((samples.astype(np.float64) - middle) / full).astype(np.float32), rate)
 
 
-def write_wav(file: io.BufferedIOBase, path: pathlib.Path, signal: Signal) -> None:
+def write_wav(file: IO[bytes], path: pathlib.Path, signal: Signal) -> None:
     """Writes samples, float32, into an open binary file.
 
     Raises:

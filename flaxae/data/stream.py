@@ -27,7 +27,7 @@ class Stream:
             examples for a list of numbers by `__getitems__` (an array_record, TFDS or Grain data source) or an array
             by `source[lo:hi]`.
         scaling: applied on the way, a function of arrays on the host or on the device: elementwise, and rising.
-        spans: the parts of the source that belong to it, as (start, stop) in rising order; None is all of it.
+        spans: the parts of the source that belong to it, as (start, stop) in rising order; by default all of it.
 
     Raises:
         DataError: the examples are not arrays of numbers, all of one shape.
@@ -35,17 +35,17 @@ class Stream:
 
     source: Any
     scaling: Callable[[Any], Any] | None = None
-    spans: tuple[tuple[int, int], ...] | None = None
+    spans: tuple[tuple[int, int], ...] = ()
     example: Shaped[np.ndarray, "1 *shape"] = dataclasses.field(init=False, repr=False)
     ends: list[int] = dataclasses.field(init=False, repr=False)  # of the spans, counted in this stream's examples
 
     def __post_init__(self) -> None:
-        spans = self.spans if self.spans is not None else ((0, len(self.source)),)
+        spans = self.spans or ((0, len(self.source)),)
         object.__setattr__(self, "spans", spans)
         object.__setattr__(self, "ends", list(itertools.accumulate(stop - start for start, stop in spans)))
         if len(self) == 0:
             raise DataError("The stream is empty: expected a source of at least one example.")
-        first = self.spans[0][0]
+        first = spans[0][0]
         object.__setattr__(self, "example", _converted(self._raw(first, first + 1)))
 
     def __len__(self) -> int:
@@ -155,7 +155,9 @@ class Stream:
     def _reader(self) -> Iterator[Callable[[int, np.ndarray], None]]:
         """A function that reads the source from a number on into an array."""
         source = self.source
-        if not (isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous):
+        is_file = isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous
+        path = source.filename if is_file else None  # None of a map of a file that has no name
+        if path is None:
 
             def read(start: int, out: np.ndarray) -> None:
                 out[...] = _converted(self._raw(start, start + len(out)))
@@ -163,14 +165,14 @@ class Stream:
             yield read
             return
         # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
-        with open(source.filename, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:
 
             def read(start: int, out: np.ndarray) -> None:
                 as_is = out.dtype == source.dtype
-                raw = out if as_is else np.empty((len(out), *source.shape[1:]), source.dtype)
+                raw: Any = out if as_is else np.empty((len(out), *source.shape[1:]), source.dtype)
                 file.seek(source.offset + start * source.strides[0])
                 if file.readinto(raw) < raw.nbytes:
-                    raise DataError(f"{source.filename} became shorter while it was read.")
+                    raise DataError(f"{path} became shorter while it was read.")
                 if not as_is:
                     out[...] = _converted(raw)
 

@@ -1,11 +1,10 @@
 """Tables and their files: one row an example, or a moment of a signal."""
 
 import csv
-import io
 import pathlib
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -33,21 +32,21 @@ def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tupl
         raise DataError(f"{source} has two columns {twice!r}; expected a name of its own for each.")
     if label is None:
         return frame, None
-    if frame[label].isna().any():
+    if frame[label].isna().to_numpy().any():
         raise DataError(f"{source}: the label column {label!r} has missing values. Leave those rows out.")
     if len(frame.columns) == 1:
         raise DataError(f"{source} holds nothing beside the label column {label!r}.")
     return frame.drop(columns=label), np.array(frame[label].tolist())
 
 
-def write_parquet(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
+def write_parquet(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a table into an open binary file."""
     import pyarrow.parquet  # noqa: F401 (pandas' own message names no extra)
 
     frame.to_parquet(file, index=False)
 
 
-def write_csv(file: io.BufferedIOBase, path: pathlib.Path, frame: "pd.DataFrame") -> None:
+def write_csv(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a table into an open binary file, with a line of names."""
     frame.to_csv(file, index=False)
 

@@ -14,7 +14,7 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -51,9 +51,9 @@ def load(name: str, *, label: str | None = None) -> Parts:
     _prepare(builder, manual_dir=None)
     kept = pathlib.Path(builder.data_path) / "flaxae.npz"
     if label is None and kept.is_file():
-        known = read_npz(kept)
-        names = {name: tuple(known.pop(name).tolist()) for name in ("classes", "columns") if name in known}
-        return Parts(**known, **names)
+        known: dict[str, Any] = dict(read_npz(kept))
+        known |= {name: tuple(known[name].tolist()) for name in ("classes", "columns") if name in known}
+        return Parts(**known)
     splits = builder.info.splits
     if "train" not in splits:
         raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
@@ -97,14 +97,15 @@ def _open(name: str) -> "DatasetBuilder":
     try:
         import importlib_resources  # noqa: F401 (which tensorflow_datasets imports later, undeclared)
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import read_only_builder, registered
     except ImportError as error:
         raise DataError(missing(f"tfds:{name}", "tfds", error)) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings say less than the errors raised here
     data_dir = os.environ.get("TFDS_DATA_DIR")
-    not_found = tfds.core.registered.DatasetNotFoundError
+    not_found = registered.DatasetNotFoundError
     try:
         with contextlib.suppress(not_found):  # what is prepared is read without its code, which may need TensorFlow
-            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
         # parquet, the other format that is read by index, silently loses rows in 4.9.10.
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except not_found as error:
@@ -160,13 +161,13 @@ def _used(builder: "DatasetBuilder", label: str | None) -> _Used:
     import tensorflow_datasets as tfds
 
     name, info = f"tfds:{builder.name}", builder.info
-    features = dict(info.features)
+    features: dict[str, Any] = dict(cast(Any, info.features))
     if label is None:
-        supervised = info.supervised_keys[1] if info.supervised_keys else "label"
+        supervised = str(info.supervised_keys[1]) if info.supervised_keys else "label"
         label = supervised if isinstance(features.get(supervised), tfds.features.ClassLabel) else None
     elif label not in features:
         raise DataError(f"{name}: " + unknown("feature", label, features))
-    classes = getattr(features.get(label), "names", None)
+    classes = None if label is None else getattr(features[label], "names", None)
     classes = tuple(classes) if classes else None
     if "image" in features:
         if None in features["image"].shape:
@@ -205,7 +206,7 @@ def _read(builder: "DatasetBuilder", used: _Used) -> Parts:
 
 def _bytes(builder: "DatasetBuilder", used: _Used) -> int:
     """What the larger split takes."""
-    features, splits = builder.info.features, builder.info.splits
+    features, splits = cast(Any, builder.info.features), builder.info.splits
     per_example = sum(math.prod(features[key].shape) * np.dtype(features[key].np_dtype).itemsize for key in used.inputs)
     return per_example * max(splits[split].num_examples for split in {"train", "test"} & set(splits))
 
@@ -243,7 +244,7 @@ def _source(builder: "DatasetBuilder", split: str) -> Any:
 
     name, folder = f"tfds:{builder.name}", builder.data_path
     try:
-        source = builder.as_data_source(split=split)
+        source = cast(Any, builder).as_data_source(split=split)  # whose decorator hides its arguments
     except NotImplementedError as error:
         raise DataError(
             f"{name} is prepared in {folder} in a format that can't be read by index; expected array_record. "

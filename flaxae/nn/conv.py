@@ -76,10 +76,10 @@ def conv(
         ConfigError: see `conv_size`.
         DataError: `x` doesn't have the kernel's number of input channels.
     """
-    window, (in_channels, out_channels) = kernel.shape[:2], kernel.shape[2:]
+    kh, kw, in_channels, out_channels = kernel.shape
     _check_channels(x, in_channels)
-    stride = _pair("stride", stride)
-    axes = _axes(x.shape[1:3], window, stride, padding)
+    window, stride = (kh, kw), _pair("stride", stride)
+    axes = _axes(_size(x), window, stride, padding)
     if _batch_minor():
         y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
         return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
@@ -112,13 +112,14 @@ def conv_transpose(
         ConfigError: see `conv_size`; or `conv` doesn't map `size` to the size of `x`.
         DataError: `x` doesn't have the kernel's number of input channels.
     """
-    window, (in_channels, out_channels) = kernel.shape[:2], kernel.shape[2:]
+    kh, kw, in_channels, out_channels = kernel.shape
     _check_channels(x, in_channels)
-    stride = _pair("stride", stride)
-    small = x.shape[1:3]
+    window, stride = (kh, kw), _pair("stride", stride)
+    small = _size(x)
     if size is None:
         beyond = [max(k - s, 0) if padding == "VALID" else 0 for k, s in zip(window, stride, strict=True)]
-        size = tuple(n * s + b for n, s, b in zip(small, stride, beyond, strict=True))
+        height, width = (n * s + b for n, s, b in zip(small, stride, beyond, strict=True))
+        size = (height, width)
     size = _pair("size", size)
     axes = _axes(size, window, stride, padding)
     if tuple(axis.out for axis in axes) != small:
@@ -146,7 +147,7 @@ def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID
         ConfigError: see `conv_size`.
     """
     window, stride = _pair("window", window), _pair("stride", stride)
-    axes = _axes(x.shape[1:3], window, stride, padding)
+    axes = _axes(_size(x), window, stride, padding)
     if _batch_minor():
         return functools.reduce(_first_maximum, _taps(x, window, stride, axes, fill=-jnp.inf))
     return _reduce_window(x, -jnp.inf, lax.max, window, stride, axes)
@@ -159,7 +160,7 @@ def avg_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID
         ConfigError: see `conv_size`.
     """
     window, stride = _pair("window", window), _pair("stride", stride)
-    axes = _axes(x.shape[1:3], window, stride, padding)
+    axes = _axes(_size(x), window, stride, padding)
     if _batch_minor():
         total = functools.reduce(jnp.add, _taps(x, window, stride, axes))
     else:
@@ -177,7 +178,7 @@ def upsample(x: Image, factor: Pair = 2, size: Pair | None = None) -> Image:
         ConfigError: a number is below 1, or `size` is not one that "SAME" pooling by `factor` maps to that of `x`.
     """
     factor = _pair("factor", factor)
-    small = x.shape[1:3]
+    small = _size(x)
     full = tuple(n * f for n, f in zip(small, factor, strict=True))
     height, width = full if size is None else _pair("size", size)
     if conv_size((height, width), 1, factor) != small:
@@ -347,6 +348,11 @@ def _first_maximum(a: Array, b: Array) -> Array:
 def _pixels_in_window(size: int, window: int, stride: int, axis: _Axis) -> np.ndarray:
     start = np.arange(axis.out) * stride - axis.low
     return np.minimum(start + window, size) - np.maximum(start, 0)
+
+
+def _size(x: Image) -> tuple[int, int]:
+    _, height, width, _ = x.shape
+    return height, width
 
 
 def _pair(what: str, value: Pair) -> tuple[int, int]:

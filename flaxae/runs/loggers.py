@@ -1,6 +1,7 @@
 """Metrics to other places than a run's metrics.jsonl."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, An
         yield lambda metrics: None
         return
     try:
-        from tensorboardX import SummaryWriter
+        SummaryWriter = importlib.import_module("tensorboardX").SummaryWriter  # which type checkers need not find
     except ImportError as error:
         raise ConfigError(missing("The logger `tensorboard`", "tensorboard", error)) from error
     with SummaryWriter(os.fspath(folder)) as writer:

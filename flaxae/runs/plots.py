@@ -3,10 +3,12 @@
 Every figure is drawn on a `Figure` of its own, without pyplot: nothing global, no display.
 """
 
+import contextlib
 import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -14,10 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from flaxae import atomic
 from flaxae.errors import DataError
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
 _INK, _GREY, _DARK_GREY = "#1a1a1a", "#b4b4b4", "#8a8a8a"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe & Ito: distinct to all eyes
 _DPI = 150
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _DARK_GREY,
     "axes.grid": True,
     "axes.labelcolor": _INK,
@@ -214,7 +220,7 @@ def maps(
             axes.set_title(title)
             axes.grid(not flat)
         if labels is not None and len(names) <= 20:
-            axes.legend(markerscale=4, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            figure.axes[-1].legend(markerscale=4, loc="center left", bbox_to_anchor=(1.0, 0.5))
         save_figure(figure, path)
 
 
@@ -296,12 +302,12 @@ def shares(
         axes = figure.add_subplot()
         for i, (colour, (label, fractions)) in enumerate(zip(COLOURS[1::-1], values.items(), strict=False)):
             axes.barh(np.arange(len(order)) + i * height, fractions[order], height, color=colour, label=label)
-        axes.set_yticks(np.arange(len(order)) + 0.5 * height * (len(values) - 1), [names[i] for i in order])
+        axes.set_yticks(np.arange(len(order)) + 0.5 * height * (len(values) - 1), [names[int(i)] for i in order])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set_axisbelow(True)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-        axes.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+        axes.locator_params("x", steps=[1, 2, 5, 10])
         axes.set_xlabel("share of the score")
         axes.legend(loc="lower right")
         save_figure(figure, path)
@@ -380,21 +386,21 @@ def _common_shape(rows: Mapping[str, Array | np.ndarray]) -> tuple[int, ...]:
     return next(iter(shapes.values()))
 
 
-def figure_style():
+def figure_style() -> contextlib.AbstractContextManager[None]:
     """A context in which figures are drawn in the style of the page."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """An empty figure of that size, in inches, outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI)
 
 
-def _mark_smallest(axes, values: Float[np.ndarray, " epochs"]) -> None:
+def _mark_smallest(axes: "matplotlib.axes.Axes", values: Float[np.ndarray, " epochs"]) -> None:
     index = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
     axes.axvline(index + 1, color=_GREY, linewidth=1, linestyle="--", zorder=0)
     axes.plot(
@@ -408,7 +414,7 @@ def _mark_smallest(axes, values: Float[np.ndarray, " epochs"]) -> None:
     )
 
 
-def save_figure(figure, path: str | os.PathLike) -> None:
+def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike) -> None:
     """Write a figure as a PNG, whole or not at all."""
     with atomic.replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", bbox_inches="tight", pad_inches=0.1)

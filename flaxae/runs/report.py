@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def write(
     figures: Sequence[tuple[str, str | os.PathLike]],
     config: Mapping[str, object],
     usage: str,
-    epochs: Sequence[Mapping[str, object]] = (),
+    epochs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the page of a run: one HTML file with its figures inside, no scripts, nothing loaded from outside.
 
@@ -225,7 +225,7 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _speed(epochs: Sequence[Mapping[str, object]]) -> dict[str, str]:
+def _speed(epochs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Of the epochs' lines that tell of it: on what they ran, how fast, and how long they waited for data."""
     told = [epoch for epoch in epochs if "samples_per_s_per_device" in epoch]
     if not told:

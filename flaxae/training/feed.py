@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,19 @@ def batch(x: PyTree[Array], order: Order, batch_size: int, step: int | Int[Array
 def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"]:
     """The order of an epoch. By NumPy: JAX sorts random numbers for it, which takes far longer on a CPU."""
     return np.random.default_rng([seed, epoch]).permutation(examples).astype(np.int32)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Gives windows by their number."""
+
+    windows: int  # of an epoch
+    steps: int  # of a window
+    waited: float  # seconds for data, so far
+
+    def __call__(self, window: int) -> tuple[Any, ...]: ...
+
+    def close(self) -> None: ...
 
 
 class Resident:

@@ -47,7 +47,7 @@ class Work(NamedTuple):
     weights: Callable[[Any], Any]  # state -> copies of what is used and kept
     validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on held-out examples, lower is better
     chosen_by: str  # the score whose lowest epoch is kept
-    source: feed.Resident | feed.Windows | feed.Iterated | feed.Drawn
+    source: feed.Source
     samples: int  # a step, of all members
 
 

@@ -73,10 +73,26 @@ nll: np.ndarray = density.negative_log_likelihood(model, x)
 flaxae.save(model, "folder")
 modules = (flaxae.training.loop, flaxae.nn.heads, flaxae.checkpoints, flaxae.autoencoder)  # as attributes
 
+dataset: flaxae.data.Dataset = flaxae.data.load("mnist")
+scaled: np.ndarray = dataset.scaling(x)
+streamed: flaxae.data.Stream = dataset.scaling(flaxae.data.Stream(x))
+units: np.ndarray = dataset.scaling.undo(scaled)
+detector: flaxae.anomaly.Detector = flaxae.anomaly.fit(x, kind="image", members=2, held_out=0.1)
+strange: np.ndarray = flaxae.conformal.p_values(detector.score(x), detector.calibration) <= 0.01
+features = flaxae.AutoencoderTransformer(4, noise=0.1).fit(x.reshape(10, -1)).transform(x.reshape(10, -1))
+loaded: flaxae.AutoencoderDetector = flaxae.AutoencoderDetector.load("folder")
+better = flaxae.report.Column("PSNR (dB)", better="higher")
+
 flaxae.fit(model, x, epoch=3)  # pyright: ignore[reportCallIssue]
 flaxae.fit(model, x, epochs="3")  # pyright: ignore[reportArgumentType]
 flaxae.Config(objective="elbo")  # pyright: ignore[reportArgumentType]
 flaxae.Config(likelihood=flaxae.MLP())  # pyright: ignore[reportArgumentType]
 flaxae.build(config, 8)  # pyright: ignore[reportArgumentType]
 shape = history["loss"].shape  # pyright: ignore[reportAttributeAccessIssue]
+flaxae.data.load("mnist", labels="class")  # pyright: ignore[reportCallIssue]
+flaxae.anomaly.fit(x, king="image")  # pyright: ignore[reportCallIssue]
+detector.score(["0.5"])  # pyright: ignore[reportArgumentType]
+flaxae.AutoencoderTransformer(latents=4)  # pyright: ignore[reportCallIssue]
+flaxae.AutoencoderDetector(contamination="auto")  # pyright: ignore[reportArgumentType]
+flaxae.report.Column("PSNR (dB)", better="up")  # pyright: ignore[reportArgumentType]
 mistyped = flaxae.autoencodr  # pyright: ignore[reportAttributeAccessIssue]
