@@ -1,7 +1,7 @@
 """What the experiments that train any preset share: their flags, the training, the use of a trained model."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flaxae import experiments
 
@@ -59,9 +59,20 @@ def epochs(config: Config, dataset: "Dataset", *, least: int = EPOCHS) -> int:
 
 
 def train(
-    config: Config, run: "Run", dataset: "Dataset", model: "autoencoder.Config", *, part: str = "", log: bool = True
+    config: Config,
+    run: "Run",
+    dataset: "Dataset",
+    model: "autoencoder.Config",
+    *,
+    least: int = EPOCHS,
+    part: str = "",
+    log: bool = True,
+    **optimizer: Any,
 ) -> tuple["Autoencoder", "History"]:
-    """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own."""
+    """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own.
+
+    `optimizer` are further settings of `training.fit`.
+    """
     from flaxae import autoencoder, stacked, training
     from flaxae.data import Stream
 
@@ -85,7 +96,7 @@ def train(
         history = training.fit(
             network,
             x,
-            epochs=epochs(config, dataset),
+            epochs=epochs(config, dataset, least=least),
             validation=validation,
             patience=config.patience,
             optimizer=config.optimizer,
@@ -93,6 +104,7 @@ def train(
             folder=folder,
             resume=resume,
             **settings,
+            **optimizer,
             **resources,
         )
     return network, history

@@ -76,39 +76,19 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import autoencoder, objectives, processes, runs, trained, training
+    from flaxae import objectives, processes, runs, trained
 
     dataset = experiments.load(config)
     preset = network(config, dataset.kind)
-    epochs = _presets.epochs(config, dataset, least=EPOCHS)
+    decay = {"weight_decay": config.weight_decay, "ema": config.ema}
     settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
     with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
         if config.sweep:
             measure = _sweep.Measure(objectives.DenoisingError(config.noise), "mse", f"MSE at noise {config.noise:g}")
-            _sweep.compare(
-                config, run, dataset, preset, measure, epochs=epochs, weight_decay=config.weight_decay, ema=config.ema
-            )
+            epochs = _presets.epochs(config, dataset, least=EPOCHS)
+            _sweep.compare(config, run, dataset, preset, measure, epochs=epochs, **decay)
             return
-        model = autoencoder.build(preset, dataset.shape, seed=config.seed)
-        x, validation = experiments.parts(config, dataset)
-        with experiments.resources(config, run) as resources:
-            history = training.fit(
-                model,
-                x,
-                epochs=epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                weight_decay=config.weight_decay,
-                ema=config.ema,
-                validation=validation,
-                patience=config.patience,
-                optimizer=config.optimizer,
-                precision=config.precision,
-                seed=config.seed,
-                folder=run.checkpoints,
-                resume=config.resume and run.checkpoints.exists(),
-                **resources,
-            )
+        model, history = _presets.train(config, run, dataset, preset, least=EPOCHS, **decay)
         processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
 
@@ -174,23 +154,11 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
         f"autoencoder, trained for {len(history['loss'])} epochs in {history['seconds'][-1]:.0f} s. "
         f"The best of the simple filters, {LABELS[rival]}, reaches {scores[rival][metric]:.4g} {unit}."
     )
-    report.write(
-        run.folder / "report.html",
-        title=f"Denoising {dataset.name}",
-        summary=summary,
-        command=experiments.running(),
-        tables=[table],
-        figures=[
-            ("Test examples: clean, as the model was given them, as it gave them back.", run.figure("denoised")),
-            ("Loss an epoch, on the training examples and on those held out.", run.figure("curves")),
-        ],
-        config=run.config,
-        usage=usage,
-        epochs=run.history(),
-    )
-    run.write_results(results)
-    experiments.print_table(table)
-    print(f"Report: {run.folder / 'report.html'}\nUse it: {usage}")
+    figures = [
+        ("Test examples: clean, as the model was given them, as it gave them back.", "denoised"),
+        ("Loss an epoch, on the training examples and on those held out.", "curves"),
+    ]
+    _presets.finish(run, f"Denoising {dataset.name}", summary, [table], figures, results, usage)
 
 
 def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, seed: int) -> dict[str, "np.ndarray"]:
