@@ -34,7 +34,7 @@ def script(contestant: str, epochs: int) -> None:
 
         compilation.enable_cache()
         config = flaxae.Config(
-            body=flaxae.MLP(network.hidden), head=Deterministic(network).latent, likelihood=Gaussian()
+            body=flaxae.MLP(network.hidden), head=Deterministic(network.latent), likelihood=Gaussian()
         )
         model = flaxae.build(config, network.shape)
         x = networks.images(network, SAMPLES)

@@ -412,7 +412,7 @@ class Detector:
             raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
         return x
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own: settings in JSON, arrays in `.npz`, weights by Orbax; nothing pickled."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -430,7 +430,7 @@ class Detector:
             unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | os.PathLike) -> Detector:
+def load(folder: str | os.PathLike[str]) -> Detector:
     """What `Detector.save` wrote.
 
     Raises:
@@ -497,7 +497,7 @@ def fit(
     epochs: int | None = None,
     start: Detector | None = None,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     show: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,

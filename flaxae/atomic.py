@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place of the same name to write a file or folder to, which takes the place of `path` once the block has ended.
 
     The folders on the way are made. What stood at `path` stays until what is new is on the disk, also after a power

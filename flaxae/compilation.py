@@ -53,7 +53,7 @@ def _accepted(option: str, value: Any) -> bool:
     return True
 
 
-def enable_cache(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
+def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
     """Compile each program once for this user, machine and version of JAX. Call it before anything is compiled.
 
     Args:

@@ -70,7 +70,7 @@ class _TableEstimator(BaseEstimator):
     n_features_in_: int
     feature_names_in_: np.ndarray
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a folder, as JSON and arrays. Of `random_state`, only a number is kept.
 
         Raises:
@@ -93,7 +93,7 @@ class _TableEstimator(BaseEstimator):
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls: type[Estimator], folder: str | os.PathLike) -> Estimator:
+    def load(cls: type[Estimator], folder: str | os.PathLike[str]) -> Estimator:
         """The fitted estimator that `save` wrote: all it gives is the same, also after a `partial_fit`.
 
         Raises:
@@ -656,13 +656,13 @@ class AutoencoderDetector(_TableEstimator):
         check_is_fitted(self)
         return -self.threshold_
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """As in `AutoencoderTransformer`."""
         super().save(folder)
         self.detector_.save(Path(folder, "detector"))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "AutoencoderDetector":
+    def load(cls, folder: str | os.PathLike[str]) -> "AutoencoderDetector":
         """As in `AutoencoderTransformer`; raises what `anomaly.load` does, too."""
         estimator = super().load(folder)
         estimator.detector_ = anomaly.load(Path(folder, "detector"))

@@ -72,7 +72,7 @@ class Findings(NamedTuple):
     contributors: Shaped[np.ndarray, "examples top"]  # names, the largest share first
     shares: Float[np.ndarray, "examples top"]
 
-    def write(self, path: str | os.PathLike) -> None:
+    def write(self, path: str | os.PathLike[str]) -> None:
         """A row an example, into a `.csv` or `.parquet`."""
         columns = {**self.which, "score": np.round(self.scores.astype(float), 5), "p_value": self.p_values}
         columns["flagged"] = self.flagged.astype(int)
@@ -155,7 +155,7 @@ class TimeLine(NamedTuple):
     share: Float[np.ndarray, " time"]  # of its windows' scores
     flagged: Bool[np.ndarray, " time"]
 
-    def write(self, path: str | os.PathLike, rate: int | None) -> None:
+    def write(self, path: str | os.PathLike[str], rate: int | None) -> None:
         """A row a moment, into a `.csv` or `.parquet`."""
         moments = self.first + np.arange(len(self.score))
         seconds = {} if rate is None else {"second": moments / rate}
@@ -194,7 +194,9 @@ def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bo
     return np.cumsum(edges)[:-1] > 0
 
 
-def read(about: Trained, path: str | os.PathLike) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
+def read(
+    about: Trained, path: str | os.PathLike[str]
+) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
     """New examples in stored units, and which they are: rows, file names (objects), or first moments of windows.
 
     Raises:
@@ -219,6 +221,6 @@ def read(about: Trained, path: str | os.PathLike) -> tuple[Shaped[np.ndarray, " 
     return np.arange(len(given)), given
 
 
-def _write(path: str | os.PathLike, columns: dict[str, Any]) -> None:
+def _write(path: str | os.PathLike[str], columns: dict[str, Any]) -> None:
     values = np.column_stack([np.asarray(values).astype(object) for values in columns.values()])
     data.write(path, values, columns=list(columns))

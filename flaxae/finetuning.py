@@ -381,7 +381,7 @@ def fit(
     plan: FineTuning,
     *,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     show: bool = False,
     on_epoch: loop.OnEpoch | None = None,

@@ -22,7 +22,7 @@ def pretrain(
     *,
     epochs: int = 3,
     noise: float = 0.0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     **settings: Any,
 ) -> list[History]:

@@ -44,7 +44,7 @@ class Trained:
     encoding: Encoding | None = None
     framing: Framing | None = None
 
-    def read(self, path: str | os.PathLike) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
+    def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
         """New data from a file or folder: see `data.read`; of a signal the windows.
 
         Raises:
@@ -54,7 +54,7 @@ class Trained:
             return data.read(path, columns=self.columns, encoding=self.encoding)
         return data.windows(self.read_signal(path).values, self.framing.window, self.framing.stride)
 
-    def read_signal(self, path: str | os.PathLike) -> Signal:
+    def read_signal(self, path: str | os.PathLike[str]) -> Signal:
         """A new signal from a file, whole: see `data.read_signal`.
 
         Raises:
@@ -76,7 +76,10 @@ class Trained:
         return signal
 
     def convert(
-        self, source: str | os.PathLike, target: str | os.PathLike, function: Callable[[np.ndarray], np.ndarray]
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        function: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         """Read new data, and write what `function` makes of the examples (or of each image of a folder).
 
@@ -190,7 +193,7 @@ def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {"model": config.to_dict(), "data": about}
 
 
-def save(what: Any, folder: str | os.PathLike) -> None:
+def save(what: Any, folder: str | os.PathLike[str]) -> None:
     """Write a model, or whatever `load` gives, to a folder of its own, whole or not at all; nothing is pickled.
 
     Args:
@@ -245,7 +248,7 @@ def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathli
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | os.PathLike) -> Any:
+def load(folder: str | os.PathLike[str]) -> Any:
     """Whatever a folder holds: of a run, `runs/<experiment>/<name>`, finished or not, or of what `save` wrote.
 
     Returns:
@@ -284,7 +287,7 @@ def load(folder: str | os.PathLike) -> Any:
     return TrainedClassifier(trained, classifier, tuple(saved["classes"]))
 
 
-def autoencoder_of(folder: str | os.PathLike) -> Trained:
+def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
     """The autoencoder of a run, also of one that has a classifier besides; raises what `load` does.
 
     Raises:

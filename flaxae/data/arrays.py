@@ -26,7 +26,7 @@ _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeE
 
 
 @contextlib.contextmanager
-def reading(path: str | os.PathLike) -> Iterator[None]:
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns whatever the libraries raise on an unreadable file into one DataError."""
     try:
         yield
@@ -39,7 +39,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise DataError(f"{path} can't be read: {reason}. It may be damaged or of another format.") from error
 
 
-def check_size(claimed: int, path: str | os.PathLike, *, at_most: int = MAX_BYTES) -> None:
+def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int = MAX_BYTES) -> None:
     """Refuses what claims more bytes than it can hold, or than flaxae takes into memory.
 
     Raises:
@@ -53,7 +53,7 @@ def check_size(claimed: int, path: str | os.PathLike, *, at_most: int = MAX_BYTE
         )
 
 
-def check_claim(claimed: int, path: str | os.PathLike, *, at_most: int) -> None:
+def check_claim(claimed: int, path: str | os.PathLike[str], *, at_most: int) -> None:
     """Refuses what claims more bytes than it can hold.
 
     Raises:

@@ -59,7 +59,7 @@ class Dataset:
 
 
 def load(
-    source: "str | os.PathLike | np.ndarray | pd.DataFrame | tuple | Stream",
+    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream",
     *,
     label: str | None = None,
     window: int | None = None,
@@ -187,7 +187,7 @@ def _from_memory(source: np.ndarray | tuple) -> Parts:
     return Parts(train.train, cast(np.ndarray, test.train), train.train_labels, test.train_labels)
 
 
-def _refuse_label(label: str | None, source: str | os.PathLike) -> None:
+def _refuse_label(label: str | None, source: str | os.PathLike[str]) -> None:
     if label is not None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
 

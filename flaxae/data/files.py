@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read(
-    path: str | os.PathLike, *, columns: Sequence[str] | None = None, encoding: Encoding | None = None
+    path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, encoding: Encoding | None = None
 ) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
     """New data, in stored units.
 
@@ -49,7 +49,7 @@ def read(
     return content if known.kind == "image" else as_examples(content.train, path)
 
 
-def read_signal(path: str | os.PathLike, *, columns: Sequence[str] | None = None) -> Signal:
+def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> Signal:
     """A recording: a `.wav`, an array of [time] or [time, channels], or a table of the moments.
 
     Args:
@@ -71,7 +71,7 @@ def read_signal(path: str | os.PathLike, *, columns: Sequence[str] | None = None
 
 
 def write(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     data: Shaped[np.ndarray, " *shape"] | Mapping[str, np.ndarray] | Signal,
     *,
     columns: Sequence[str] | None = None,
@@ -100,7 +100,7 @@ def write(
         _write_file(path / name, image, None, None)
 
 
-def existing(path: str | os.PathLike, *, also: tuple[str, ...] = ()) -> pathlib.Path:
+def existing(path: str | os.PathLike[str], *, also: tuple[str, ...] = ()) -> pathlib.Path:
     """The path, if something is there; `also` are the names that the caller would have taken as well.
 
     Raises:

@@ -89,13 +89,13 @@ FORMATS = (
 )
 
 
-def find(path: str | os.PathLike) -> Format | None:
+def find(path: str | os.PathLike[str]) -> Format | None:
     """The format of a file by the ending of its name; None of one that is not in the table."""
     suffix = pathlib.Path(path).suffix.lower()
     return next((known for known in FORMATS if suffix in known.suffixes), None)
 
 
-def of(path: str | os.PathLike) -> Format:
+def of(path: str | os.PathLike[str]) -> Format:
     """The format of a file by the ending of its name.
 
     Raises:

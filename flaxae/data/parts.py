@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 
 
 def as_examples(
-    x: np.ndarray, source: str | os.PathLike, columns: tuple[str, ...] | None = None
+    x: np.ndarray, source: str | os.PathLike[str], columns: tuple[str, ...] | None = None
 ) -> Shaped[np.ndarray, " examples *shape"]:
     """Checked examples: tables as float32 [n, columns], images as uint8, uint16 or float32 [n, h, w, channels].
 

@@ -69,7 +69,7 @@ def load(name: str, *, label: str | None = None) -> Parts:
     return parts
 
 
-def prepare(name: str, *, manual_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def prepare(name: str, *, manual_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Download and prepare a set, if it is not yet, and return its folder.
 
     Args:
@@ -118,7 +118,7 @@ def _open(name: str) -> "DatasetBuilder":
         raise DataError(f"tfds:{name} can't be opened: {_first_line(error)}") from error
 
 
-def _prepare(builder: "DatasetBuilder", manual_dir: str | os.PathLike | None) -> None:
+def _prepare(builder: "DatasetBuilder", manual_dir: str | os.PathLike[str] | None) -> None:
     import tensorflow_datasets as tfds
 
     if builder.is_prepared():

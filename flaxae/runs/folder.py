@@ -125,7 +125,7 @@ def start(
     *,
     resume: bool,
     may_change: Collection[str] = (),
-    root: str | os.PathLike = "runs",
+    root: str | os.PathLike[str] = "runs",
 ) -> Iterator[Run]:
     """Hold the run `root/experiment/name`, new or resumed, until the `with` block ends.
 
@@ -164,7 +164,12 @@ def start(
 
 @contextlib.contextmanager
 def _hold(
-    experiment: str, name: str | None, text: str, resume: bool, may_change: Collection[str], root: str | os.PathLike
+    experiment: str,
+    name: str | None,
+    text: str,
+    resume: bool,
+    may_change: Collection[str],
+    root: str | os.PathLike[str],
 ) -> Iterator[Run]:
     folder = Path(root) / _checked("experiment", experiment)
     if name is not None:
@@ -191,7 +196,7 @@ def _hold(
         yield run
 
 
-def open(folder: str | os.PathLike) -> SavedRun:
+def open(folder: str | os.PathLike[str]) -> SavedRun:
     """A run to read from, in use or not.
 
     Raises:

@@ -11,7 +11,7 @@ from flaxae.errors import ConfigError, missing
 
 
 @contextlib.contextmanager
-def tensorboard(folder: str | os.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def tensorboard(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that writes the numbers of an epoch for TensorBoard, until the `with` block ends.
 
     Only the first of several processes writes.

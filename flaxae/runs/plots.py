@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
 
 def image_grid(
     rows: Mapping[str, Float[Array | np.ndarray, "n height width channels"]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     title: str | None = None,
 ) -> None:
     """Draws labelled rows of images, such as Clean, Noisy and Denoised, one example a column, as a PNG.
@@ -81,7 +81,7 @@ def image_grid(
 
 def line_grid(
     rows: Mapping[str, Float[Array | np.ndarray, "n features"]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     title: str | None = None,
     x_label: str = "feature",
     y_label: str = "value",
@@ -124,7 +124,7 @@ def line_grid(
 
 def curves(
     history: Mapping[str, Sequence[float]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     title: str | None = None,
     unit: str = "nats per example",
 ) -> None:
@@ -175,7 +175,7 @@ def curves(
 def lines(
     x: Sequence[float | int],
     series: Mapping[str, Sequence[float]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     x_label: str,
     y_label: str,
@@ -198,7 +198,7 @@ def lines(
 
 def maps(
     panels: Mapping[str, Float[np.ndarray, "examples dimensions"]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     labels: Int[np.ndarray, " examples"] | None = None,
     classes: Sequence[str] | None = None,
@@ -224,7 +224,7 @@ def maps(
         save_figure(figure, path)
 
 
-def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike, *, x_label: str, y_label: str) -> None:
+def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike[str], *, x_label: str, y_label: str) -> None:
     """Draws non-negative values in descending order, a bar each, as a PNG."""
     with figure_style():
         figure = new_figure(8.0, 3.5)
@@ -235,7 +235,7 @@ def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike, *, x_label: s
 
 
 def histograms(
-    groups: Mapping[str, Float[np.ndarray, " n"]], path: str | os.PathLike, threshold: float | None = None
+    groups: Mapping[str, Float[np.ndarray, " n"]], path: str | os.PathLike[str], threshold: float | None = None
 ) -> None:
     """Draws which fraction of each group has which score, and the threshold, as a PNG.
 
@@ -267,7 +267,7 @@ def histograms(
 def detection(
     strange: Bool[np.ndarray, " examples"],
     scores: Mapping[str, Float[np.ndarray, " examples"]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
 ) -> None:
     """Draws the receiver operating characteristic and precision over recall, a line a score, as a PNG."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
@@ -292,7 +292,10 @@ def detection(
 
 
 def shares(
-    names: Sequence[str], values: Mapping[str, Float[np.ndarray, " names"]], path: str | os.PathLike, most: int = 20
+    names: Sequence[str],
+    values: Mapping[str, Float[np.ndarray, " names"]],
+    path: str | os.PathLike[str],
+    most: int = 20,
 ) -> None:
     """Draws fractions as bars, a row a name, the largest of the first group on top, as a PNG."""
     order = np.argsort(-next(iter(values.values())), kind="stable")[:most]
@@ -317,7 +320,7 @@ def time_line(
     signal: Float[np.ndarray, " time channels"],
     score: Float[np.ndarray, " time"],
     flagged: Bool[np.ndarray, " time"],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     first: int = 0,
     rate: int | None = None,
@@ -414,7 +417,7 @@ def _mark_smallest(axes: "matplotlib.axes.Axes", values: Float[np.ndarray, " epo
     )
 
 
-def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike) -> None:
+def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure as a PNG, whole or not at all."""
     with atomic.replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", bbox_inches="tight", pad_inches=0.1)

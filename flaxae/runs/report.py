@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "Table", "curves", "image_grid", "line_grid", "printable", "write"]
 
+Value = str | float | Real | None  # of a cell; type checkers don't know a float as a Real
 _ARROWS = {"higher": "↑", "lower": "↓"}
 # Controls, but for a tab and a new line; what turns the order of writing around; halves of a character
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -80,7 +81,7 @@ class Table:
 
     caption: str
     columns: Sequence[str | Column]
-    rows: Sequence[Sequence[str | Real | None]]
+    rows: Sequence[Sequence[Value]]
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -100,13 +101,13 @@ class Table:
 
 
 def write(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     title: str,
     summary: str,
     command: str,
     tables: Sequence[Table],
-    figures: Sequence[tuple[str, str | os.PathLike]],
+    figures: Sequence[tuple[str, str | os.PathLike[str]]],
     config: Mapping[str, object],
     usage: str,
     epochs: Sequence[Mapping[str, Any]] = (),
@@ -178,14 +179,14 @@ def _sha256(style: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}"
 
 
-def _shown(head: Column, values: Sequence[str | Real | None]) -> list[Cell]:
+def _shown(head: Column, values: Sequence[Value]) -> list[Cell]:
     numbers = [value for value in values if isinstance(value, Real) and math.isfinite(value)]
     best = {"higher": max, "lower": min}[head.better](numbers, default=None) if head.better else None
     decimals = _decimals(numbers)
 
-    def cell(value: str | Real | None) -> Cell:
+    def cell(value: Value) -> Cell:
         if not isinstance(value, Real):
-            return Cell("–" if value is None else value, is_number=False, is_best=False)
+            return Cell("–" if value is None else str(value), is_number=False, is_best=False)
         return Cell(f"{value:,.{decimals}f}".replace("-", "−"), is_number=True, is_best=bool(value == best))
 
     return [cell(value) for value in values]
@@ -204,7 +205,7 @@ class _Figure(NamedTuple):
     base64: str
 
 
-def _figure(caption: str, png: str | os.PathLike) -> _Figure:
+def _figure(caption: str, png: str | os.PathLike[str]) -> _Figure:
     try:
         data = Path(png).read_bytes()
     except OSError as error:

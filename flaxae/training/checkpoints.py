@@ -36,7 +36,7 @@ class _Damaged(Exception):
     """A step's files are not those that were saved."""
 
 
-def save(folder: str | os.PathLike, step: int, state: PyTree, *, keep: int = 2) -> None:
+def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int = 2) -> None:
     """Write `state` as `folder/<step>`, whole or not at all, then delete all but the newest `keep` steps.
 
     To save a step is to return to it: the same and later steps in the folder are replaced. When many
@@ -81,7 +81,7 @@ def save(folder: str | os.PathLike, step: int, state: PyTree, *, keep: int = 2) 
         ) from error
 
 
-def restore(folder: str | os.PathLike, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
+def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
     """The newest step whose files are those that were saved, bit for bit, and its number.
 
     A damaged step is passed over with a warning, for the one before it.
@@ -115,7 +115,7 @@ def restore(folder: str | os.PathLike, like: PyTree, *, step: int | None = None)
     raise CheckpointError(f"No good checkpoint in {folder}: {'; '.join(damage)}. Restore a copy, or train anew.")
 
 
-def steps(folder: str | os.PathLike) -> list[int]:
+def steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps saved in `folder`, oldest first; none when there is no such folder."""
     return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdecimal())
 

@@ -60,7 +60,7 @@ def fit(
     steps_per_epoch: int | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     show: bool = True,
     on_epoch: loop.OnEpoch | None = None,

@@ -78,7 +78,7 @@ def train(
     patience: int | None = None,
     keep: str = "best",
     mesh: Mesh | None = None,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     block: int = 1,
     show: bool = False,
@@ -237,7 +237,7 @@ def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None
     return np.asarray(known.any(axis=0) & (known.sum(axis=0) - 1 - filled.argmin(axis=0) >= patience))
 
 
-def _restore(folder: str | os.PathLike | None, like: Snapshot) -> tuple[int, Snapshot]:
+def _restore(folder: str | os.PathLike[str] | None, like: Snapshot) -> tuple[int, Snapshot]:
     """The newest good snapshot, of a run with the same settings."""
     if folder is None:
         raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")

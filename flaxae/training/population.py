@@ -79,7 +79,7 @@ def fit_population(
     seed: int = 0,
     at_once: int = 16,
     mesh: Mesh | None = None,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     show: bool = True,
     on_epoch: loop.OnEpoch | None = None,

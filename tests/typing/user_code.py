@@ -81,7 +81,7 @@ detector: flaxae.anomaly.Detector = flaxae.anomaly.fit(x, kind="image", members=
 strange: np.ndarray = flaxae.conformal.p_values(detector.score(x), detector.calibration) <= 0.01
 features = flaxae.AutoencoderTransformer(4, noise=0.1).fit(x.reshape(10, -1)).transform(x.reshape(10, -1))
 loaded: flaxae.AutoencoderDetector = flaxae.AutoencoderDetector.load("folder")
-better = flaxae.report.Column("PSNR (dB)", better="higher")
+table = flaxae.report.Table("Denoising", ["", flaxae.report.Column("PSNR (dB)", better="higher")], [["flaxae", 20.3]])
 
 flaxae.fit(model, x, epoch=3)  # pyright: ignore[reportCallIssue]
 flaxae.fit(model, x, epochs="3")  # pyright: ignore[reportArgumentType]
