@@ -2,13 +2,13 @@
 
 import argparse
 import codecs
-import contextlib
 import importlib
 import io
 import logging
 import os
 import sys
 import warnings
+from typing import TextIO
 
 import flaxae
 from flaxae import experiments  # pyright: ignore[reportAttributeAccessIssue] (a folder beside this one: pyproject.toml)
@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"\n{interrupt or 'Interrupted.'}")
         return 130
     except BrokenPipeError:  # what read the output, such as `head`, has seen enough
-        _drop_output()
+        _drop(sys.stdout)
     except OSError as error:  # a full disk, a place that can't be written
         _say(f"error: {error}")
-        _drop_output()
+        _drop(sys.stdout)
         return 2
     return 0
 
@@ -109,10 +109,12 @@ def _make_writable() -> None:
 
 
 def _say(message: str) -> None:
-    with contextlib.suppress(OSError):  # where not even that can be said, the exit status does
+    try:
         print(message, file=sys.stderr, flush=True)
+    except OSError:  # where not even that can be said, the exit status does
+        _drop(sys.stderr)
 
 
-def _drop_output() -> None:
+def _drop(stream: TextIO) -> None:
     """Let what is still to be written at exit go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
