@@ -43,7 +43,7 @@ class Framing:
 
     @property
     def apart(self) -> int:
-        """How many places on the next window is that has no moment in common with one."""
+        """How many windows later the first one begins that shares no moment with a window."""
         return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
