@@ -93,8 +93,9 @@ class Gaussian(_OneEach):
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; params, scale²), summed; nats."""
-        log_scale = jnp.log(self.scale) + 0.5 * math.log(2 * math.pi)
-        return total(-0.5 * jnp.square((x - params) / self.scale) - log_scale, where)
+        # The scale comes in once an example: as an array, it would cost a pass over all values.
+        square = total(jnp.square(x - params), where) / jnp.square(self.scale)
+        return -0.5 * square - count(params, where) * (jnp.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
     def mean(self, params: Params, x: Values | None = None) -> Params:
         return params
@@ -116,7 +117,7 @@ class Laplace(_OneEach):
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """−|x − params| / scale − log(2 scale), summed; nats."""
-        return total(-jnp.abs(x - params) / self.scale - jnp.log(2.0 * self.scale), where)
+        return -total(jnp.abs(x - params), where) / self.scale - count(params, where) * jnp.log(2.0 * self.scale)
 
     def mean(self, params: Params, x: Values | None = None) -> Params:
         return params
@@ -320,6 +321,11 @@ def nearest_level(x: Float[Array, "*shape"], levels: int) -> Float[Array, "*shap
 def total(x: Float[Array, " batch *shape"], where: Where = None) -> Float[Array, " batch"]:
     """The sum over every axis but the first, or over what is True there."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), where=where)
+
+
+def count(x: Float[Array, " batch *shape"], where: Where = None) -> float | Float[Array, " batch"]:
+    """How many values an example has, or how many of them are True there."""
+    return float(x[0].size) if where is None else total(jnp.asarray(where).astype(x.dtype))
 
 
 def _check_number(what: str, number: int) -> None:
