@@ -71,7 +71,7 @@ def check_examples(model: Autoencoder, x: Any) -> Any:
             f"The data are {given.wanted.dtype}; expected floats scaled as the likelihood takes them. "
             "Scale them first, such as `data.scaling(x)` or `x.astype('float32') / 255`."
         )
-    x = jax.tree.map(lambda leaf: leaf.astype(np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, x)
+    x = jax.tree.map(lambda leaf: leaf.astype(_kept(leaf.dtype)), x)
     if given.observed is not None:
         values = Batch.of(x).x
         xp = jnp if isinstance(values, jax.Array) else np
@@ -138,6 +138,11 @@ def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[st
     return tuple(made)
 
 
+def _kept(dtype: Any) -> Any:
+    """What values of that type are kept as: floats as float32, whole numbers in 32 bits at most."""
+    return np.float32 if jnp.issubdtype(dtype, jnp.floating) else jax.dtypes.canonicalize_dtype(dtype)
+
+
 def _shape_of(function: Callable, model: nnx.Module, x: Any) -> tuple[int, ...]:
     return _abstract(function, model, x, 1).shape
 
@@ -145,7 +150,7 @@ def _shape_of(function: Callable, model: nnx.Module, x: Any) -> tuple[int, ...]:
 def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: Any) -> Any:
     """What the function would give for a batch of that size, in shapes alone."""
     graphdef, state = nnx.split(model)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), x)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), _kept(leaf.dtype)), x)
     return jax.eval_shape(
         lambda state, batch, *rest: function(nnx.merge(graphdef, state, copy=True), batch, *rest), state, batch, *rest
     )
