@@ -40,9 +40,7 @@ class ConvNet:
 
     def __post_init__(self) -> None:
         layers.activation(self.activation)
-        layers.check_sizes("ConvNet.channels", self.channels)
-        layers.check_sizes("ConvNet.hidden", self.hidden)
-        layers.check_sizes("ConvNet.kernel", (self.kernel,))
+        specs.check_sizes(self, "channels", "hidden", "kernel")
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "ConvEncoder":
         """The part from a `shape`, (height, width, channels) or (time, channels), to features.
@@ -180,8 +178,7 @@ class FullyConvolutional:
 
     def __post_init__(self) -> None:
         layers.activation(self.activation)
-        layers.check_sizes("FullyConvolutional.channels", self.channels)
-        layers.check_sizes("FullyConvolutional.kernel", (self.kernel,))
+        specs.check_sizes(self, "channels", "kernel")
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "GridEncoder":
         """The part from a `shape`, (height, width, channels) or (time, channels), to a grid of features.

@@ -53,9 +53,3 @@ def check_rate(what: str, rate: float) -> None:
     """Raise ConfigError unless 0 ≤ rate < 1."""
     if not 0 <= rate < 1:
         raise errors.ConfigError(f"{what} is {rate}; it has to be at least 0 and below 1.")
-
-
-def check_sizes(what: str, sizes: tuple[int, ...]) -> None:
-    """Raise ConfigError unless every size is a whole number above 0."""
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise errors.ConfigError(f"{what} is {sizes}; every size has to be a whole number above 0.")

@@ -41,9 +41,7 @@ class Mixer:
 
     def __post_init__(self) -> None:
         layers.activation(self.activation)
-        layers.check_sizes(
-            "Mixer's patch, channels, blocks, hidden", (self.patch, self.channels, self.blocks, self.hidden)
-        )
+        specs.check_sizes(self, "patch", "channels", "blocks", "hidden")
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MixerEncoder":
         """The part from an image's `shape`, (height, width, channels), to features."""

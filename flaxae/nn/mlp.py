@@ -30,7 +30,7 @@ class MLP:
     def __post_init__(self) -> None:
         layers.activation(self.activation)
         layers.check_rate("MLP.dropout", self.dropout)
-        layers.check_sizes("MLP.hidden", self.hidden)
+        specs.check_sizes(self, "hidden")
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "MLPEncoder":
         """The part from an example's `shape` to features."""

@@ -32,9 +32,7 @@ class Recognizer:
     hidden: tuple[int, ...] = (512,)
 
     def __post_init__(self) -> None:
-        layers.check_sizes("Recognizer.channels", self.channels)
-        layers.check_sizes("Recognizer.kernels", self.kernels)
-        layers.check_sizes("Recognizer.hidden", self.hidden)
+        specs.check_sizes(self, "channels", "kernels", "hidden")
         if len(self.channels) != len(self.kernels):
             raise errors.ConfigError(
                 f"Recognizer has {len(self.channels)} channels and {len(self.kernels)} kernels; each stage has both."
