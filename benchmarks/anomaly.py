@@ -31,7 +31,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flaxae import anomaly, autoencoder, compilation, data
+from flaxae import anomaly, autoencoder, data
+from flaxae.parallel import compilation
 
 ABLATION = ("combined", "reconstruction", "neighbours")
 Scores = dict[str, Float[np.ndarray, " examples"]]

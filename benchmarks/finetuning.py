@@ -37,10 +37,10 @@ import tyro
 from flax import nnx
 from flaxae.experiments import finetune
 
-from flaxae import autoencoder, corruptions, data, finetuning, presets, propagation, training
+from flaxae import autoencoder, corruptions, data, finetuning, presets, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.finetuning import FineTuning, Labels, Probabilities, Targets
+from flaxae.finetuning import FineTuning, Labels, Probabilities, Targets, propagation
 from flaxae.training import checkpoints
 
 PRETRAINING: dict[str, Callable[[], autoencoder.Config]] = {

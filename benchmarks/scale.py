@@ -163,11 +163,12 @@ def mesh_losses(cases: list[tuple[str | None, bool, bool]]) -> list[list[float]]
 
     The many are a population of 8.
     """
-    from flaxae import autoencoder, data, distributed, training
+    from flaxae import autoencoder, data, training
     from flaxae.corruptions import GaussianNoise
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.heads import Deterministic
     from flaxae.nn.mlp import MLP
+    from flaxae.parallel import distributed
     from flaxae.training import feed, population
 
     feed.WINDOW_BYTES = 50_000

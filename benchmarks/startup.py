@@ -28,9 +28,9 @@ def script(contestant: str, epochs: int) -> None:
     network = networks.NETWORKS["mlp"]._replace(samples=SAMPLES)
     if contestant == "flaxae":
         import flaxae
-        from flaxae import compilation
         from flaxae.likelihoods import Gaussian
         from flaxae.nn.heads import Deterministic
+        from flaxae.parallel import compilation
 
         compilation.enable_cache()
         config = flaxae.Config(

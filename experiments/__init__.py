@@ -179,7 +179,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def mesh(config: Config) -> "Mesh | None":
     """The devices that the flags ask for."""
-    from flaxae import distributed
+    from flaxae.parallel import distributed
 
     return None if config.mesh is None else distributed.mesh(config.mesh)
 

@@ -97,7 +97,7 @@ def compare(
 
     `epochs` and `settings` are as in `fit_population`.
     """
-    from flaxae import processes
+    from flaxae.parallel import processes
     from flaxae.training import population
 
     varied = axes(config)
@@ -132,7 +132,7 @@ def keep(run: "Run", model: "Autoencoder", mesh: "Mesh | None") -> None:
     """Save the model where `training.fit` saves a run's. Called by all processes."""
     from flax import nnx
 
-    from flaxae import distributed
+    from flaxae.parallel import distributed
     from flaxae.training import checkpoints
 
     weights = nnx.split(model, nnx.Param, ...)[1:]

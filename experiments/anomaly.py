@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from flaxae import autoencoder
     from flaxae.anomaly import Detector
+    from flaxae.anomaly.findings import Findings, Rule
     from flaxae.data import Dataset, Framing
-    from flaxae.findings import Findings, Rule
     from flaxae.runs import Run, SavedRun
     from flaxae.runs.report import Table
 
@@ -91,7 +91,8 @@ def apply(config: Config) -> None:
     """Score --input with the detector of --from, into --output."""
     import numpy as np
 
-    from flaxae import findings, runs, trained
+    from flaxae import runs, trained
+    from flaxae.anomaly import findings
     from flaxae.data import formats
 
     if config.output.suffix.lower() not in formats.suffixes("table"):
@@ -115,7 +116,7 @@ def apply(config: Config) -> None:
 
 def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing: "Framing | None") -> "Rule":
     """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
-    from flaxae.findings import Rule
+    from flaxae.anomaly.findings import Rule
 
     if config.threshold == "f1":
         raise ConfigError("--threshold f1 is chosen on labels, when a detector is trained; leave it out to use that.")
@@ -136,8 +137,8 @@ def affordable(
 
     Of a signal's windows those count that share no moment: others say much the same.
     """
-    from flaxae import conformal
-    from flaxae.findings import Rule
+    from flaxae.anomaly import conformal
+    from flaxae.anomaly.findings import Rule
 
     if fdr is not None:
         return Rule("fdr", fdr)
@@ -271,7 +272,7 @@ def best_on_labels(config: Config, detector: "Detector", x: "np.ndarray", parts:
     """The threshold of the best F1 on the held-out examples, and as large a part of those left out."""
     import numpy as np
 
-    from flaxae import conformal
+    from flaxae.anomaly import conformal
 
     count = math.ceil(config.held_out * len(parts.left_out))
     others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
@@ -283,7 +284,7 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
     import numpy as np
 
-    from flaxae import findings
+    from flaxae.anomaly import findings
     from flaxae.runs import plots, report
 
     test, strange = dataset.scaling(dataset.test), parts.test_strange
@@ -416,7 +417,8 @@ def draw(
     """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
     import numpy as np
 
-    from flaxae import data, findings
+    from flaxae import data
+    from flaxae.anomaly import findings
     from flaxae.runs import plots
 
     order = np.argsort(-found.scores, kind="stable")

@@ -76,7 +76,8 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import objectives, processes, runs, trained
+    from flaxae import objectives, runs, trained
+    from flaxae.parallel import processes
 
     dataset = experiments.load(config)
     preset = network(config, dataset.kind)

@@ -85,9 +85,10 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import processes, runs, trained
+    from flaxae import runs, trained
     from flaxae.nn.heads import Variational
     from flaxae.objectives import Binarised
+    from flaxae.parallel import processes
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)

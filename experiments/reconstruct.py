@@ -55,7 +55,8 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder: one model, or one a size."""
-    from flaxae import processes, runs, trained
+    from flaxae import runs, trained
+    from flaxae.parallel import processes
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)
@@ -74,7 +75,7 @@ def train(config: Config) -> None:
 
 def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     """Train a model of each size and draw the elbow."""
-    from flaxae import processes
+    from flaxae.parallel import processes
     from flaxae.runs import plots, report
 
     errors, pca = {}, {}

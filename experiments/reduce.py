@@ -51,7 +51,8 @@ def apply(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import processes, runs, trained
+    from flaxae import runs, trained
+    from flaxae.parallel import processes
 
     dataset = experiments.load(config)
     model = _presets.preset(config, dataset)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from flaxae import compilation, errors, first_form, objectives, specs
+from flaxae import errors, first_form, objectives, specs
 from flaxae.batches import Batch, Examples
 from flaxae.corruptions import Corruption
 from flaxae.likelihoods import Bernoulli, Likelihood
@@ -23,6 +23,7 @@ from flaxae.nn.bodies import Body
 from flaxae.nn.heads import Deterministic, Head
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
+from flaxae.parallel import compilation
 
 FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
 SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, by whose names hyper-parameters go

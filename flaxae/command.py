@@ -66,7 +66,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Read the experiment's flags, then train or apply. What is heavy is imported after the flags are read."""
     import tyro
 
-    from flaxae import processes
+    from flaxae.parallel import processes
 
     experiment = importlib.import_module(f"flaxae.experiments.{name}")
     prog = experiments.command(name)
@@ -74,7 +74,7 @@ def run(name: str, arguments: list[str]) -> None:
     config = tyro.cli(experiment.Config, args=arguments, prog=prog, description=description)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
     if config.cache:
-        from flaxae.compilation import enable_cache
+        from flaxae.parallel.compilation import enable_cache
 
         enable_cache()
     with processes.together():

@@ -31,9 +31,11 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, atomic, autoencoder, conformal, errors, finetuning, propagation, training
+from flaxae import anomaly, atomic, autoencoder, errors, finetuning, training
+from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
+from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP

@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from flaxae import anomaly, autoencoder, conformal, data, density, errors, presets, training
-from flaxae.anomaly import Detector, Views
+from flaxae import anomaly, autoencoder, data, density, errors, presets, training
+from flaxae.anomaly import Detector, Views, conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -76,7 +76,7 @@ def test_a_row_has_the_same_score_alone(scored_by):
 def test_blocks_make_no_difference(detector, monkeypatch):
     x = rows(200, 2)
     expected = detector.score(x)
-    monkeypatch.setattr(anomaly, "BLOCK", 64)  # four blocks, the last of them not full
+    monkeypatch.setattr(anomaly.detector, "BLOCK", 64)  # four blocks, the last of them not full
     np.testing.assert_allclose(detector.score(x), expected, rtol=1e-4, atol=1e-3)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import xla_flags
 
-from flaxae import compilation
+from flaxae.parallel import compilation
 
 PROGRAM = """
 import sys
-from flaxae import compilation
+from flaxae.parallel import compilation
 folder = compilation.enable_cache(*sys.argv[1:])
 import jax
 hits = []

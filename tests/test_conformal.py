@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from flaxae import conformal, errors
+from flaxae import errors
+from flaxae.anomaly import conformal
 
 few_values = st.integers(-3, 3).map(float)  # so that there are ties
 

@@ -13,11 +13,12 @@ from flax import nnx
 
 import run
 from benchmarks import scale
-from flaxae import autoencoder, distributed, errors, processes, training
+from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
+from flaxae.parallel import distributed, processes
 from tests.test_training import _InterruptAt
 
 ROOT = pathlib.Path(scale.__file__).parent.parent

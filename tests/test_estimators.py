@@ -58,7 +58,7 @@ def untrained(monkeypatch) -> None:
 @pytest.fixture
 def one_ridge(monkeypatch) -> None:
     """Probes of one strength, for what is not about how good they are: choosing it takes most of a short `fit`."""
-    monkeypatch.setattr(finetuning, "CS", [1.0])
+    monkeypatch.setattr(finetuning.probes, "CS", [1.0])
 
 
 @parametrize_with_checks([AutoencoderTransformer(**LINEAR), DenoisingAutoencoder(**LINEAR)])

@@ -614,7 +614,7 @@ def test_whole_numbers_under_a_likelihood_of_categories(rng):
 
 
 def test_trees_on_a_mesh_and_lengths_that_differ(digits):
-    from flaxae import distributed
+    from flaxae.parallel import distributed
 
     batch = {"x": digits[:128], "weight": np.ones(128, np.float32)}
     plain, shared = (autoencoder.build(tiny(), SHAPE) for _ in range(2))

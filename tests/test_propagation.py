@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.neighbors import NearestNeighbors
 
-from flaxae import errors, propagation
+from flaxae import errors
+from flaxae.finetuning import propagation
 
 
 @pytest.fixture

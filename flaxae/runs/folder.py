@@ -21,8 +21,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxae import atomic, processes
+from flaxae import atomic
 from flaxae.errors import ConfigError, FlaxaeError, RunError, unknown
+from flaxae.parallel import processes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flaxae import processes
 from flaxae.errors import ConfigError, missing
+from flaxae.parallel import processes
 
 
 @contextlib.contextmanager

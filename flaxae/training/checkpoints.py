@@ -28,8 +28,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from flaxae import distributed
 from flaxae.errors import CheckpointError
+from flaxae.parallel import distributed
 
 
 class _Damaged(Exception):

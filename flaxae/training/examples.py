@@ -12,11 +12,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from flaxae import batches, distributed, errors
+from flaxae import batches, errors
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
+from flaxae.parallel import distributed
 
 
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:

@@ -20,8 +20,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from flaxae import batches, distributed, errors
+from flaxae import batches, errors
 from flaxae.data.stream import Stream
+from flaxae.parallel import distributed
 
 WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
 MOST_LANES = 128  # chunks that a window is made of

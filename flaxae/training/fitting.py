@@ -14,11 +14,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from flaxae import batches, distributed, errors
+from flaxae import batches, errors
 from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
+from flaxae.parallel import distributed
 from flaxae.training import feed, loop, optimizers, step
 from flaxae.training.examples import check_examples, check_objective, check_range, split
 from flaxae.training.optimizers import Optimizer

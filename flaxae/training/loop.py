@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from flaxae import distributed, errors, processes
+from flaxae import errors
+from flaxae.parallel import distributed, processes
 from flaxae.training import checkpoints, feed, progress
 
 BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt

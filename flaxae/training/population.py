@@ -21,12 +21,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from flaxae import autoencoder, batches, distributed, errors
+from flaxae import autoencoder, batches, errors
 from flaxae.autoencoder import Autoencoder, Config, own_objective
 from flaxae.batches import Batch, Examples
 from flaxae.data.stream import Stream
 from flaxae.nn.heads import Deterministic
 from flaxae.objectives import Objective
+from flaxae.parallel import distributed
 from flaxae.training import feed, fitting, loop, step
 from flaxae.training.examples import check_objective, split
 from flaxae.training.fitting import History

@@ -17,9 +17,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from flaxae import compilation, distributed
 from flaxae.batches import Batch
 from flaxae.objectives import Objective, with_metrics
+from flaxae.parallel import compilation, distributed
 from flaxae.training import feed
 from flaxae.training.optimizers import Optimizer
 

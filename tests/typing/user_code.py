@@ -78,7 +78,7 @@ scaled: np.ndarray = dataset.scaling(x)
 streamed: flaxae.data.Stream = dataset.scaling(flaxae.data.Stream(x))
 units: np.ndarray = dataset.scaling.undo(scaled)
 detector: flaxae.anomaly.Detector = flaxae.anomaly.fit(x, kind="image", members=2, held_out=0.1)
-strange: np.ndarray = flaxae.conformal.p_values(detector.score(x), detector.calibration) <= 0.01
+strange: np.ndarray = flaxae.anomaly.conformal.p_values(detector.score(x), detector.calibration) <= 0.01
 features = flaxae.AutoencoderTransformer(4, noise=0.1).fit(x.reshape(10, -1)).transform(x.reshape(10, -1))
 loaded: flaxae.AutoencoderDetector = flaxae.AutoencoderDetector.load("folder")
 table = flaxae.report.Table("Denoising", ["", flaxae.report.Column("PSNR (dB)", better="higher")], [["flaxae", 20.3]])

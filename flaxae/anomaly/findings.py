@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from flaxae import conformal, data, errors
-from flaxae.anomaly import Detector
+from flaxae import data, errors
+from flaxae.anomaly import conformal
+from flaxae.anomaly.detector import Detector
 from flaxae.data import Dataset
 from flaxae.trained import Trained
 

@@ -1,12 +1,4 @@
-"""Anomaly scores: how strange an example is to an autoencoder that was trained on normal ones. Higher is stranger.
-
-    detector = anomaly.fit(normal, kind="tabular")        # trains, and holds out a fifth to compare with
-    detector.score(new), detector.p_values(new)           # [n] each
-    detector.contributions(new)                           # which values made it strange
-
-A detector looks at data through `Views`, runs them through its autoencoder in one `Passed`, and scores that by one
-of `SCORES`. The scores of examples held out from the training turn any of them into p-values (`flaxae.conformal`).
-"""
+"""`Detector`: trained autoencoders, a score of `SCORES`, and what held-out normal examples score."""
 
 import dataclasses
 import functools
@@ -22,16 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import atomic, autoencoder, compilation, conformal, data, density, errors, training
+from flaxae import atomic, autoencoder, data, errors, training
+from flaxae.anomaly import conformal
+from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
+from flaxae.anomaly.views import Passed, Views
 from flaxae.autoencoder import Autoencoder, Config, own_objective
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
-from flaxae.nn.heads import Deterministic, Probabilistic
+from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
+from flaxae.parallel import compilation
 from flaxae.training import Examples, checkpoints, population
 
 MAX_REFERENCES = 4096  # normal examples that others are compared with
@@ -40,254 +35,8 @@ NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, which are each other's neighbours
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # of training, by default
 HELD_OUT = 0.2
-SAMPLES = 256  # of z, for a likelihood
-GROUP = 16  # references of which the nearest stands for all in a first look
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks under way; parts of each keep but one core busy
-
-
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """What a detector's autoencoder sees of an example.
-
-    An image, [height, width, c] in [0, 1], becomes 2c channels: its square root, which evens out the variance of
-    intensities, and that divided by its norm over the image, which leaves the pattern without its strength. Which of
-    the two tells the strange apart differs from one set of images to the next: together they do on all that we tried.
-    What is scored of it is smoothed over a 28th of the height: an edge half a pixel off is nobody's anomaly.
-    Tables and signals are seen as they are.
-
-    Args:
-        kind: of the data: image, tabular or signal.
-        norm: the root mean square, over the training images, of the square roots' norms.
-    """
-
-    kind: str
-    norm: float = 1.0
-
-    @classmethod
-    def fit(cls, kind: str, x: Float[np.ndarray, " examples *shape"]) -> "Views":
-        """The views of that kind of data; `x` is the training part, scaled."""
-        if kind not in ("image", "tabular", "signal"):
-            raise errors.ConfigError(errors.unknown("kind", kind, ("image", "tabular", "signal")))
-        return cls(kind, float(np.sqrt(np.sum(np.abs(x)) / len(x)))) if kind == "image" else cls(kind)
-
-    @property
-    def count(self) -> int:
-        """How many there are of an example."""
-        return 2 if self.kind == "image" else 1
-
-    def __call__(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[np.ndarray, " batch *seen"]:
-        """The views of each example, side by side on the last axis."""
-        if self.kind != "image":
-            return np.asarray(x, np.float32)
-        x = np.asarray(x, np.float32)
-        root = np.copysign(np.sqrt(np.abs(x)), x)  # new images may be darker than all that were trained on
-        norm = np.sqrt(np.sum(np.abs(x), axis=(1, 2, 3), keepdims=True))
-        return np.concatenate([root, root * (self.norm / np.maximum(norm, 1e-6))], axis=-1)
-
-    def split(self, x: Float[Array, " batch *seen"]) -> Float[Array, "batch views values"]:
-        """Each view's values, smoothed where they are pixels."""
-        if self.kind != "image":
-            return x.reshape(len(x), 1, -1)
-        channels = x.shape[-1] // self.count
-        views = x.reshape(*x.shape[:-1], self.count, channels)
-        for axis in (1, 2):
-            views = jnp.tensordot(views, _smoothing(x.shape[axis], x.shape[1] / 28), axes=(axis, 0))
-            views = jnp.moveaxis(views, -1, axis)
-        return jnp.moveaxis(views, 3, 1).reshape(len(x), self.count, -1)
-
-
-@functools.cache
-def _smoothing(pixels: int, deviation: float) -> np.ndarray:
-    """The matrix of a Gaussian filter along an axis, its kernel cut at the border."""
-    distance = np.subtract.outer(np.arange(pixels), np.arange(pixels)) / deviation
-    kernel = np.exp(-0.5 * np.square(distance)) * (np.abs(distance) <= 4)
-    return (kernel / kernel[pixels // 2].sum()).astype(np.float32)
-
-
-class Passed(NamedTuple):
-    """One run of examples through an autoencoder."""
-
-    x: Float[Array, " batch *seen"]
-    reconstruction: Float[Array, "batch views values"]
-    residual: Float[Array, "batch views values"]
-    features: Float[Array, "batch features"]
-    z: Float[Array, "batch latent"]
-    pathway: Float[Array, "batch activations"]  # of the encoder on x, less those on its reconstruction
-
-
-class Score(NamedTuple):
-    """A score by its two halves: `fit` to the references, then `of` examples, [batch, parts], which are summed.
-
-    The parts are log-scaled, so that sums of them are fair to each; `model` is for the scores that run it again.
-    """
-
-    fit: Callable[[Passed], Any]
-    of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
-
-
-def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
-    return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
-
-
-def nearest(
-    references: Float[Array, "references values"],
-    x: Float[Array, "batch values"],
-    k: int,
-    own: Int[Array, " batch"],
-) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none.
-
-    They are sought in the k groups whose nearest are nearest: others have k references before any of their own.
-    """
-    count = len(references)
-    references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
-    index = jnp.arange(len(references))
-    square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
-    square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
-    square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > count:  # those groups would be most of them
-        distance, found = lax.top_k(-square, k)
-    else:
-        groups = square.reshape(len(x), GROUP, -1)  # a group's references lie apart, so that minima are of whole rows
-        _, closest = lax.top_k(-groups.min(axis=1), k)
-        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
-        distance, among = lax.top_k(-candidates, k)
-        group = jnp.take_along_axis(closest, among % k, axis=1)
-        found = among // k * groups.shape[2] + group
-    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), found
-
-
-def _mean_distance(
-    references: Float[Array, "references values"], x: Float[Array, "batch values"], k: int, own: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    return jnp.log(jnp.mean(jnp.sqrt(nearest(references, x, k, own)[0]), axis=-1) + 1e-6)
-
-
-def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
-    """What is compared with the references: what the model made of an example, and what it left over."""
-    return jnp.concatenate([passed.reconstruction, passed.residual], axis=-1)
-
-
-def _neighbours(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    return _mean_distances(references, _pairs(passed), k, own)
-
-
-def _mean_distances(
-    references: Float[Array, "references views values"],
-    x: Float[Array, "batch views values"],
-    k: int,
-    own: Int[Array, " batch"],
-) -> Float[Array, "batch views"]:
-    return jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)(references, x, k, own)
-
-
-def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    return _log_mean_square(passed.residual)
-
-
-class _Spaces(NamedTuple):
-    """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
-
-    pairs: Float[Array, "references views pairs"]
-    deviation: Float[Array, "views values"]
-    residual: Float[Array, "references views values"]
-    features: Float[Array, "references features"]
-
-    @classmethod
-    def fit(cls, passed: Passed) -> "_Spaces":
-        variance = jnp.var(passed.residual, axis=0)
-        deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
-        return cls(_pairs(passed), deviation, passed.residual / deviation[None], passed.features)
-
-
-def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    distances = (
-        _mean_distances(spaces.pairs, _pairs(passed), k, own),
-        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
-        _mean_distance(spaces.features, passed.features, k, own)[:, None],
-    )
-    return jnp.concatenate(distances, axis=-1)
-
-
-def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    return _log_mean_square(passed.residual / deviation[None])
-
-
-def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    """−log p(x), importance-sampled under one key whatever the batch; −log p(x | z) where there is no q(z | x)."""
-    if not isinstance(model.head, Probabilistic):
-        return -model.likelihood.log_prob(model(passed.x).params, passed.x)[:, None]
-    graphdef, state = nnx.split(model)
-    estimate = functools.partial(density.log_mean_weight, graphdef, SAMPLES, 16, state)
-    return -jax.vmap(lambda x: estimate(x[None], jax.random.key(0)))(passed.x)
-
-
-class _Normal(NamedTuple):
-    """A normal distribution by its mean and a square root of its inverse covariance."""
-
-    mean: Float[Array, " values"]
-    whitening: Float[Array, "values kept"]
-
-    @classmethod
-    def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
-        """Directions without variance are left out; with fewer references than values, those they don't span."""
-        mean = x.mean(axis=0)
-        _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
-        deviation = deviation / math.sqrt(max(1, len(x) - 1))
-        kept = deviation > 1e-4 * max(deviation[0], 1e-12)
-        if not kept.any():  # all are equal: distances are as they are
-            return cls(mean, jnp.eye(x.shape[1]))
-        return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
-
-    def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
-        """The log of the mean squared distance, in standard deviations."""
-        return _log_mean_square((x - self.mean[None]) @ self.whitening)[:, None]
-
-
-class _Scaled(NamedTuple):
-    """Codes, each number in its standard deviations."""
-
-    deviation: Float[Array, " latent"]
-    codes: Float[Array, "references latent"]
-
-    @classmethod
-    def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
-        deviation = jnp.std(codes, axis=0) + 1e-6
-        return cls(deviation, codes / deviation[None])
-
-
-SCORES: dict[str, Score] = {
-    "combined": Score(_Spaces.fit, _combined),
-    "reconstruction": Score(lambda passed: None, _reconstruction),
-    "neighbours": Score(_pairs, _neighbours),
-    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
-    "likelihood": Score(lambda passed: None, _likelihood),
-    "mahalanobis": Score(
-        lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
-    ),
-    "latent_neighbours": Score(
-        lambda passed: _Scaled.fit(passed.z),
-        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation[None], k, own)[
-            :, None
-        ],
-    ),
-    "sap": Score(lambda passed: None, lambda _, model, passed, k, own: _log_mean_square(passed.pathway)[:, None]),
-    "nap": Score(
-        lambda passed: _Normal.fit(passed.pathway),
-        lambda normal, model, passed, k, own: normal.log_distance(passed.pathway),
-    ),
-}
-"""By name:
-
-- `combined`, the default for all clean data: mean distances to the nearest references in three spaces, summed: those
-  of `neighbours`, the residual alone, and the encoder's features;
-- `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
-- `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
-- `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
-- `mahalanobis`, `latent_neighbours`: of the code;
-- `sap`, `nap`: novelty along the reconstruction pathway, plain and whitened (Kim et al. 2020, RaPP).
-"""
 
 
 class _Fitted(NamedTuple):
@@ -455,20 +204,6 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     return Detector(config, models, views, score, neighbours, references, calibration, fitted)
 
 
-def check_score(name: str) -> None:
-    """Raise ConfigError, with the nearest name, unless it is one in `SCORES`."""
-    if name not in SCORES:
-        raise errors.ConfigError(errors.unknown("score", name, SCORES))
-
-
-def check_neighbours(neighbours: int | float) -> None:
-    """Raise ConfigError unless it is a count of references, or a fraction of them."""
-    if isinstance(neighbours, float) and not 0 < neighbours < 1:
-        raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
-    if neighbours <= 0:
-        raise errors.ConfigError(f"neighbours is {neighbours}; it has to be at least 1.")
-
-
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:
     """The autoencoder of `fit` for examples of that shape, as its views see them.
 
@@ -601,27 +336,10 @@ def training_settings(
     }
 
 
-def _pass(views: Views, model: Autoencoder, seen: Float[Array, " batch *seen"]) -> Passed:
-    def pathway(x: Array) -> tuple[Array, Array, Array]:
-        features = model.encoder(x)
-        return x.reshape(len(x), -1), features.reshape(len(x), -1), model.head(features).z
-
-    _, features, z = activations = pathway(seen)
-    reconstruction = model.decode(z)
-    return Passed(
-        x=seen,
-        reconstruction=views.split(reconstruction),
-        residual=views.split(seen - reconstruction),
-        features=features,
-        z=z,
-        pathway=jnp.concatenate(activations, axis=-1) - jnp.concatenate(pathway(reconstruction), axis=-1),
-    )
-
-
 def _parts(
     views: Views, model: Autoencoder, seen: Array, own: Array, score: str, k: int, arrays: Any
 ) -> Float[Array, "batch parts"]:
-    return SCORES[score].of(arrays, model, _pass(views, model, seen), k, own)
+    return SCORES[score].of(arrays, model, Passed.of(views, model, seen), k, own)
 
 
 def _residual(views: Views, model: Autoencoder, seen: Array, own: Array) -> Float[Array, "batch views values"]:
@@ -646,7 +364,7 @@ def _fit_score(
 
 
 def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:
-    return _pass(views, model, seen)
+    return Passed.of(views, model, seen)
 
 
 def _in_blocks(

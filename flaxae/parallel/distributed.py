@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from flaxae import errors, processes
+from flaxae import errors
+from flaxae.parallel import processes
 
 AXES = ("population", "data")
 

@@ -1,0 +1,46 @@
+"""Anomaly scores: how strange an example is to an autoencoder that was trained on normal ones. Higher is stranger.
+
+    detector = anomaly.fit(normal, kind="tabular")        # trains, and holds out a fifth to compare with
+    detector.score(new), detector.p_values(new)           # [n] each
+    detector.contributions(new)                           # which values made it strange
+
+A detector looks at data through `Views`, runs them through its autoencoder in one `Passed`, and scores that by one
+of `SCORES`. The scores of examples held out from the training turn any of them into p-values (`conformal`); `findings`
+names the strange examples and what made them so.
+"""
+
+from flaxae.anomaly import conformal, findings
+from flaxae.anomaly.detector import (
+    HELD_OUT,
+    MAX_REFERENCES,
+    NEIGHBOURS,
+    Detector,
+    default_config,
+    fit,
+    hold_out,
+    load,
+    training_settings,
+)
+from flaxae.anomaly.scores import SCORES, Score, check_neighbours, check_score, nearest
+from flaxae.anomaly.views import Passed, Views
+
+__all__ = [
+    "HELD_OUT",
+    "MAX_REFERENCES",
+    "NEIGHBOURS",
+    "SCORES",
+    "Detector",
+    "Passed",
+    "Score",
+    "Views",
+    "check_neighbours",
+    "check_score",
+    "conformal",
+    "default_config",
+    "findings",
+    "fit",
+    "hold_out",
+    "load",
+    "nearest",
+    "training_settings",
+]

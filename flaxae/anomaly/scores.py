@@ -1,0 +1,209 @@
+"""How strange one run of examples through an autoencoder is: `SCORES`, by name. Higher is stranger."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from flaxae import density, errors
+from flaxae.anomaly.views import Passed
+from flaxae.autoencoder import Autoencoder
+from flaxae.nn.heads import Probabilistic
+
+GROUP = 16  # references of which the nearest stands for all in a first look
+SAMPLES = 256  # of z, for a likelihood
+
+
+class Score(NamedTuple):
+    """A score by its two halves: `fit` to the references, then `of` examples, [batch, parts], which are summed.
+
+    The parts are log-scaled, so that sums of them are fair to each; `model` is for the scores that run it again.
+    """
+
+    fit: Callable[[Passed], Any]
+    of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
+
+
+def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
+    return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
+
+
+def nearest(
+    references: Float[Array, "references values"],
+    x: Float[Array, "batch values"],
+    k: int,
+    own: Int[Array, " batch"],
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none.
+
+    They are sought in the k groups whose nearest are nearest: others have k references before any of their own.
+    """
+    count = len(references)
+    references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
+    index = jnp.arange(len(references))
+    square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
+    square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
+    square = jnp.where(index[None] == own[:, None], jnp.inf, square)
+    if 8 * k * GROUP > count:  # those groups would be most of them
+        distance, found = lax.top_k(-square, k)
+    else:
+        groups = square.reshape(len(x), GROUP, -1)  # a group's references lie apart, so that minima are of whole rows
+        _, closest = lax.top_k(-groups.min(axis=1), k)
+        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
+        distance, among = lax.top_k(-candidates, k)
+        group = jnp.take_along_axis(closest, among % k, axis=1)
+        found = among // k * groups.shape[2] + group
+    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), found
+
+
+def _mean_distance(
+    references: Float[Array, "references values"], x: Float[Array, "batch values"], k: int, own: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    return jnp.log(jnp.mean(jnp.sqrt(nearest(references, x, k, own)[0]), axis=-1) + 1e-6)
+
+
+def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
+    """What is compared with the references: what the model made of an example, and what it left over."""
+    return jnp.concatenate([passed.reconstruction, passed.residual], axis=-1)
+
+
+def _neighbours(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    return _mean_distances(references, _pairs(passed), k, own)
+
+
+def _mean_distances(
+    references: Float[Array, "references views values"],
+    x: Float[Array, "batch views values"],
+    k: int,
+    own: Int[Array, " batch"],
+) -> Float[Array, "batch views"]:
+    return jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)(references, x, k, own)
+
+
+def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    return _log_mean_square(passed.residual)
+
+
+class _Spaces(NamedTuple):
+    """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
+
+    pairs: Float[Array, "references views pairs"]
+    deviation: Float[Array, "views values"]
+    residual: Float[Array, "references views values"]
+    features: Float[Array, "references features"]
+
+    @classmethod
+    def fit(cls, passed: Passed) -> "_Spaces":
+        variance = jnp.var(passed.residual, axis=0)
+        deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
+        return cls(_pairs(passed), deviation, passed.residual / deviation[None], passed.features)
+
+
+def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    distances = (
+        _mean_distances(spaces.pairs, _pairs(passed), k, own),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
+        _mean_distance(spaces.features, passed.features, k, own)[:, None],
+    )
+    return jnp.concatenate(distances, axis=-1)
+
+
+def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    return _log_mean_square(passed.residual / deviation[None])
+
+
+def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    """−log p(x), importance-sampled under one key whatever the batch; −log p(x | z) where there is no q(z | x)."""
+    if not isinstance(model.head, Probabilistic):
+        return -model.likelihood.log_prob(model(passed.x).params, passed.x)[:, None]
+    graphdef, state = nnx.split(model)
+    estimate = functools.partial(density.log_mean_weight, graphdef, SAMPLES, 16, state)
+    return -jax.vmap(lambda x: estimate(x[None], jax.random.key(0)))(passed.x)
+
+
+class _Normal(NamedTuple):
+    """A normal distribution by its mean and a square root of its inverse covariance."""
+
+    mean: Float[Array, " values"]
+    whitening: Float[Array, "values kept"]
+
+    @classmethod
+    def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
+        """Directions without variance are left out; with fewer references than values, those they don't span."""
+        mean = x.mean(axis=0)
+        _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
+        deviation = deviation / math.sqrt(max(1, len(x) - 1))
+        kept = deviation > 1e-4 * max(deviation[0], 1e-12)
+        if not kept.any():  # all are equal: distances are as they are
+            return cls(mean, jnp.eye(x.shape[1]))
+        return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
+
+    def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
+        """The log of the mean squared distance, in standard deviations."""
+        return _log_mean_square((x - self.mean[None]) @ self.whitening)[:, None]
+
+
+class _Scaled(NamedTuple):
+    """Codes, each number in its standard deviations."""
+
+    deviation: Float[Array, " latent"]
+    codes: Float[Array, "references latent"]
+
+    @classmethod
+    def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
+        deviation = jnp.std(codes, axis=0) + 1e-6
+        return cls(deviation, codes / deviation[None])
+
+
+SCORES: dict[str, Score] = {
+    "combined": Score(_Spaces.fit, _combined),
+    "reconstruction": Score(lambda passed: None, _reconstruction),
+    "neighbours": Score(_pairs, _neighbours),
+    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
+    "likelihood": Score(lambda passed: None, _likelihood),
+    "mahalanobis": Score(
+        lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
+    ),
+    "latent_neighbours": Score(
+        lambda passed: _Scaled.fit(passed.z),
+        lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation[None], k, own)[
+            :, None
+        ],
+    ),
+    "sap": Score(lambda passed: None, lambda _, model, passed, k, own: _log_mean_square(passed.pathway)[:, None]),
+    "nap": Score(
+        lambda passed: _Normal.fit(passed.pathway),
+        lambda normal, model, passed, k, own: normal.log_distance(passed.pathway),
+    ),
+}
+"""By name:
+
+- `combined`, the default for all clean data: mean distances to the nearest references in three spaces, summed: those
+  of `neighbours`, the residual alone, and the encoder's features;
+- `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
+- `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
+- `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
+- `mahalanobis`, `latent_neighbours`: of the code;
+- `sap`, `nap`: novelty along the reconstruction pathway, plain and whitened (Kim et al. 2020, RaPP).
+"""
+
+
+def check_score(name: str) -> None:
+    """Raise ConfigError, with the nearest name, unless it is one in `SCORES`."""
+    if name not in SCORES:
+        raise errors.ConfigError(errors.unknown("score", name, SCORES))
+
+
+def check_neighbours(neighbours: int | float) -> None:
+    """Raise ConfigError unless it is a count of references, or a fraction of them."""
+    if isinstance(neighbours, float) and not 0 < neighbours < 1:
+        raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
+    if neighbours <= 0:
+        raise errors.ConfigError(f"neighbours is {neighbours}; it has to be at least 1.")

@@ -1,0 +1,69 @@
+"""What a trained autoencoder's code is worth with few labels: probes of frozen codes, and fine-tuned classifiers.
+
+    labels = finetuning.draw(dataset.train_labels, 100)                      # −1 for the others
+    probe = finetuning.linear_probe(training.apply(Autoencoder.encode, model, x), labels)
+    classifier = finetuning.on_probe(model, probe)
+    finetuning.fit([classifier], x, finetuning.supervised([labels], classes=10), finetuning.FineTuning())
+
+`Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
+each draw of labels, towards class probabilities: labels, or what was propagated from them. `distil` does both, which is
+the strongest with few labels of many examples.
+"""
+
+from flaxae.finetuning import propagation
+from flaxae.finetuning.classifier import (
+    Classifier,
+    Distilled,
+    FineTuning,
+    Probabilities,
+    Targets,
+    Views,
+    depths,
+    distil,
+    distilled,
+    encode,
+    fit,
+    on_probe,
+    predict,
+    supervised,
+)
+from flaxae.finetuning.probes import (
+    CS,
+    Clusters,
+    Codes,
+    Labels,
+    Probe,
+    cluster,
+    draw,
+    knn_accuracy,
+    linear_probe,
+    whiten,
+)
+
+__all__ = [
+    "CS",
+    "Classifier",
+    "Clusters",
+    "Codes",
+    "Distilled",
+    "FineTuning",
+    "Labels",
+    "Probabilities",
+    "Probe",
+    "Targets",
+    "Views",
+    "cluster",
+    "depths",
+    "distil",
+    "distilled",
+    "draw",
+    "encode",
+    "fit",
+    "knn_accuracy",
+    "linear_probe",
+    "on_probe",
+    "predict",
+    "propagation",
+    "supervised",
+    "whiten",
+]
