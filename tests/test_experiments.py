@@ -27,7 +27,10 @@ def images(tmp_path, monkeypatch):
 
 def command_line(flags):
     """The exit status of `python run.py --exp FLAGS`."""
-    return run.main(["--exp", *flags.split()])
+    try:
+        return run.main(["--exp", *flags.split()])
+    except SystemExit as ended:  # as tyro's newer versions do where a flag's value is refused
+        return ended.code
 
 
 def results(folder, experiment):
@@ -57,8 +60,7 @@ def test_a_sweep_trains_every_size_and_resumes(images, capsys):
     assert (folder / "figures/elbow.png").exists()
     assert command_line(f"{command} --resume") == 0
     assert (folder / "results.json").read_text() == measured
-    with pytest.raises(SystemExit, match="2"):
-        command_line("reconstruct --sweep latent=2,x")
+    assert command_line("reconstruct --sweep latent=2,x") == 2
     assert "sizes of the code, latent=2,8" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
