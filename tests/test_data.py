@@ -440,6 +440,7 @@ def test_bad_arrays(source, message):
         (npy_header((10, 10)) + bytes(399), "claims 400 bytes of data but holds 399 at most"),
         (npy_header((1,), "|O") + pickle.dumps([print]), "pickled Python objects"),
         (npy_header((-5,)) + bytes(20), "can't be read"),
+        (npy_header((-5, -1)) + bytes(20), "can't be read"),
         (b"\x93NUMPY\x09\x00", "version"),
         (b"not an array", "can't be read"),
         (b"", "can't be read"),

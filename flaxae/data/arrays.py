@@ -185,6 +185,8 @@ def _npy_header(file: Readable, size: int, name: str) -> tuple[tuple[int, ...], 
         shape, fortran_order, dtype = readers[version](file)
         if dtype.hasobject:
             raise DataError(f"{name} holds pickled Python objects, which are never loaded. Save numbers.")
+        if min(shape, default=0) < 0:
+            raise DataError(f"{name} can't be read: its header has shape {shape}. It may be damaged.")
         check_claim(math.prod(shape) * dtype.itemsize, name, at_most=size - file.tell())
         return shape, fortran_order, dtype
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from flaxae.data.images.shapes import is_channel_first
 from flaxae.data.stream import Stream
 from flaxae.errors import DataError
 
@@ -75,3 +74,13 @@ def as_examples(
     elif not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     return x[..., None] if x.ndim == 3 else x
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """Images with their channels on the last axis: those of torch, [..., channels, height, width], are turned."""
+    return np.moveaxis(x, -3, -1) if is_channel_first(x.shape) else x
+
+
+def is_channel_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of that shape, [(n,) channels, height, width], have 1, 3 or 4 channels before their pixels."""
+    return len(shape) >= 3 and shape[-3] in (1, 3, 4) and min(shape[-2:]) > 4

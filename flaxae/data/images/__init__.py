@@ -7,7 +7,7 @@ batches = flaxae.data.images.crops(images, size=64, count=32, seed=0)   # random
 """
 
 import pathlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -17,18 +17,13 @@ from flaxae.data.images import codec, sources
 from flaxae.data.images.codec import MAX_PIXELS
 from flaxae.data.images.collection import Images, open
 from flaxae.data.images.crops import crops
-from flaxae.data.images.shapes import channels_last, is_channel_first
+from flaxae.data.parts import Parts
 from flaxae.errors import DataError
-
-if TYPE_CHECKING:
-    from flaxae.data.parts import Parts
 
 __all__ = [
     "MAX_PIXELS",
     "Images",
-    "channels_last",
     "crops",
-    "is_channel_first",
     "load",
     "open",
     "pages",
@@ -40,7 +35,7 @@ __all__ = [
 SMALL = 64  # pixels a side, up to which images of one size are kept in memory, whole, and not cut into pieces
 
 
-def load(source: Any, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> "Parts":
+def load(source: Any, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Parts:
     """The parts of images to train on: small ones of one size as arrays, all others as `Images`.
 
     A folder or archive may hold images alone, a folder for each class, or `train` and `test` (`val`, in any case) of
@@ -54,8 +49,6 @@ def load(source: Any, *, size: int | None = None, max_pixels: int = MAX_PIXELS) 
     Raises:
         DataError: no images, or none that can be read; folders that are pairs and not classes.
     """
-    from flaxae.data.parts import Parts  # which knows of `Images`
-
     found = sources.Layout([])
 
     def choose(names: list[str]) -> list[str]:

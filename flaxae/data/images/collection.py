@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 
 from flaxae.data.images import codec, sources
 from flaxae.data.images.codec import MAX_PIXELS, Content, Header
-from flaxae.data.images.shapes import channels_last
+from flaxae.data.parts import channels_last
 from flaxae.errors import DataError
 
 CACHE_BYTES = 128 * 2**20  # of decoded images that are kept
