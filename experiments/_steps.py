@@ -6,18 +6,20 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
+from flax import nnx
 from jax.sharding import Mesh
 from rich.text import Text
 
 from flaxae import autoencoder, baselines, data, experiments, presets, runs, stacked, trained, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.data import Dataset, Stream
+from flaxae.data import Dataset, Stream, images
+from flaxae.data.images import Images
 from flaxae.errors import DataError
 from flaxae.experiments import _flags
 from flaxae.likelihoods import Bernoulli, Gaussian
@@ -27,13 +29,91 @@ from flaxae.runs.report import Table, printable
 from flaxae.training import History
 
 EPOCHS, STEPS = 10, 2000  # by default: of a large set, and at least of a small one
+SIDE = 64  # pixels, of pieces of images, and of whole ones where one size is needed
+AT_ONCE = 256  # images that a model is run on together
+MOST_PIECES, PIECES_BYTES = 20_000, 256 * 2**20
 PRETRAINING_EPOCHS = 2  # of each layer of a stack
 MOST_VALUES_FOR_PCA = 4096  # an example: PCA takes time with its cube
 
 
 def load(config: _flags.Flags) -> Dataset:
     """The data that the flags ask for."""
-    return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+    return data.load(
+        config.data,
+        label=config.label,
+        window=config.window,
+        stride=config.stride,
+        size=config.size,
+        max_pixels=config.max_pixels,
+        seed=config.seed,
+    )
+
+
+def whole(dataset: Dataset, config: _flags.Flags) -> Dataset:
+    """The data set, its images brought to one size if they differ or are large, with a line that says so."""
+    if not dataset.differ_in_size:
+        return dataset
+    print(f"Images are brought to {SIDE} × {SIDE} pixels, as this takes all of one size; --size N is another.")
+    return load(dataclasses.replace(config, size=SIDE))
+
+
+def pieces(dataset: Dataset, seed: int, *, flips: bool = True) -> Dataset:
+    """The data set, its images cut into random pieces if they differ in size or are large, with a line that says so."""
+    train, test = dataset.train, dataset.test
+    if not isinstance(train, Images) or not isinstance(test, Images):
+        return dataset
+    bytes_each = 4 * SIDE**2 * (train.channels or 1)
+    count = min(MOST_PIECES, PIECES_BYTES // bytes_each)
+    turned = ", turned and mirrored," if flips else ""
+    print(
+        f"Trains on {count:,} random pieces of {SIDE} × {SIDE} pixels{turned} of {len(train)} images; "
+        "--size N takes whole images, brought to that size."
+    )
+    cut = [
+        dataset.scaling.undo(next(images.crops(part, SIDE, number, seed, flips=flips)))
+        for part, number in ((train, count), (test, max(1, count // 10)))
+    ]
+    return dataclasses.replace(
+        dataset, train=cut[0], test=cut[1], train_labels=None, test_labels=None, test_rows=None, test_files=None
+    )
+
+
+class OfImages(NamedTuple):
+    """What a model made of images, and which: those that could not be read are left out, see `Images.check`."""
+
+    images: Images
+    names: np.ndarray  # objects
+    made: np.ndarray
+
+
+def of_images(config: _flags.Flags, model: trained.Trained, method: Any, module: nnx.Module) -> OfImages:
+    """What a model's method makes of the images of --input, brought to its size, some at a time."""
+    found = model.images(config.input, fit=True, max_pixels=config.max_pixels)
+    print(found.summary())
+    names, made, batch = [], [], []
+
+    def run() -> None:
+        made.append(training.apply(method, module, training.check_examples(model.model, np.stack(batch))))
+        batch.clear()
+
+    for i, image in found.each(show=True):
+        names.append(found.names[i])
+        batch.append(image)
+        if len(batch) == AT_ONCE:
+            run()
+    if batch:
+        run()
+    if not made:
+        found.check()
+    return OfImages(found, np.array(names, object), np.concatenate(made))
+
+
+def announce(dataset: Dataset, model: autoencoder.Config, *, epochs: int, batch_size: int) -> None:
+    """Print of images how large a model is and roughly how long it trains, before it does."""
+    if dataset.images is not None:
+        steps = epochs * max(1, len(dataset.train) // batch_size)
+        told = training.cost(model, dataset.shape, steps=steps, batch_size=batch_size)
+        print(f"Trains {told}: {epochs} epochs, {steps:,} steps.", flush=True)
 
 
 def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | Stream, float | np.ndarray]:
@@ -68,6 +148,8 @@ def in_memory(dataset: Dataset) -> Dataset:
 
 def new_file(dataset: Dataset, name: str = "new") -> str:
     """A name for new data of that kind."""
+    if dataset.images is not None:
+        return "images/"
     if dataset.kind == "tabular" or dataset.columns:
         return f"{name}.csv"
     return f"{name}.wav" if dataset.framing and dataset.framing.rate else f"{name}.npy"
@@ -85,7 +167,7 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: _flags.Flags) -> dict[str, Any]:
     """The flags that decide what is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache", "max_pixels")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 
@@ -189,6 +271,7 @@ def train(
             resume=config.resume,
             **settings,
         )
+    announce(dataset, model, epochs=epochs(config, dataset, least=least), batch_size=config.batch_size)
     with resources(config, run, log=log) as given:
         history = training.fit(
             network,

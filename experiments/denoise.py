@@ -46,7 +46,13 @@ LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "
 def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, into --output."""
     model = trained.autoencoder_of(config.from_)
-    model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
+    model.convert(
+        config.input,
+        config.output,
+        lambda noisy: denoising.denoise(model, noisy),
+        of_image=lambda noisy: denoising.denoise(model, noisy, is_scaled=True),
+        max_pixels=config.max_pixels,
+    )
     print(f"Denoised {config.input} into {config.output}.")
 
 
@@ -63,6 +69,7 @@ def train(config: _flags.Denoise) -> None:
         model, history = _steps.train(config, run, dataset, preset, least=EPOCHS, **decay)
         processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
+    dataset.check()
 
 
 def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:

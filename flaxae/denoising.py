@@ -11,13 +11,16 @@ from flaxae.data import Scaling
 from flaxae.trained import Trained
 
 
-def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+def denoise(
+    trained: Trained, noisy: Shaped[np.ndarray, "..."], *, is_scaled: bool = False
+) -> Shaped[np.ndarray, "..."]:
     """The model's reconstruction of noisy data, in the shape, units and dtype that they came in.
 
     Images are [height, width, channels], or [images, height, width, channels]; the last axis may be missing where the
     model has one channel. They may be of any size: what is larger than the images of training is cut into tiles that
     overlap by half, and blended; what is smaller is extended at its edge. A model of one channel takes the channels of
-    a colour image one by one. Other data are [examples, *shape] as in training.
+    a colour image one by one. Other data are [examples, *shape] as in training. `is_scaled`
+    says that images are in [0, 1] already.
 
     Raises:
         DataError: the shape doesn't fit the model, or values are not finite or out of range.
@@ -34,7 +37,7 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
             f"The data have shape {noisy.shape}; the model denoises images of {channels} channels: "
             "[height, width, channels] or [images, height, width, channels]."
         )
-    scaling = _scaling(trained, images.dtype)
+    scaling = Scaling((0.0,), (1.0,), "float32") if is_scaled else _scaling(trained, images.dtype)
     scaled = scaling(images)
     if channels == 1:
         clean = np.concatenate([_tiled(trained, scaled[..., [c]]) for c in range(scaled.shape[-1])], axis=-1)

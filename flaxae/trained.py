@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
+from flaxae.data.images import MAX_PIXELS
 from flaxae.training import checkpoints
 
 if TYPE_CHECKING:
@@ -75,15 +76,42 @@ class Trained:
             )
         return signal
 
+    def images(
+        self, path: str | os.PathLike[str], *, fit: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> data.images.Images:
+        """Images of a folder, an archive or a file, in the channels that the model takes, read one by one.
+
+        A model of one channel is given the channels of colour images one by one, so that these keep them.
+
+        Args:
+            path: see `data.images.open`.
+            fit: bring them to the size, and to the channels, of the examples that the model was trained on.
+            max_pixels: that one image may have.
+
+        Raises:
+            DataError: there are none, or the model is of something else.
+        """
+        if self.kind != "image":
+            raise errors.DataError(f"{path} is of images; the model was trained on data of the kind {self.kind}.")
+        height, width, channels = self.shape
+        alpha = channels in (2, 4)
+        colours = "own" if channels == 1 and not fit else channels - alpha
+        size = (height, width) if fit else None
+        return data.images.open(path, colours=colours, alpha=alpha, size=size, max_pixels=max_pixels)
+
     def convert(
         self,
         source: str | os.PathLike[str],
         target: str | os.PathLike[str],
         function: Callable[[np.ndarray], np.ndarray],
+        *,
+        of_image: Callable[[np.ndarray], np.ndarray],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Read new data, and write what `function` makes of the examples (or of each image of a folder).
+        """Read new data, and write what `function` makes of the examples, or `of_image` of each image, in [0, 1].
 
-        A table has the columns of the source again, categories and all; a signal is laid back on its time line.
+        A table has the columns of the source again, categories and all; a signal is laid back on its time line. Images
+        are read and written one by one, in the format, depth and with the colour profile, EXIF and alpha that they had.
 
         Raises:
             DataError: the source can't be read, or the target not be written.
@@ -94,9 +122,14 @@ class Trained:
             values = data.overlap_mean(made, self.framing.stride, len(signal.values))
             data.write(target, signal._replace(values=values), columns=self.columns)
             return
+        if data.images.holds(source):
+            images = self.images(source, max_pixels=max_pixels)
+            print(images.summary())
+            images.convert(target, of_image)
+            return
         given = self.read(source)
-        made = {name: function(x) for name, x in given.items()} if isinstance(given, dict) else function(given)
-        data.write(target, made, columns=self.columns, encoding=self.encoding)
+        assert not isinstance(given, dict)
+        data.write(target, function(given), columns=self.columns, encoding=self.encoding)
 
     def encode(self, x: "Examples") -> Any:
         """The deterministic codes of x, [examples, *code]. A DataFrame's columns are taken by name."""

@@ -153,13 +153,46 @@ class Images(Sequence):
         """The type that one image is stored as: uint8, uint16, int32 or float32."""
         return self._header(self.items[i]).dtype
 
-    def each(self) -> Iterator[tuple[int, Float[np.ndarray, "height width channels"]]]:
-        """Number and pixels of each that can be read; the others are then in `unreadable`: see `check`."""
-        for i in range(len(self)):
+    def each(self, *, show: bool = False) -> Iterator[tuple[int, Float[np.ndarray, "height width channels"]]]:
+        """Number and pixels of each that can be read; the others are then in `unreadable`: see `check`.
+
+        `show` draws a bar of how many are done, on a terminal.
+        """
+        numbers = range(len(self))
+        for i in _with_a_bar(numbers) if show and len(self) > 1 else numbers:
             try:
-                yield i, self[i]
+                image = self[i]
             except DataError as error:
                 self.leave_out(i, error)
+                continue
+            yield i, image
+
+    def convert(
+        self,
+        target: str | os.PathLike[str],
+        function: Callable[[Float[np.ndarray, "height width channels"]], Float[np.ndarray, "h w channels"]],
+    ) -> None:
+        """Write what `function` makes of each image, in [0, 1], into a folder, under the names of the sources.
+
+        Of a single file, `target` is the file to write, unless it is a folder or has no ending.
+
+        Raises:
+            DataError: some could not be read, or be written; the rest is done.
+        """
+        target = pathlib.Path(target)
+        alone = self.is_file and bool(target.suffix) and not target.is_dir()
+        for i, image in self.each(show=True):
+            try:
+                self.write(i, function(image), target if alone else target / self.items[i].file)
+            except DataError as error:
+                self.leave_out(i, error)
+        self.check()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether they are the pages of one file, and not of a folder or an archive."""
+        files = self.items[0].files
+        return files is not None and files.path.is_file() and not sources.is_archive(files.path)
 
     def leave_out(self, i: int, error: Exception | str) -> None:
         """Note that an image can't be used, and go on: `check` names it at the end."""
@@ -562,6 +595,20 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         planes.append(np.asarray(plane.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)))
     made = np.stack(planes, axis=-1)
     return _rounded(np.clip(made, pixels.min(), pixels.max()), pixels.dtype.name)
+
+
+def _with_a_bar(numbers: range) -> Iterator[int]:
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("{task.completed} of {task.total} images"),
+        rich.progress.BarColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(numbers)
 
 
 def _span(values: list[int]) -> str:
