@@ -167,7 +167,7 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: _flags.Flags) -> dict[str, Any]:
     """The flags that decide what is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache", "max_pixels")
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache", "max_pixels", "maps")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 

@@ -109,7 +109,7 @@ class Trained:
         of_image: Callable[[np.ndarray], np.ndarray],
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Read new data, apply `function` to the examples, or `of_image` to each image, in [0, 1], and write the result.
+        """Read new data, apply `function` to the examples or `of_image` to each image in [0, 1], and write the result.
 
         A table is written with the columns of its source, with categories decoded. The windows of a signal are averaged
         where they overlap, back to one signal. Images are read and written one by one, in the format and depth and with
