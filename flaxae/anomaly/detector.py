@@ -36,7 +36,7 @@ NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, which are each other's neighbours
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # of training, by default
 HELD_OUT = 0.2
-WHOLE = 0.3  # what an image as a whole counts beside its peaks: deviations of its parts on average
+WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks under way; parts of each keep but one core busy
 

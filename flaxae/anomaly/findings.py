@@ -75,7 +75,8 @@ class Findings(NamedTuple):
     threshold: float | None
     contributors: Shaped[np.ndarray, "examples top"]  # names, or of images regions, the largest share first
     shares: Float[np.ndarray, "examples top"]
-    boxes: Int[np.ndarray, "examples top 4"] | None = None  # of the regions: x, y, width, height; 0 wide where none is
+    boxes: Int[np.ndarray, "examples top 4"] | None = None  # of the regions, if they are hotter than
+    # normal images get: x, y, width, height, else all 0
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """A row an example, into a `.csv` or `.parquet`."""
@@ -186,20 +187,22 @@ def write_map(folder: pathlib.Path, name: str, heat: Float[np.ndarray, "height w
     data.write(path if path.suffix.lower() == ".png" else path.with_name(f"{path.name}.png"), values[..., None])
 
 
-def _boxes(heat: np.ndarray, level: float) -> list[Region]:
-    return regions(heat, level, CONTRIBUTORS)
+def _boxes(heat: np.ndarray, level: float) -> tuple[list[Region], bool]:
+    """The regions that stand out most, and whether they do so more than in normal images, as far as that is known."""
+    return regions(heat, level, CONTRIBUTORS), not np.isfinite(level) or bool(heat.max() > level)
 
 
 def _of_images(
-    detector: Detector, which: np.ndarray, scores: np.ndarray, rule: Rule, found: list[list[Region]]
+    detector: Detector, which: np.ndarray, scores: np.ndarray, rule: Rule, found: list[tuple[list[Region], bool]]
 ) -> Findings:
     flagged, threshold = rule.flag(scores, detector.calibration)
     boxes = np.zeros((len(found), CONTRIBUTORS, 4), int)
     shares = np.zeros((len(found), CONTRIBUTORS), np.float32)
     names = np.full((len(found), CONTRIBUTORS), "", object)
-    for i, some in enumerate(found):
+    for i, (some, stand_out) in enumerate(found):
         for j, region in enumerate(some):
-            boxes[i, j], shares[i, j], names[i, j] = region[:4], region.share, str(region)
+            boxes[i, j] = region[:4] if stand_out else 0
+            shares[i, j], names[i, j] = region.share, str(region)
     p = conformal.p_values(scores, detector.calibration)
     columns = {"file" if which.dtype == object else "row": which}
     return Findings(columns, scores, p, flagged, threshold, names, shares, boxes)
