@@ -70,7 +70,7 @@ class GaussianRange:
         if self.least > self.most:
             raise errors.ConfigError(f"GaussianRange is from {self.least} to {self.most}: give the lower one first.")
 
-    def __call__(self, key: Key[Array, ""], x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    def __call__(self, key: Key[Array, ""], x: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:
         level_key, key = jax.random.split(key)
         level = jax.random.uniform(level_key, (len(x), *[1] * (x.ndim - 1)), x.dtype, self.least, self.most)
         noisy = x + level * jax.random.normal(key, x.shape, x.dtype)
@@ -80,26 +80,26 @@ class GaussianRange:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class PoissonGaussian:
-    """Add a sensor's noise, of variance gain · x + level²: that of counted photons, and that of reading them out.
+    """Add a sensor's noise, of variance level² · (dark + (1 − dark) · x): counted photons, and their reading out.
 
     Both are normal (Foi et al. 2008, section II): at some ten photons and more, a Poisson variable nearly is.
 
     Args:
-        gain: a value of 1 is 1 / gain photons.
-        level: the deviation of what doesn't depend on x, in the units of the (scaled) data.
+        level: the deviation where x is 1, in the units of the (scaled) data.
+        dark: the part of its square that is left where x is 0.
         clip: bounds that the noisy values are clipped to.
     """
 
-    gain: float = 0.01
-    level: float = 0.02
+    level: float = 0.1
+    dark: float = 0.1
     clip: Clip = None
 
     def __post_init__(self) -> None:
-        specs.check_not_negative(self, "gain", "level")
+        specs.check_not_negative(self, "level", "dark")
         specs.check_clip(self)
 
     def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
-        deviation = jnp.sqrt(self.gain * jnp.maximum(x, 0) + jnp.square(self.level))
+        deviation = self.level * jnp.sqrt(self.dark + (1 - self.dark) * jnp.maximum(x, 0))
         noisy = x + deviation * jax.random.normal(key, x.shape, x.dtype)
         return noisy if self.clip is None else jnp.clip(noisy, *self.clip)
 
@@ -166,6 +166,7 @@ class Patches:
 CORRUPTIONS = {
     "gaussian": GaussianNoise,
     "masking": Masking,
+    "poisson_gaussian": PoissonGaussian,
     "salt_and_pepper": SaltAndPepper,
     "patches": Patches,
     "transform": Transform,

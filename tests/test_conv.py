@@ -1,6 +1,8 @@
 """Both forms of every operation against `lax` and Flax, on the CPU."""
 
+import contextlib
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,44 @@ sizes = st.sampled_from([(5, 8), (7, 7), (6, 9)])
 windows = st.sampled_from([(1, 1), (2, 2), (3, 3), (3, 2), (5, 4)])
 strides = st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)])
 paddings = st.sampled_from(["SAME", "VALID"])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@given(
+    shape=st.sampled_from([(2, 8, 8), (3, 13, 6), (1, 5, 21), (16, 9, 4)]),
+    channels=st.sampled_from([(16, 16), (20, 17)]),
+    most=st.sampled_from([4, 2048]),
+)
+@few
+def test_winograd_is_a_convolution(channels_last, shape, channels, most):
+    x, kernel = draw_normal(0, *shape, channels[0]), 0.1 * draw_normal(1, 3, 3, *channels)
+
+    def ours(x, kernel):
+        with convolutions.channels_last() if channels_last else contextlib.nullcontext():
+            assert convolutions._winograd_pays(from_nhwc(x), kernel)
+            return in_nhwc(conv)(x, kernel)
+
+    with mock.patch.multiple(convolutions, LEAST_TILES=1, MOST_TILES=most):
+        assert_same_with_gradients(
+            ours, lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC), x, kernel
+        )
+
+
+def test_winograd_in_both_modes_and_under_vmap():
+    x, kernels = draw_normal(0, 2, 8, 8, 16), 0.1 * draw_normal(1, 2, 3, 3, 16, 16)
+    with mock.patch.object(convolutions, "LEAST_TILES", 1):
+        out, tangent = jax.jvp(lambda k: in_nhwc(conv)(x, k), (kernels[0],), (kernels[1],))
+        both = jax.vmap(lambda k: in_nhwc(conv)(x, k))(kernels)
+    np.testing.assert_allclose(both[0], out, atol=1e-5)
+    np.testing.assert_allclose(both[1], tangent, atol=1e-5)  # linear in the kernel
+
+
+def test_winograd_is_left_alone_where_it_does_not_pay():
+    x = jnp.zeros((64, 64, 64, 16), jnp.float32)  # channels first here
+    assert convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 64)))
+    assert not convolutions._winograd_pays(x.astype(jnp.bfloat16), jnp.zeros((3, 3, 64, 64)))
+    assert not convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 4)))
+    assert not convolutions._winograd_pays(x[:, :8, :8], jnp.zeros((3, 3, 64, 64)))
 
 
 @given(sizes, windows, strides, paddings)

@@ -8,6 +8,8 @@ from jaxtyping import Float, Shaped
 from flaxae import errors, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Scaling
+from flaxae.denoising import tiles
+from flaxae.denoising.noise import noise_level as noise_level
 from flaxae.trained import Trained
 
 
@@ -15,9 +17,10 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
     """The model's reconstruction of noisy data, in the shape, units and dtype that they came in.
 
     Images are [height, width, channels], or [images, height, width, channels]; the last axis may be missing where the
-    model has one channel. They may be of any size: what is larger than the images of training is cut into tiles that
-    overlap by half, and blended; what is smaller is extended at its edge. A model of one channel takes the channels of
-    a colour image one by one. Other data are [examples, *shape] as in training.
+    model has one channel. They may be of any size. A body that takes any size has them in overlapping windows, see
+    `tiles.reconstruct`. Of others, what is larger than the images of training is cut into tiles that overlap by half,
+    and blended; what is smaller is extended at its edge. A model of one channel takes the channels of a colour image
+    one by one. Other data are [examples, *shape] as in training.
 
     Raises:
         DataError: the shape doesn't fit the model, or values are not finite or out of range.
@@ -46,16 +49,19 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
 def _tiled(
     trained: Trained, images: Float[np.ndarray, " n height width channels"]
 ) -> Float[np.ndarray, " n height width channels"]:
-    """Reconstruct images of any size by a model of a fixed one, blending the tiles under a raised cosine."""
+    """Reconstruct images of any size; by a model of a fixed one, blending the tiles under a raised cosine."""
+    if tiles.any_size(trained.model) is not None:
+        training.check_examples(trained.model, images[:, : trained.shape[0], : trained.shape[1]])
+        return np.stack([tiles.reconstruct(trained.model, image) for image in images])
     n, *size, channels = images.shape
     tile = trained.shape[:2]
     missing = [max(0, side - given) for side, given in zip(tile, size, strict=True)]
     images = np.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     padded = images.shape[1:3]
     corners = list(itertools.product(_starts(padded[0], tile[0]), _starts(padded[1], tile[1])))
-    tiles = np.concatenate([images[:, i : i + tile[0], j : j + tile[1]] for i, j in corners])
-    tiles = training.check_examples(trained.model, tiles)
-    clean = training.apply(Autoencoder.reconstruct, trained.model, tiles).reshape(len(corners), n, *tile, channels)
+    parts = np.concatenate([images[:, i : i + tile[0], j : j + tile[1]] for i, j in corners])
+    parts = training.check_examples(trained.model, parts)
+    clean = training.apply(Autoencoder.reconstruct, trained.model, parts).reshape(len(corners), n, *tile, channels)
     across = [np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in tile]
     window = np.outer(*across)[..., None].astype(np.float32)
     total, weight = np.zeros_like(images), np.zeros((*padded, 1), np.float32)

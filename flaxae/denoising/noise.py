@@ -7,6 +7,7 @@ from flaxae import errors
 
 # Daubechies' wavelet of four coefficients, the high-pass: smooth parts of an image leave nothing in it.
 _HIGH = np.array([-0.12940952255, -0.22414386804, 0.83651630374, -0.48296291314])
+_NOTHING = 1e-9
 _NORMAL_MEDIAN = 0.6744897501960817  # of |z|, z normal
 
 
@@ -31,6 +32,7 @@ def noise_level(image: Float[np.ndarray, "height width channels"]) -> float:
         for axis in (0, 1):
             windows = np.lib.stride_tricks.sliding_window_view(detail, 4, axis=axis)
             detail = (windows[::2] if axis == 0 else windows[:, ::2]) @ _HIGH
-        sizes = np.abs(detail[detail != 0])  # clipped and flat parts have none
+        sizes = np.abs(detail)
+        sizes = sizes[sizes > _NOTHING]  # clipped and flat parts have none
         levels.append(np.median(sizes) / _NORMAL_MEDIAN if sizes.size else 0.0)
     return float(np.mean(levels))
