@@ -186,7 +186,7 @@ def _report(
     trained_for = f"trained for {len(history['loss']) * photographs.EPOCH:,} steps in {history['seconds'][-1]:.0f} s"
     if scores:
         middle = labels[len(labels) // 2]
-        rival = max(scores.keys() - {"flaxae"}, key=lambda method: scores[method][middle])
+        rival = max(scores.keys() - {"flaxae", "noisy"}, key=lambda method: scores[method][middle])
         summary = (
             f"From {scores['noisy'][middle]:.4g} dB when noisy to {scores['flaxae'][middle]:.4g} dB by the U-Net"
             f"{f' at {middle}' if middle else ''}, {trained_for}. The best of the simple filters, {LABELS[rival]}, "

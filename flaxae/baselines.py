@@ -37,9 +37,11 @@ def non_local_means(
     """
     from skimage import restoration
 
-    return restoration.denoise_nl_means(
-        np.asarray(image), patch_size=5, patch_distance=6, h=0.6 * level, sigma=level, fast_mode=True, channel_axis=-1
+    given = np.asarray(image)
+    clean = restoration.denoise_nl_means(
+        given, patch_size=5, patch_distance=6, h=0.6 * level, sigma=level, fast_mode=True, channel_axis=-1
     )
+    return clean.reshape(given.shape)  # a single channel's axis is gone
 
 
 def pca_reconstruct(examples: _Examples, *, train: _Examples, components: int) -> _Examples:

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from flaxae import errors, training
 from flaxae.autoencoder import Autoencoder
@@ -38,21 +38,26 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
             "[height, width, channels] or [images, height, width, channels]."
         )
     scaling = _scaling(trained, images.dtype)
-    scaled = scaling(images)
-    if channels == 1:
-        clean = np.concatenate([_tiled(trained, scaled[..., [c]]) for c in range(scaled.shape[-1])], axis=-1)
-    else:
-        clean = _tiled(trained, scaled)
-    return scaling.undo(clean).reshape(noisy.shape)
+    by_channel = np.split(images, images.shape[-1], axis=-1) if channels == 1 else [images]
+    through = _tiled if tiles.any_size(trained.model) is None else _windowed
+    clean = [through(trained, part, scaling) for part in by_channel]
+    return np.concatenate(clean, axis=-1).reshape(noisy.shape)
+
+
+def _windowed(
+    trained: Trained, images: Shaped[np.ndarray, " n height width channels"], scaling: Scaling
+) -> Shaped[np.ndarray, " n height width channels"]:
+    """Reconstruct images of any size by a model of any size."""
+    low, high = scaling(np.array([images.min(), images.max()]))
+    training.check_range(trained.model, float(low), float(high))
+    return np.stack([tiles.reconstruct(trained.model, image, scaling) for image in images])
 
 
 def _tiled(
-    trained: Trained, images: Float[np.ndarray, " n height width channels"]
-) -> Float[np.ndarray, " n height width channels"]:
-    """Reconstruct images of any size; by a model of a fixed one, blending the tiles under a raised cosine."""
-    if tiles.any_size(trained.model) is not None:
-        training.check_examples(trained.model, images[:, : trained.shape[0], : trained.shape[1]])
-        return np.stack([tiles.reconstruct(trained.model, image) for image in images])
+    trained: Trained, stored: Shaped[np.ndarray, " n height width channels"], scaling: Scaling
+) -> Shaped[np.ndarray, " n height width channels"]:
+    """Reconstruct images of any size by a model of a fixed one, blending the tiles under a raised cosine."""
+    images = scaling(stored)
     n, *size, channels = images.shape
     tile = trained.shape[:2]
     missing = [max(0, side - given) for side, given in zip(tile, size, strict=True)]
@@ -68,7 +73,7 @@ def _tiled(
     for (i, j), part in zip(corners, clean, strict=True):
         total[:, i : i + tile[0], j : j + tile[1]] += window * part
         weight[i : i + tile[0], j : j + tile[1]] += window
-    return (total / weight)[:, : size[0], : size[1]]
+    return scaling.undo((total / weight)[:, : size[0], : size[1]])
 
 
 def _starts(extent: int, tile: int) -> list[int]:

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flaxae.autoencoder import Autoencoder
+from flaxae.data import Scaling
 from flaxae.nn import conv
 
 SIDES = (128, 192, 256, 384, 576)  # pixels: few sizes are compiled, and none takes more than some 100 MiB
@@ -39,28 +40,35 @@ def any_size(model: Autoencoder) -> AnySize | None:
 
 
 def reconstruct(
-    model: Autoencoder, image: Float[np.ndarray, "height width channels"]
-) -> Float[np.ndarray, "height width channels"]:
-    """What a model whose body takes any size makes of one image.
+    model: Autoencoder, image: Shaped[np.ndarray, "height width channels"], scaling: Scaling | None = None
+) -> Shaped[np.ndarray, "height width channels"]:
+    """What a model whose body takes any size makes of one image, in the units and type of that.
 
     The image is cut into windows, which overlap by twice `MARGIN` or twice the model's reach, if that is less. Of an
     overlap each window gives its half, so that what it says of its edge is not used. An image that is smaller than a
     window is mirrored at its edges.
+
+    Args:
+        scaling: from the image's units to what the model sees, by default those; it is done window by window, so that
+            all of the image is only there as it was given, and as it is given back.
     """
     body = any_size(model)
     assert body is not None
     margin = min(MARGIN, -(-body.reach // body.stride) * body.stride)
     height, width, _ = image.shape
     side = min(SIDES, key=lambda side: math.prod(len(_starts(n, side, margin)) for n in (height, width)) * side**2)
-    padded = np.pad(image, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode="symmetric")
+    short = [max(0, side - extent) for extent in (height, width)]
+    if any(short):
+        image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
     graphdef, state = nnx.split(model)
-    made = np.empty_like(padded, np.float32)
-    spans = [_spans(_starts(extent, side, margin), extent, side) for extent in padded.shape[:2]]
+    made = np.empty(image.shape, image.dtype if scaling is None else scaling.dtype)
+    spans = [_spans(_starts(extent, side, margin), extent, side) for extent in image.shape[:2]]
     for (top, above, below), (left, before, after) in itertools.product(*spans):
-        window = padded[None, top : top + side, left : left + side].astype(np.float32)
+        window = image[None, top : top + side, left : left + side]
         with conv.channels_last():
-            part = np.asarray(_reconstruct(graphdef, state, window))[0]
-        made[above:below, before:after] = part[above - top : below - top, before - left : after - left]
+            part = np.asarray(_reconstruct(graphdef, state, window if scaling is None else scaling(window)))[0]
+        part = part[above - top : below - top, before - left : after - left]
+        made[above:below, before:after] = part if scaling is None else scaling.undo(part)
     return made[:height, :width]
 
 
