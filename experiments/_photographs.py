@@ -5,6 +5,7 @@ import importlib.util
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxae import autoencoder, baselines, data, denoising, experiments, metrics
@@ -133,7 +134,7 @@ def evaluate(
             clean = image
             if isinstance(against, float):
                 noise = corruption if len(tests) == 1 else dataclasses.replace(corruption, least=against, most=against)
-                image = np.asarray(noise(jax.random.fold_in(jax.random.key(seed), i), image[None])[0])
+                image = np.asarray(noise(jax.random.fold_in(jax.random.key(seed), i), jnp.asarray(image[None]))[0])
             elif against is not None:
                 clean = against[i]
             outputs = {"noisy": image, **filtered(image), "flaxae": np.clip(tiles.reconstruct(model, image), 0, 1)}

@@ -1,18 +1,25 @@
 """Photographs: the U-Net, windows of large images, noise that is not known, and training on pieces."""
 
 import dataclasses
+import json
+import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from flaxae import autoencoder, corruptions, denoising, errors, objectives, presets, training
+import flaxae
+from flaxae import autoencoder, command, corruptions, data, denoising, errors, objectives, presets, runs, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch
-from flaxae.denoising import tiles
+from flaxae.data import images
+from flaxae.denoising import photographs, tiles
 from flaxae.nn.convnet import FullyConvolutional
 from flaxae.nn.unet import UNet
 
@@ -46,7 +53,7 @@ def test_a_unet_says_what_it_is_not_for():
 
 
 @pytest.mark.parametrize("body", ["unet", "grid"])
-@pytest.mark.parametrize(("height", "width"), [(150, 97), (64, 200), (20, 300)])
+@pytest.mark.parametrize(("height", "width"), [(152, 104), (64, 200), (20, 300)])
 def test_windows_are_as_the_whole_image(body, height, width, rng, monkeypatch):
     monkeypatch.setattr(tiles, "SIDES", (96,))
     image = rng.uniform(size=(height, width, 1)).astype(np.float32)
@@ -136,3 +143,85 @@ def test_noisy_images_alone_teach_to_denoise(objective, rng):
     assert error < 0.3 * np.square(noisy - clean).mean()
     with pytest.raises(errors.ConfigError, match="noisy already"):
         autoencoder.build(dataclasses.replace(config, corruption=corruptions.GaussianNoise()), (16, 16, 1))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A tiny U-Net, trained for few steps."""
+    monkeypatch.setattr(photographs, "EPOCH", 2)
+    config = dataclasses.replace(presets.unet(), body=UNet((4, 6), 1))
+    monkeypatch.setattr(presets, "unet", lambda: config)
+
+
+@pytest.fixture
+def folders(tmp_path, rng, monkeypatch):
+    """clean/ and noisy/, colour photographs of several sizes, of the same names."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(8):
+        pixels = rng.integers(0, 256, (9 + i, 12, 3), np.uint8)
+        smooth = Image.fromarray(pixels).resize((90 + i, 80), Image.Resampling.BICUBIC)
+        noisy = np.asarray(smooth) + 20 * rng.standard_normal((80, 90 + i, 3))
+        data.write(tmp_path / "clean" / f"{i}.png", np.asarray(smooth))
+        data.write(tmp_path / "noisy" / f"{i}.png", np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "measured"),
+    [
+        ("--data clean --test noisy", "any deviation from 5 to 55 of 255", ["σ 15", "σ 25", "σ 50"]),
+        ("--data clean --noise 0.1", "noise of level 0.1 (gaussian)", ["σ 25.5"]),
+        ("--data noisy --target clean", "Learns to make the images of clean of those of noisy", [""]),
+        ("--data noisy --noisy", "estimated to have the deviation 0.07", []),
+    ],
+)
+def test_the_command_picks_what_suits_the_photographs(flags, said, measured, folders, quick, capsys):
+    assert command.main(["denoise", *flags.split(), "--epochs", "2", "--crop", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "4 steps of 16 pieces of 32 pixels a side" in printed
+    run = folders / "runs" / "denoise" / "1"
+    results = json.loads((run / "results.json").read_text())
+    names = [f"psnr_db/{name}" if name else "psnr_db" for name in measured]
+    assert all(results[f"{prefix}/{name}"] > 10 for name in names for prefix in ("test", "baseline/noisy"))
+    assert (run / "report.html").exists()
+    assert command.main(["denoise", "--from", str(run), "--input", "noisy", "--output", "out"]) == 0
+    assert data.read("out/3.png").shape == data.read("noisy/3.png").shape
+    model = flaxae.load(run)
+    one = data.read("noisy/3.png")
+    np.testing.assert_array_equal(flaxae.denoise(model, one), data.read("out/3.png"))
+
+
+def test_an_interrupted_run_on_photographs_is_resumed(folders, quick, capsys):
+    whole, part = ["denoise", "--data", "clean", "--crop", "32", "--epochs", "3", "--name"], []
+    assert command.main([*whole, "whole"]) == 0
+
+    def stop(metrics):
+        part.append(metrics)
+        if len(part) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with mock.patch.object(runs.Run, "log_epoch", lambda self, metrics: stop(metrics)):
+        assert command.main([*whole, "part"]) != 0
+    assert command.main([*whole, "part", "--resume"]) == 0
+    states = [nnx.state(flaxae.load(folders / "runs" / "denoise" / name).model) for name in ("whole", "part")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_pairs_that_do_not_fit_are_named(folders):
+    noisy, clean = images.open("noisy"), images.open("clean")
+    pieces = next(photographs.feed(noisy, photographs.paired(noisy, clean), size=32, count=8, seed=0)(5))
+    assert np.abs(pieces["x"] - pieces["target"]).mean() < 0.1  # of the same places
+    data.write("noisy/other.png", np.zeros((80, 90, 3), np.uint8))
+    with pytest.raises(errors.DataError, match=r"1 of 9 images have no target.*other"):
+        photographs.paired(images.open("noisy"), clean)
+    data.write("clean/3.png", np.zeros((80, 70, 3), np.uint8))
+    with pytest.raises(errors.DataError, match=r"3\.png has .*one size"):
+        photographs.paired(noisy, images.open("clean"))
+
+
+@pytest.mark.parametrize("flags", ["--noisy --target x", "--target x --noise 0.1", "--crop 4", "--noise 0"])
+def test_flags_that_do_not_go_together(flags, folders, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["denoise", "--data", "clean", *flags.split()])
+    assert flags.split()[0] in capsys.readouterr().err

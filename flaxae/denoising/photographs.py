@@ -57,14 +57,14 @@ def estimated(images: Images) -> tuple[float, float, float]:
     Raises:
         DataError: none is large enough to tell.
     """
-    levels = []
-    for i in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)).tolist():
+    levels, small = [], None
+    for _, image in images.select(np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int))).each():
         try:
-            levels.append(noise_level(images[i]))
+            levels.append(noise_level(image))
         except errors.DataError as error:
-            cause = error
+            small = error
     if not levels:
-        raise cause
+        raise small or errors.DataError(f"{images.source} holds no image that can be read.")
     return float(np.median(levels)), min(levels), max(levels)
 
 
