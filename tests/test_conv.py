@@ -48,8 +48,8 @@ def in_nhwc(operation):
     return lambda x, *args, **kwargs: to_nhwc(operation(from_nhwc(x), *args, **kwargs))
 
 
-def assert_same_with_gradients(ours, theirs, *args):
-    """Equal output and equal gradients in every argument, to float32 rounding."""
+def assert_same_with_gradients(ours, theirs, *args, of_largest=0.0):
+    """Equal output and equal gradients in every argument, to float32 rounding, or a part of the largest number."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def output_and_gradients(function, g, *args):
@@ -59,7 +59,7 @@ def assert_same_with_gradients(ours, theirs, *args):
     g = draw_normal(7, *jax.eval_shape(theirs, *args).shape)
     for a, b in zip(output_and_gradients(ours, g, *args), output_and_gradients(theirs, g, *args), strict=True):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5 + of_largest * float(jnp.abs(b).max()))
 
 
 few = settings(max_examples=5, deadline=None)
@@ -85,9 +85,10 @@ def test_winograd_is_a_convolution(channels_last, shape, channels, most):
             return in_nhwc(conv)(x, kernel)
 
     with mock.patch.multiple(convolutions, LEAST_TILES=1, MOST_TILES=most):
-        assert_same_with_gradients(
-            ours, lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC), x, kernel
+        theirs = functools.partial(
+            lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC
         )
+        assert_same_with_gradients(ours, theirs, x, kernel, of_largest=1e-5)
 
 
 def test_winograd_in_both_modes_and_under_vmap():
