@@ -1,14 +1,14 @@
 """Checkpoints of any pytree of arrays: the one adapter around Orbax.
 
-Orbax writes and reads the arrays, on one process or many. What it lacks is added here: a step is
-seen only when it is whole, a SHA-256 of every file is checked before anything is restored, a damaged
-step falls back to the one before it, and everything that goes wrong is one `CheckpointError`.
+Orbax writes and reads the arrays, in one process or many. This module adds what Orbax lacks: a step is
+visible only when it is complete, a SHA-256 of every file is checked before anything is restored, a damaged
+step is skipped for the one before it, and every failure is a `CheckpointError`.
 
     folder/<step>/arrays/    what Orbax wrote
     folder/<step>/manifest   its own SHA-256, then JSON: each leaf's name, dtype and shape; each file's SHA-256
-    folder/unfinished/       a save under way, or what a killed one left; the next save clears it
+    folder/unfinished/       a save in progress, or the rest of a killed one; the next save clears it
 
-One writer a folder: the lock that keeps it so is the run's (`flaxae.runs`).
+A folder must have one writer at a time: the lock of the run (`flaxae.runs`) sees to that.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ class _Damaged(Exception):
 def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int = 2) -> None:
     """Write `state` as `folder/<step>`, whole or not at all, then delete all but the newest `keep` steps.
 
-    To save a step is to return to it: the same and later steps in the folder are replaced. When many
-    processes train together, all of them call this, with a folder they share.
+    If the folder already has this step or later ones, they are replaced. When several processes train
+    together, all of them call this, with a folder they share.
 
     Args:
-        folder: made when missing.
-        step: not negative; the newest is the greatest.
-        state: arrays (JAX, NumPy) or numbers of any shape. At least one.
-        keep: at least 1. With 2, damage to the newest step still leaves one to fall back to.
+        folder: made if missing.
+        step: at least 0; the newest step is the one with the greatest number.
+        state: arrays (JAX, NumPy) of any shape or numbers. At least one.
+        keep: at least 1. With 2, there is still a good step if the newest is damaged.
 
     Raises:
         CheckpointError: `state` could not be written; the steps saved before are untouched.
@@ -82,16 +82,16 @@ def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int 
 
 
 def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
-    """The newest step whose files are those that were saved, bit for bit, and its number.
+    """The number and the state of the newest step whose files are intact, bit for bit.
 
-    A damaged step is passed over with a warning, for the one before it.
+    A damaged step is skipped, with a warning, for the one before it.
 
     Args:
         folder: as given to `save`.
-        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array is placed as its
-            counterpart here (its sharding; a NumPy array or number gives a NumPy array), by default on
-            the first device, wherever it was saved from.
-        step: only this one, with no falling back.
+        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array gets the sharding of its
+            counterpart here (a NumPy array or number gives a NumPy array). By default it goes to the first
+            device, wherever it was saved from.
+        step: only this step, without falling back to an earlier one.
 
     Raises:
         CheckpointError: no step is good, or `like` differs from what was saved in a name, shape or dtype.
@@ -121,7 +121,7 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def _flatten(tree: PyTree) -> tuple[list[str], list]:
-    """Names like `params/0/kernel float32[3, 4]`, and the leaves, numbers made arrays."""
+    """Names like `params/0/kernel float32[3, 4]`, and the leaves, with numbers as arrays."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     arrays = (jax.Array, jax.ShapeDtypeStruct)
     leaves = [leaf if isinstance(leaf, arrays) else np.asarray(leaf) for _, leaf in named]
@@ -141,7 +141,7 @@ def _write_manifest(folder: Path, names: list[str]) -> None:
 
 
 def _check(folder: Path) -> dict:
-    """The manifest of a step, once every file in it has been compared with its SHA-256."""
+    """The manifest of a step, after comparing every file in it with its SHA-256."""
     digest, _, body = (folder / "manifest").read_bytes().partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
         raise _Damaged("its manifest was changed")
@@ -184,7 +184,7 @@ def _read(folder: Path, saved: list[str], like: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tracebacks that Orbax's threads log to themselves: the error that is raised says it all."""
+    """Suppress the tracebacks that Orbax's threads log: the error that is raised says everything."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

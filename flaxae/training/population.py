@@ -1,8 +1,8 @@
 """Populations: many models trained as one program, over seeds, learning rates and hyper-parameters.
 
-It is `training.train_block` under `vmap`, over an axis of members. They see the same batches under the same noise keys,
-so a batch is gathered, and its noise drawn, once for all. A member equals, to rounding, the model that `training.fit`
-makes of the same initial weights and settings.
+This is `training.train_block` under `vmap`, over an axis of members. All members see the same batches with the same
+noise keys, so that a batch is gathered, and its noise drawn, only once. Up to rounding, a member equals the model that
+`training.fit` trains from the same initial weights with the same settings.
 """
 
 import functools
@@ -39,7 +39,7 @@ Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what 
 
 
 class Member(NamedTuple):
-    """One trained model. `score` is what it is ranked by, lower is better; inf if it diverged in its first epoch."""
+    """One trained model. Members are ranked by `score`: lower is better, inf if it diverged in its first epoch."""
 
     settings: Settings
     model: Autoencoder
@@ -49,7 +49,7 @@ class Member(NamedTuple):
 
 
 class Population(NamedTuple):
-    """The members in the order of the grid, seeds outermost, and the one of the lowest score."""
+    """The members in the order of the grid, seeds outermost, and the member with the lowest score."""
 
     members: list[Member]
     best: Member
@@ -88,27 +88,27 @@ def fit_population(
 ) -> Population:
     """Train a model for every combination of seeds, learning rates and hyper-parameters.
 
-    The member of seed `s`, rate `r` and level `n` equals `fit(build(config, shape, seed=s), x, learning_rate=r,
-    seed=seed)` of a model with that noise level. One that diverges stays at its last good weights, and the others go
-    on.
+    The member of seed `s`, learning rate `r` and level `n` equals `fit(build(config, shape, seed=s), x,
+    learning_rate=r, seed=seed)` for a model with that noise level. A member that diverges stays at its last good
+    weights, and the others go on.
 
     Args:
-        model: what to build; or a function from a seed to a model, alike but for its weights.
-        seeds: of the initial weights.
+        model: a config to build; or a function from a seed to a model, which may only change the initial weights.
+        seeds: for the initial weights.
         learning_rate: one or several.
-        latent: sizes of the code, for a `Config` with the deterministic head. All train at the largest size, the
-            smaller ones beside zeros that no gradient moves; the models returned have their own size.
+        latent: sizes of the code, for a `Config` with the deterministic head. All members train at the largest size,
+            smaller codes padded with zeros that get no gradient; the models returned have their own size.
         epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer, microbatches, validation, patience, keep,
             objective, schedules, precision, resume: as in `training.fit`.
-        score: an objective on the held-out examples, by whose mean epochs and members are compared. By default it is
-            the loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the
-            loss.
-        seed: of the held-out part, the shuffles and the noise, which the members share.
-        at_once: how many train in one program. Memory grows with it, not with the number of members.
+        score: an objective, whose mean over the validation examples compares epochs and members. By default it is the
+            training objective, which can compare seeds, learning rates and sizes of the code, but neither noise levels
+            nor β, because those change the loss itself.
+        seed: for the validation part, the shuffles and the noise, which all members share.
+        at_once: how many members train in one program. Memory grows with it, not with the number of members.
         mesh: devices to train on, see `distributed.mesh`: members along "population", parts of their batches along
             "data". By default as in `training.fit`.
-        folder: where checkpoints go, a folder for each of those that train at once.
-        on_epoch: as in `training.fit`, with means over the members; where it returns True, all members end.
+        folder: where checkpoints go; each group of members that train at once has a subfolder.
+        on_epoch: as in `training.fit`, with means over the members. If it returns True, all members stop.
         hyper: values of the model's hyper-parameters, such as `level=(0.1, 0.3)`.
 
     Raises:
@@ -215,7 +215,7 @@ def fit_population(
 
 
 class Program(NamedTuple):
-    """What is compiled."""
+    """The static arguments of the compiled functions."""
 
     graphdef: nnx.GraphDef
     objective: Objective
@@ -265,7 +265,7 @@ def _evaluate(
 
 
 def _members(function: Callable) -> Callable:
-    """`function` of each member; on a mesh the members lie along its axis."""
+    """`function` applied to each member. On a mesh, members are spread along its "population" axis."""
     return jax.vmap(function, spmd_axis_name=distributed.axis("population"))
 
 
@@ -292,7 +292,7 @@ def _build(
 
 
 def _with_hyper(model: Autoencoder, settings: Settings) -> Autoencoder:
-    """A copy under the hyper-parameters of one member."""
+    """A copy of the model with the hyper-parameters of one member."""
     model = nnx.clone(model)
     for name in settings.keys() - {"seed", "learning_rate", "latent"}:
         if name not in model.hyper:
@@ -302,15 +302,15 @@ def _with_hyper(model: Autoencoder, settings: Settings) -> Autoencoder:
 
 
 def stack(states: Sequence[Any]) -> Any:
-    """The members' states as one, with an axis of members in front."""
+    """The members' states stacked into one, with a leading axis of members."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _weights_like(model: Autoencoder, like: Autoencoder) -> step.Weights:
-    """The model's parameters and the rest, in the shapes of `like`, with zeros beside the weights.
+    """The model's parameters and the rest, padded with zeros to the shapes of `like`.
 
-    Training leaves them at zero: a weight into an unused part of the code has a gradient only through the weights out
-    of it, and those only through the code.
+    Training leaves the padding at zero. The gradient of a weight into an unused unit of the code goes through the
+    weights out of it, and the gradient of those goes through the unit itself; both are zero.
     """
 
     def pad(leaf: Array, wide: Array) -> Array:
@@ -325,7 +325,7 @@ def _weights_like(model: Autoencoder, like: Autoencoder) -> step.Weights:
 
 
 def _take(model: Autoencoder, weights: step.Weights, member: int) -> None:
-    """Put one member's weights into its model, cut to its shapes."""
+    """Put one member's weights into its model, cropped to the model's shapes."""
 
     def cut(leaf: Array, stacked: Array) -> Array:
         return stacked[(member, *_corner(leaf))]
