@@ -165,7 +165,7 @@ class Detector:
         return x
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the detector to a folder of its own: settings as JSON, arrays as `.npz`, weights by Orbax; no pickle."""
+        """Write the detector to a folder of its own: JSON settings, `.npz` arrays, weights by Orbax; no pickle."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)

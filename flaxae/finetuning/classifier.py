@@ -338,7 +338,7 @@ def _train_block(
             teacher.train()  # like the student: else batch norm's two modes would differ, and the student learn that
             taught = jax.nn.softmax(teacher(others, even_key))
             seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, taught])
-            weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # as the mean is over both halves
+            weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # the mean is over both
         if corruption is not None:
             seen = corruption(noise_key, seen)
 
