@@ -290,7 +290,7 @@ def _grid(axes: Mapping[str, Any]) -> list[Settings]:
 
 
 class _Parts(NamedTuple):
-    """A model taken apart. Flax's own `split` and `merge` take longer than training a small one for an epoch."""
+    """A model, split once: Flax's `split` and `merge` take longer than training a small model for an epoch."""
 
     graphdef: nnx.GraphDef
     weights: step.Weights
@@ -304,7 +304,7 @@ def _parts(model: Autoencoder) -> _Parts:
 def _start(
     model: Config | Callable[[int], Autoencoder], shape: tuple[int, ...], seed: int, latent: int | None
 ) -> _Parts:
-    """The model of that seed, with its first weights."""
+    """The model of that seed, with its initial weights."""
     if latent is not None:
         if not isinstance(model, Config) or not isinstance(model.head, Deterministic):
             raise errors.ConfigError(
@@ -316,7 +316,7 @@ def _start(
 
 
 def _model(start: _Parts, settings: Settings) -> Autoencoder:
-    """A copy under the hyper-parameters of one member."""
+    """A copy of the model with the hyper-parameters of one member."""
     model = nnx.merge(start.graphdef, *start.weights, copy=True)
     for name in settings.keys() - _OF_NO_MODEL:
         if name not in model.hyper:
@@ -331,7 +331,7 @@ def stack(states: Sequence[Any]) -> Any:
 
 
 def _widened(weights: step.Weights, wide: step.Weights) -> step.Weights:
-    """The weights in the shapes of `wide`, with zeros beside them.
+    """The weights, padded with zeros to the shapes of `wide`.
 
     Training leaves the padding at zero. The gradient of a weight into an unused unit of the code goes through the
     weights out of it, and the gradient of those goes through the unit itself; both are zero.
@@ -347,7 +347,7 @@ def _widened(weights: step.Weights, wide: step.Weights) -> step.Weights:
 
 
 def _cut(stacked: step.Weights, member: int, like: step.Weights) -> step.Weights:
-    """One member's weights, in the shapes of `like`."""
+    """One member's weights, cropped to the shapes of `like`."""
 
     def cut(leaf: Array, stacked: Array | np.ndarray) -> Array:
         return jnp.asarray(stacked[(member, *(slice(size) for size in leaf.shape))])
