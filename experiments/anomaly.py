@@ -209,7 +209,7 @@ def preset(config: _flags.Anomaly, kind: str, x: np.ndarray) -> autoencoder.Conf
 
 
 def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, parts: Parts) -> float:
-    """The threshold with the best F1 on the held-out examples and on an equal fraction of the strange ones left out."""
+    """The threshold with the best F1 on the held-out examples together with the same fraction of those left out."""
     count = math.ceil(config.held_out * len(parts.left_out))
     others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
     chosen = np.concatenate([parts.held_out, others])
@@ -271,8 +271,10 @@ def evaluate(run: Run, detector: Detector, dataset: Dataset, parts: Parts, rule:
 
 
 def flagged_rates(flagged: np.ndarray, strange: np.ndarray) -> dict[str, float | None]:
-    """False-alarm rate, recall and precision: the flagged fraction of the normal and of the strange examples, and the
-    strange fraction of the flagged ones; None if there are no such examples."""
+    """The flagged fraction of normal and of strange examples, and the strange fraction of flagged ones.
+
+    A fraction of no examples is None.
+    """
     rates = {
         "test/false_alarm_rate": flagged[~strange],
         "test/detection_rate": flagged[strange],

@@ -137,7 +137,7 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
 
 
 def activity(code: np.ndarray) -> dict[str, int | float]:
-    """`units`: how many vary more than a hundredth of the most active one; `on`: how many are not 0 per example."""
+    """`units`: how many vary more than a hundredth of the most active one. `on`: how many are not 0, on average."""
     spread = code.std(axis=0)
     return {"units": int(np.sum(spread > 0.01 * spread.max())), "on": float(np.mean(np.sum(code != 0, axis=1)))}
 

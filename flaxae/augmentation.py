@@ -99,7 +99,7 @@ def _places(size: int) -> Float[Array, " size"]:
     return jnp.arange(size, dtype=jnp.float32)
 
 
-_KNOTS = 6  # of the elastic grid, along each side
+_KNOTS = 6  # of the elastic grid along each side
 
 
 def _mixing(size: int) -> Float[np.ndarray, "size knots"]:

@@ -352,7 +352,7 @@ def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Arra
     return model
 
 
-Shapes = Any  # of one example's array, or a tree of them
+Shapes = Any  # the shape of one example, or a tree of shapes
 
 
 def _is_shape(tree: Shapes) -> bool:

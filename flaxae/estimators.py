@@ -526,7 +526,7 @@ class AutoencoderDetector(_TableEstimator):
 
     Args:
         contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. In training, this
-            fraction of each batch, the worst-fitting rows, is left out. With 0, all rows of `fit` count as normal.
+            fraction of each batch, the worst-fitting rows, is left out. With 0, no row of `fit` is called strange.
         convention: "pyod", or "sklearn" for scikit-learn's scorers and its other tools for outlier detectors.
         score_name: a name in `anomaly.SCORES`; by default that of `anomaly.fit` for this contamination.
         config: of the autoencoder; by default `anomaly.default_config`.

@@ -105,7 +105,7 @@ def _open(name: str) -> "DatasetBuilder":
     data_dir = os.environ.get("TFDS_DATA_DIR")
     not_found = registered.DatasetNotFoundError
     try:
-        with contextlib.suppress(not_found):  # what is prepared is read without its code, which may need TensorFlow
+        with contextlib.suppress(not_found):  # prepared sets are read without their code, which may need TensorFlow
             return read_only_builder.builder_from_files(name, data_dir=data_dir)
         # parquet, the other format that is read by index, silently loses rows in 4.9.10.
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -245,14 +245,14 @@ def _source(builder: "DatasetBuilder", split: str) -> Any:
 
     name, folder = f"tfds:{builder.name}", builder.data_path
     try:
-        source = cast(Any, builder).as_data_source(split=split)  # whose decorator hides its arguments
+        source = cast(Any, builder).as_data_source(split=split)  # its decorator hides its arguments from type checkers
     except NotImplementedError as error:
         raise DataError(
             f"{name} is prepared in {folder} in a format that can't be read by index; expected array_record. "
             "Set TFDS_DATA_DIR to another folder to prepare it anew."
         ) from error
     with reading(folder):
-        # The source believes the set's own record of its length; the files know better.
+        # The source takes its length from the set's metadata, which may differ from the files.
         found = len(ArrayRecordDataSource([str(path) for path in builder.info.splits[split].filepaths]))
         if found != len(source):
             raise DataError(

@@ -27,7 +27,8 @@ def mesh(shape: str) -> Mesh:
     Members of a population are spread along "population", and the batches of each along "data".
 
     Raises:
-        ConfigError: an axis is unknown, a size is no whole number, or several processes don't use all of their devices.
+        ConfigError: an axis is unknown, a size is not a whole number above 0, there are fewer devices than that, or
+            several processes don't use all of theirs.
     """
     sizes = {}
     for part in shape.split(","):

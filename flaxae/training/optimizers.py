@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from flaxae import errors
 
 METHODS = ("adam", "muon")
-LEARNING_RATE = 3e-3  # by default
+LEARNING_RATE = 3e-3  # the default
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule, State
 
 _OF_NO_MODEL = {"seed", "learning_rate", "latent"}
-Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what else was varied, such as level or latent
+Settings = dict[str, int | float]  # of a member: seed, learning_rate, and anything else varied, such as level or latent
 
 
 class Member(NamedTuple):
@@ -182,7 +182,7 @@ def fit_population(
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
     wide = _parts(largest).weights
     side_by_side = 1 if mesh is None else mesh.shape["population"]
-    size = math.ceil(len(groups[0]) / side_by_side) * side_by_side  # of all alike, so that one program does
+    size = math.ceil(len(groups[0]) / side_by_side) * side_by_side  # the same for all groups, to compile only once
     for done, group in enumerate(groups):
         first = [first_weights(grid[i]) for i in group]
         padded = np.resize(np.arange(len(group)), size)
