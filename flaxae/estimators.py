@@ -31,7 +31,7 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, atomic, autoencoder, errors, finetuning, training
+from flaxae import anomaly, atomic, autoencoder, errors, finetuning, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
@@ -43,6 +43,7 @@ from flaxae.objectives import negative_log_likelihood
 from flaxae.training import checkpoints, loop, step
 from flaxae.training.step import State
 
+FILES = frozenset({"config.json", "detector"})  # of a saved one, beside its arrays
 BLOCK = 32  # steps
 FAR = 1e15  # standard deviations; float32 still holds the square
 FLOATS: Any = (np.float64, np.float32)  # scikit-learn takes a dtype for text, by its default
@@ -73,12 +74,21 @@ class _TableEstimator(BaseEstimator):
     feature_names_in_: np.ndarray
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a folder, as JSON and arrays. Of `random_state`, only a number is kept.
+        """Write the fitted estimator to a folder of its own, whole or not at all, as JSON and arrays.
+
+        An estimator that is there is replaced. Of `random_state`, only a number is kept.
 
         Raises:
-            CheckpointError: the folder can't be written.
+            RunError: the folder can't be written, or holds something else.
         """
         check_is_fitted(self)
+        try:
+            with manifest.replacing(Path(folder), FILES) as unfinished:
+                self._write(unfinished)
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def _write(self, folder: Path) -> None:
         settings = self.get_params(deep=False)
         if not isinstance(self.random_state, numbers.Integral):
             settings["random_state"] = None
@@ -91,18 +101,20 @@ class _TableEstimator(BaseEstimator):
         text = json.dumps(description, indent=2, default=_jsonable)
         arrays = {name: getattr(self, name) for name in self._arrays_like()}
         checkpoints.save(folder, 0, arrays, keep=1)
-        with atomic.replacing(Path(folder, "config.json")) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls: type[Estimator], folder: str | os.PathLike[str]) -> Estimator:
         """The fitted estimator that `save` wrote: all it gives is the same, also after a `partial_fit`.
 
         Raises:
+            RunError: a file is not as it was saved.
             ConfigError: the folder's config.json is missing, damaged, or of another estimator.
             CheckpointError: its arrays are missing or damaged.
         """
-        path = Path(folder, "config.json")
+        folder = atomic.settled(Path(folder))
+        manifest.check(folder)
+        path = folder / "config.json"
         try:
             saved = json.loads(path.read_bytes())
             if saved["estimator"] != cls.__name__:
@@ -113,7 +125,7 @@ class _TableEstimator(BaseEstimator):
             if saved["names"] is not None:
                 estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
             like = estimator._arrays_like()
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
         for name, array in checkpoints.restore(folder, like)[1].items():
             setattr(estimator, name, array)
@@ -658,16 +670,15 @@ class AutoencoderDetector(_TableEstimator):
         check_is_fitted(self)
         return -self.threshold_
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """As in `AutoencoderTransformer`."""
-        super().save(folder)
-        self.detector_.save(Path(folder, "detector"))
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        self.detector_.save(folder / "detector")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "AutoencoderDetector":
         """As in `AutoencoderTransformer`; raises what `anomaly.load` does, too."""
         estimator = super().load(folder)
-        estimator.detector_ = anomaly.load(Path(folder, "detector"))
+        estimator.detector_ = anomaly.load(atomic.settled(Path(folder)) / "detector")
         return estimator
 
     def __sklearn_tags__(self) -> Tags:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, training
+from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
 from flaxae.anomaly.views import Passed, Views
@@ -35,6 +35,7 @@ NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, which are each other's neighbours
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # of training, by default
 HELD_OUT = 0.2
+FILES = frozenset({"detector.json", "detector.npz", "models"})  # of a saved one
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks under way; parts of each keep but one core busy
 
@@ -162,12 +163,14 @@ class Detector:
         return x
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Into a folder of its own: settings in JSON, arrays in `.npz`, weights by Orbax; nothing pickled."""
+        """Into a folder of its own, whole or not at all: settings in JSON, arrays in `.npz`, weights; nothing pickled.
+
+        A detector that is there is replaced.
+
+        Raises:
+            RunError: the folder can't be written, or holds something else.
+        """
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-        with atomic.replacing(folder / "detector.npz") as unfinished:
-            np.savez(unfinished, references=self.references, calibration=self.calibration)
         settings = {
             "config": self.config.to_dict(),
             "members": len(self.models),
@@ -175,8 +178,13 @@ class Detector:
             "score": self.score_name,
             "neighbours": self.neighbours,
         }
-        with atomic.replacing(folder / "detector.json") as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        try:
+            with manifest.replacing(folder, FILES) as unfinished:
+                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+                np.savez(unfinished / "detector.npz", references=self.references, calibration=self.calibration)
+                (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
 
 def load(folder: str | os.PathLike[str]) -> Detector:
@@ -186,7 +194,8 @@ def load(folder: str | os.PathLike[str]) -> Detector:
         RunError: the folder holds no detector, or a part of it is damaged.
         CheckpointError: the weights are.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
+    manifest.check(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
@@ -194,7 +203,7 @@ def load(folder: str | os.PathLike[str]) -> Detector:
         check_score(score)
         arrays = data.arrays.read_npz(folder / "detector.npz")
         references, calibration = arrays["references"], arrays["calibration"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
     shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
