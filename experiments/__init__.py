@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
+from flaxae import interruption
 from flaxae.data import formats
 from flaxae.errors import ConfigError, DataError, unknown
 
@@ -221,14 +222,17 @@ def running() -> str:
 @contextlib.contextmanager
 def resumable(run: "Run") -> Iterator[None]:
     """Say how to go on with the run when it is interrupted inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
+
+    def message() -> str:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
         named = [] if "--name" in flags else ["--name", run.folder.name]
         go_on = shlex.join([*started(), *flags, *named, "--resume"])
-        saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
-        raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
+        steps = [int(path.name) for path in run.folder.glob("**/latest/*") if path.name.isdecimal()]
+        saved = f"what was trained is saved up to step {max(steps):,}" if steps else "nothing was saved yet"
+        return f"Interrupted; {saved}. Go on with: {go_on}"
+
+    with interruption.saying(message):
+        yield
 
 
 def print_table(table: "Table") -> None:

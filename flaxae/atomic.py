@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+_under_way: set[Path] = set()
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterator[Path]:
@@ -27,6 +29,7 @@ def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterato
     left = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed
     own = left / uuid.uuid4().hex  # so that no other writer's half is ever put in place
+    _under_way.add(own)
     try:
         own.mkdir(parents=True)
         unfinished = own / path.name
@@ -35,9 +38,20 @@ def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterato
             raise OSError(errno.EBUSY, "Another process has begun to write it meanwhile", os.fspath(path))
         put(unfinished, path, folders=folders)
     finally:
-        shutil.rmtree(own, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another writer's is in it
-            left.rmdir()
+        _remove(own)
+
+
+def abandon() -> None:
+    """Remove what this process has begun to write, before it ends at once."""
+    for own in list(_under_way):
+        _remove(own)
+
+
+def _remove(own: Path) -> None:
+    shutil.rmtree(own, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another writer's is beside it
+        own.parent.rmdir()
+    _under_way.discard(own)
 
 
 def put(written: Path, path: Path, *, folders: bool = False) -> None:

@@ -23,7 +23,7 @@ from flaxae.nn.bodies import Body
 from flaxae.nn.heads import Deterministic, Head
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 
 FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
 SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, by whose names hyper-parameters go
@@ -324,6 +324,7 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     Raises:
         ConfigError: parts that don't go together, or a body that doesn't take such examples.
     """
+    processes.refuse_fork()
     key = jax.random.key(seed)
     if isinstance(key, Tracer):  # in the midst of another program, which has options of its own
         return _make(config, shape, conditions, key)

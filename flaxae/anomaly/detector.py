@@ -26,7 +26,7 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 from flaxae.training import Examples, checkpoints, population
 
 MAX_REFERENCES = 4096  # normal examples that others are compared with
@@ -385,6 +385,7 @@ def _in_blocks(
     *arguments: Any,
 ) -> Any:
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
+    processes.refuse_fork()
     graphdef, state = nnx.split(model)
     block = min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # few sizes are ever compiled
     names = tuple(argument for argument in arguments if isinstance(argument, (str, int)))

@@ -1,5 +1,6 @@
 """A data set ready for training: what the sources give, checked, split, and with its scaling fitted."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -92,6 +93,11 @@ def load(
         DataError: the source doesn't exist or can't be used; the message says what to do.
         ConfigError: a window or stride that can't be.
     """
+    with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
+        return _loaded(source, label, window, stride, seed)
+
+
+def _loaded(source: Any, label: str | None, window: int | None, stride: int | None, seed: int) -> Dataset:
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None

@@ -41,12 +41,14 @@ class Format:
     extra: str | None = None
 
     def read(self, path: pathlib.Path) -> Any:
-        """What the file holds.
+        """What the file holds. Whatever a library raises on it is one error that names the file and the reason.
 
         Raises:
             DataError: it can't be read, or a package is missing that the format needs.
         """
-        with self._packages(path):
+        from flaxae.data.arrays import reading
+
+        with self._packages(path), reading(path):
             return self.reader(path)
 
     def write(self, file: IO[bytes], path: pathlib.Path, content: Any) -> None:

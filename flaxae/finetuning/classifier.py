@@ -293,7 +293,8 @@ def fit(
     epochs = plan.steps // work.source.steps
     settings = {"seed": float(seed), "steps": float(plan.steps), "learning_rate": plan.learning_rate}
     started = loop.start(work, state, epochs, settings)
-    run = loop.train(work, started, folder=folder, resume=resume, show=show, on_epoch=on_epoch)
+    own = {"folder": folder, "resume": resume, "data": (x, tuple(targets)), "show": show, "on_epoch": on_epoch}
+    run = loop.train(work, started, **own)
     if not np.isfinite(run.history["loss"]).all():
         raise errors.DivergedError(
             f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."

@@ -1,6 +1,7 @@
 """Examples before training and after: checked, split, and put through a trained model."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,9 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
-from flaxae.parallel import distributed
+from flaxae.parallel import distributed, processes
+
+BLOCKS, BLOCK_BYTES = 64, 2**18  # of a stream, that its fingerprint is made of
 
 
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
@@ -28,6 +31,7 @@ def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, 
     Raises:
         DataError: x is empty.
     """
+    processes.refuse_fork()
     examples = batches.count(x)
     if examples == 0:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(x))
@@ -60,6 +64,7 @@ def check_examples(model: Autoencoder, x: Any) -> Any:
         DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers where the
             likelihood is not for such.
     """
+    processes.refuse_fork()
     x = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), x)
     shape = Batch.of(x).x.shape
     if len(shape) < 2 or shape[0] == 0:
@@ -107,6 +112,27 @@ def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = T
             f"The data range from {low:g} to {high:g}, but the {type(model.likelihood).__name__} likelihood takes "
             f"values in [{least:g}, {most:g}]. Scale them to that range, or choose the Gaussian likelihood."
         )
+
+
+def fingerprint(x: Any) -> str:
+    """The SHA-256 of what is trained on, an array, a tree, or a stream, of which blocks from all over it are looked at.
+
+    It tells other data of the same shape apart, by every value of what is in memory.
+    """
+    digest = hashlib.sha256()
+    x = np.asarray(x) if isinstance(x, list) else x
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        streamed = isinstance(leaf, Stream | np.memmap)
+        leaf = leaf if streamed else np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        if not streamed:
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+            continue
+        each = max(1, BLOCK_BYTES * len(leaf) // max(1, math.prod(leaf.shape) * leaf.dtype.itemsize))
+        for start in np.linspace(0, max(0, len(leaf) - each), BLOCKS).astype(int).tolist():
+            part = leaf.stored(start, start + each) if isinstance(leaf, Stream) else leaf[start : start + each]
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[str, ...]:
