@@ -16,22 +16,24 @@ it strange; a signal's moments.csv has them on the time line. A trained run scor
 import dataclasses
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-from flaxae.experiments import _presets
+import numpy as np
+from sklearn import metrics
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import NearestNeighbors
 
-from flaxae import experiments
+from flaxae import anomaly, autoencoder, data, experiments, presets, runs, trained
+from flaxae.anomaly import Detector, conformal, findings
+from flaxae.anomaly.findings import Findings, Rule
+from flaxae.data import Dataset, Framing, formats
 from flaxae.errors import ConfigError, DataError, RunError, unknown
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae import autoencoder
-    from flaxae.anomaly import Detector
-    from flaxae.anomaly.findings import Findings, Rule
-    from flaxae.data import Dataset, Framing
-    from flaxae.runs import Run, SavedRun
-    from flaxae.runs.report import Table
+from flaxae.experiments import _flags, _steps
+from flaxae.likelihoods import Gaussian
+from flaxae.printing import say
+from flaxae.runs import Run, SavedRun, plots, report
+from flaxae.runs.report import Table
+from flaxae.training import checkpoints
 
 NORMAL_DIGIT = "3"  # of MNIST, by default
 FALSE_ALARMS = 0.01
@@ -39,62 +41,18 @@ SHOWN = 10
 MOST_FOR_NEIGHBOURS = 10**11  # products: the baseline takes time with training examples × test examples × values
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(experiments.Config):
-    """Flags of the anomaly experiment."""
-
-    model: str | None = None
-    """The preset to train, such as variational for --score likelihood; by default one chosen for the kind of data."""
-    latent: int | None = None
-    """Size of the code; by default the preset's."""
-    normal: str | None = None
-    """The normal class, which alone is trained on; by default labels only evaluate, the most frequent being normal."""
-    score: str | None = None
-    """How strange is measured: by default combined, or neighbours under contamination; a wrong name lists the ways."""
-    false_alarms: float | None = None
-    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's. Of a signal's windows
-    it holds as far as the time to come is like that held out."""
-    threshold: Literal["conformal", "percentile", "f1"] | None = None
-    """Conformal, the default, promises that rate; percentile is the plain quantile of held-out scores; f1 is the best
-    on held-out labels."""
-    fdr: float | None = None
-    """Flag so that of the flagged at most this fraction is normal, in expectation (Benjamini-Hochberg)."""
-    contamination: float = 0.0
-    """The fraction of the training data that may be strange: as much of each batch, the worst-fitting, is left out."""
-    members: int = 1
-    """Autoencoders trained together, whose scores are averaged."""
-    held_out: float = 0.2
-    """The fraction of the normal training examples that is kept from training, to set the threshold by."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        experiments.refuse_mesh(self)
-        for flag in ("false_alarms", "fdr", "held_out"):
-            value = getattr(self, flag)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be above 0 and below 1.")
-        if self.fdr is not None and (self.threshold or self.false_alarms):
-            raise ConfigError("--fdr is another way to flag than --threshold and --false-alarms; give one of them.")
-
-
 class Parts(NamedTuple):
     """The training part divided, as indices, and which examples are strange by the labels (None without)."""
 
-    train: "np.ndarray"
-    held_out: "np.ndarray"
-    left_out: "np.ndarray"  # strange ones that --normal keeps from training
-    strange: "np.ndarray | None"  # of the training examples
-    test_strange: "np.ndarray | None"
+    train: np.ndarray
+    held_out: np.ndarray
+    left_out: np.ndarray  # strange ones that --normal keeps from training
+    strange: np.ndarray | None  # of the training examples
+    test_strange: np.ndarray | None
 
 
-def apply(config: Config) -> None:
+def apply(config: _flags.Anomaly) -> None:
     """Score --input with the detector of --from, into --output."""
-    import numpy as np
-
-    from flaxae import runs, trained
-    from flaxae.anomaly import findings
-    from flaxae.data import formats
-
     if config.output.suffix.lower() not in formats.suffixes("table"):
         raise ConfigError(f"--output is {config.output}; scores are a table: {formats.listed('table')}.")
     saved = runs.open(config.from_)
@@ -110,14 +68,12 @@ def apply(config: Config) -> None:
     if about.framing is not None:
         line = findings.time_line(detector, x, found, about)
         line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
-    experiments.print_table(strangest(found))
-    print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
+    _steps.print_table(strangest(found))
+    say(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
 
 
-def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing: "Framing | None") -> "Rule":
+def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, framing: Framing | None) -> Rule:
     """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
-    from flaxae.anomaly.findings import Rule
-
     if config.threshold == "f1":
         raise ConfigError("--threshold f1 is chosen on labels, when a detector is trained; leave it out to use that.")
     given = {name: getattr(config, name) for name in ("threshold", "false_alarms", "fdr")}
@@ -131,15 +87,12 @@ def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing:
 
 
 def affordable(
-    threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: "Framing | None"
-) -> "Rule":
+    threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: Framing | None
+) -> Rule:
     """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %.
 
     Of a signal's windows those count that share no moment: others say much the same.
     """
-    from flaxae.anomaly import conformal
-    from flaxae.anomaly.findings import Rule
-
     if fdr is not None:
         return Rule("fdr", fdr)
     rule = Rule(threshold or "conformal", false_alarms or FALSE_ALARMS)
@@ -162,23 +115,21 @@ def affordable(
     return rule
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Anomaly) -> None:
     """Train and evaluate a detector in a run's folder."""
-    from flaxae import anomaly, runs, trained
-
     if config.score is not None:
         anomaly.check_score(config.score)
-    dataset = experiments.in_memory(experiments.load(config))
+    dataset = _steps.in_memory(_steps.load(config))
     parts = divide(config, dataset)
     given = (config.threshold, config.false_alarms, config.fdr)
     rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
     x = dataset.scaling(dataset.train)
     model = preset(config, dataset.kind, x)
     about = {"detector": model.to_dict(), "data": trained.describe(model, dataset)["data"]}
-    settings = {"settings": experiments.settings(config), **about}
+    settings = {"settings": _steps.settings(config), **about}
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
     started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
-    with started as run, experiments.resumable(run), experiments.resources(config, run) as resources:
+    with started as run, _steps.resumable(run), _steps.resources(config, run) as resources:
         detector = anomaly.fit(
             x[parts.train],
             kind=dataset.kind,
@@ -190,7 +141,7 @@ def train(config: Config) -> None:
             epochs=config.epochs,
             seed=config.seed,
             folder=run.checkpoints,
-            resume=config.resume and run.checkpoints.exists(),
+            resume=config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
             show=True,
             on_epoch=resources["on_epoch"],
         )
@@ -200,21 +151,17 @@ def train(config: Config) -> None:
         evaluate(run, detector, dataset, parts, rule, seed=config.seed)
 
 
-def divide(config: Config, dataset: "Dataset") -> Parts:
+def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
     """Which training examples train, and which set the threshold, with a line on what labels are used for."""
-    import numpy as np
-
-    from flaxae import anomaly
-
     normal, examples = normal_class(config, dataset), np.arange(len(dataset.train))
     labels = (dataset.train_labels, dataset.test_labels)
     strange, test_strange = (None if normal is None or part is None else part != normal for part in labels)
     left_out = examples[:0]
     if normal is not None and (config.normal or config.data == "mnist"):
         examples, left_out = examples[~strange], examples[strange]
-        print(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
+        say(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
     elif strange is not None and strange.any():
-        print(
+        say(
             f"Trains on all {len(examples):,} training examples, the {strange.sum():,} that are not of class "
             f"{dataset.classes[normal]!r} too: labels only evaluate. --normal leaves those out."
         )
@@ -230,10 +177,8 @@ def divide(config: Config, dataset: "Dataset") -> Parts:
     return Parts(train, held_out, left_out, strange, test_strange)
 
 
-def normal_class(config: Config, dataset: "Dataset") -> int | None:
+def normal_class(config: _flags.Anomaly, dataset: Dataset) -> int | None:
     """The code of the normal class; None without labels."""
-    import numpy as np
-
     given = config.normal or (NORMAL_DIGIT if config.data == "mnist" else None)
     if dataset.classes is None:
         if given is not None:
@@ -256,11 +201,8 @@ def normal_class(config: Config, dataset: "Dataset") -> int | None:
     return int(counts.argmax())
 
 
-def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
+def preset(config: _flags.Anomaly, kind: str, x: np.ndarray) -> autoencoder.Config:
     """The autoencoder that the flags ask for."""
-    from flaxae import anomaly, presets
-    from flaxae.likelihoods import Gaussian
-
     if config.model is None:
         made = anomaly.default_config(kind, anomaly.Views(kind)(x[:1]).shape[1:])
     else:
@@ -268,25 +210,16 @@ def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
     return made.with_latent(config.latent) if config.latent else made
 
 
-def best_on_labels(config: Config, detector: "Detector", x: "np.ndarray", parts: Parts) -> float:
+def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, parts: Parts) -> float:
     """The threshold of the best F1 on the held-out examples, and as large a part of those left out."""
-    import numpy as np
-
-    from flaxae.anomaly import conformal
-
     count = math.ceil(config.held_out * len(parts.left_out))
     others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
     chosen = np.concatenate([parts.held_out, others])
     return conformal.f1_threshold(detector.score(x[chosen]), parts.strange[chosen])
 
 
-def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts, rule: "Rule", *, seed: int) -> None:
+def evaluate(run: Run, detector: Detector, dataset: Dataset, parts: Parts, rule: Rule, *, seed: int) -> None:
     """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
-    import numpy as np
-
-    from flaxae.anomaly import findings
-    from flaxae.runs import plots, report
-
     test, strange = dataset.scaling(dataset.test), parts.test_strange
     which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
     found = findings.find(detector, test, which, dataset, rule)
@@ -295,8 +228,7 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     found.write(run.folder / "anomalies.csv")
 
     history = run.history()
-    results = {"train/seconds": history[-1]["seconds"], "train/epochs": len(history)}
-    results |= {"calibration/examples": len(detector.calibration), "test/flagged": int(found.flagged.sum())}
+    results = {"calibration/examples": len(detector.calibration), "test/flagged": int(found.flagged.sum())}
     results |= {} if found.threshold is None else {"threshold": found.threshold}
     tables, figures = [], []
     groups = {"held-out": detector.calibration, "test": found.scores}
@@ -329,20 +261,18 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     figures.insert(0, ("Scores of the held-out examples, which set the threshold, and of the test part.", "scores"))
     figures += draw(run, detector, dataset, test, found, strange)
     curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
-    plots.curves(curves, run.figure("curves"))
-    figures.append(("Loss an epoch.", "curves"))
 
     tables.append(strangest(found))
-    new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else experiments.new_file(dataset)
+    new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else _steps.new_file(dataset)
     usage = experiments.command("anomaly", from_=run.folder, input=new, output="anomalies.csv")
     summary = (
         f"{found.flagged.sum():,} of {len(test):,} test examples are flagged; {rule}. Trained for {len(history)} "
-        f"epochs in {results['train/seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
+        f"epochs in {history[-1]['seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
     )
-    _presets.finish(run, f"Anomalies in {dataset.name}", summary, tables, figures, results, usage)
+    _steps.finish(run, f"Anomalies in {dataset.name}", summary, tables, figures, results, usage, history=curves)
 
 
-def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, float | None]:
+def flagged_rates(flagged: np.ndarray, strange: np.ndarray) -> dict[str, float | None]:
     """Which fraction of the normal and of the strange is flagged, and of the flagged strange; None where of nothing."""
     rates = {
         "test/false_alarm_rate": flagged[~strange],
@@ -352,10 +282,8 @@ def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, flo
     return {name: float(values.mean()) if len(values) else None for name, values in rates.items()}
 
 
-def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
+def flagged_table(found: Findings, strange: np.ndarray) -> Table:
     """How many normal and strange examples are flagged."""
-    from flaxae.runs import report
-
     rates = list(flagged_rates(found.flagged, strange).values())
     parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
     rows = [[name, int(part.sum()), int(found.flagged[part].sum()), rate] for name, part, rate in parts]
@@ -363,20 +291,14 @@ def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
     return report.Table(caption, ["", "test examples", "flagged", "fraction"], rows)
 
 
-def ranking(strange: "np.ndarray", scores: "np.ndarray") -> dict[str, float]:
+def ranking(strange: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """How well scores tell the strange apart, over all thresholds."""
-    from sklearn import metrics
-
     measures = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
     return {name: float(measure(strange, scores)) for name, measure in measures.items()}
 
 
-def baselines(train: "np.ndarray", test: "np.ndarray", *, seed: int) -> "dict[str, np.ndarray]":
+def baselines(train: np.ndarray, test: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
     """Scores without an autoencoder, of what the detector was given."""
-    import numpy as np
-    from sklearn.ensemble import IsolationForest
-    from sklearn.neighbors import NearestNeighbors
-
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     made = {}
     if len(train) * test.size < MOST_FOR_NEIGHBOURS:
@@ -387,12 +309,8 @@ def baselines(train: "np.ndarray", test: "np.ndarray", *, seed: int) -> "dict[st
     return made
 
 
-def strangest(found: "Findings") -> "Table":
+def strangest(found: Findings) -> Table:
     """The table of the strangest examples, and what made them so."""
-    import numpy as np
-
-    from flaxae.runs import report
-
     rows = [
         [
             *(f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]) for values in found.which.values()),
@@ -407,20 +325,14 @@ def strangest(found: "Findings") -> "Table":
 
 
 def draw(
-    run: "Run",
-    detector: "Detector",
-    dataset: "Dataset",
-    x: "np.ndarray",
-    found: "Findings",
-    strange: "np.ndarray | None",
+    run: Run,
+    detector: Detector,
+    dataset: Dataset,
+    x: np.ndarray,
+    found: Findings,
+    strange: np.ndarray | None,
 ) -> list[tuple[str, str]]:
     """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
-    import numpy as np
-
-    from flaxae import data
-    from flaxae.anomaly import findings
-    from flaxae.runs import plots
-
     order = np.argsort(-found.scores, kind="stable")
     count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))
     ends = x[np.concatenate([order[:count], order[::-1][:count]])]
@@ -435,7 +347,7 @@ def draw(
         return [("Test images over their reconstructions; what counts in them is coloured.", "examples")]
     shown = {"Given: the strangest, then the most normal": ends, "Reconstruction": rebuilt}
     if dataset.kind == "signal":
-        shown = {name: experiments.lines(values) for name, values in shown.items()}
+        shown = {name: _steps.lines(values) for name, values in shown.items()}
     x_label = "feature" if dataset.kind == "tabular" else "moment, the channels one after the other"
     plots.line_grid(shown, run.figure("examples"), x_label=x_label, y_label="scaled")
     examples = ("Test examples over their reconstructions, the strangest first, the most normal last.", "examples")

@@ -263,7 +263,7 @@ def fit(
         epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
         start: a detector to go on from, of the same kind of data: copies of its networks train on, whatever `config`
             and `members` are, and examples are compared with a sample of its references and of x.
-        folder, resume: of checkpoints, see `training.fit`; several members have none, and train anew.
+        folder, resume: of checkpoints, see `training.fit`, and for several members `fit_population`.
         on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
 
     Raises:
@@ -303,7 +303,14 @@ def fit(
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
     else:
         trained = population.fit_population(
-            models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
+            models.__getitem__,
+            seen,
+            seeds=range(len(models)),
+            seed=seed,
+            folder=folder,
+            resume=resume,
+            show=show,
+            **settings,
         )
         models = [member.model for member in trained.members]
         if on_epoch is not None:

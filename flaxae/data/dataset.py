@@ -140,6 +140,8 @@ def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
         return _from_memory(source), "array"
     if isinstance(source, Stream):
         _refuse_label(label, "a stream")
+        if source.ndim == 1:
+            raise DataError("The stream has one number an example; expected [columns], or images.")
         return Parts(train=source), "stream"
     if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
         frame, labels = tables.checked(source, "The table", label=label)

@@ -203,13 +203,15 @@ def distil(
     k: int = 10,
     targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = distilled,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Distilled:
     """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
 
     The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
     `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
     from those given, one a draw: a second round, on the graph of what the first has learnt. `targets` makes what they
-    are trained towards of what was propagated and the labels.
+    are trained towards of what was propagated and the labels. `folder` and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
@@ -220,7 +222,7 @@ def distil(
     else:
         classifiers = [nnx.clone(classifier) for classifier in start]
     found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
-    fit(classifiers, x, targets(found, draws), plan, seed=seed)
+    fit(classifiers, x, targets(found, draws), plan, seed=seed, folder=folder, resume=resume)
     return Distilled(classifiers, found)
 
 

@@ -134,7 +134,7 @@ def fit_population(
         )
     if at_once < 1:
         raise errors.ConfigError(f"at_once is {at_once}; it has to be at least 1.")
-    shape = np.shape(Batch.of(x).x)[1:] if not isinstance(x, Stream) else x.shape[1:]
+    shape = np.shape(Batch.of(x).x)[1:]
     build = functools.cache(functools.partial(_build, model, shape))
     widest = max(grid, key=lambda settings: settings.get("latent", 0))
     largest = _with_hyper(build(widest["seed"], widest.get("latent")), widest)
