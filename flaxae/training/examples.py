@@ -131,7 +131,8 @@ def fingerprint(x: Any) -> str:
             continue
         each = max(1, BLOCK_BYTES * len(leaf) // max(1, math.prod(leaf.shape) * leaf.dtype.itemsize))
         for start in np.linspace(0, max(0, len(leaf) - each), BLOCKS).astype(int).tolist():
-            part = leaf.stored(start, start + each) if isinstance(leaf, Stream) else leaf[start : start + each]
+            stop = min(start + each, len(leaf))
+            part = leaf.stored(start, stop) if isinstance(leaf, Stream) else leaf[start:stop]
             digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
