@@ -35,6 +35,7 @@ from flaxae import anomaly, atomic, autoencoder, errors, finetuning, manifest, t
 from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
+from flaxae.data.parts import with_gaps
 from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -150,7 +151,7 @@ class _TableEstimator(BaseEstimator):
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
-        x: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        x: Any = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False)
         return x
 
 
@@ -253,7 +254,7 @@ class _TableAutoencoder(_TableEstimator):
             )
 
     def _codes(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n latent"]:
-        return _apply(Autoencoder.encode, self.model_, self._standardised(X))
+        return training.apply(Autoencoder.encode, self.model_, self._standardised(X))
 
     def _arrays_like(self) -> dict[str, Any]:
         state = jax.eval_shape(self._initial_state)
@@ -308,7 +309,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
             ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X = validate_data(self, X, dtype=FLOATS)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS)
         self._start(X)
         self._train(X, int(self.epochs))
         return self
@@ -320,7 +321,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
         `fit` does.
         """
         first = not hasattr(self, "config_")
-        X = validate_data(self, X, dtype=FLOATS, reset=first)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=first)
         if first:
             self._start(X)
         self._train(X, epochs=1)
@@ -361,10 +362,10 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """The rows that the codes X, [n, latent], stand for."""
         check_is_fitted(self)
-        X = check_array(X, dtype=FLOATS)
+        X = check_array(_unmasked(X), dtype=FLOATS)
         if X.shape[1] != self.config_.latent:
             raise ValueError(f"The codes have {X.shape[1]} numbers each; expected {self.config_.latent}.")
-        return self._in_units(_apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
+        return self._in_units(training.apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean squared error of the reconstruction, in units of the columns' variances; y is ignored.
@@ -372,7 +373,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
         0 is perfect, and −1 what the columns' means would get. Every column weighs alike, whatever its units.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
 
     @property
     def _n_features_out(self) -> int:
@@ -417,7 +418,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
     def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """X, [n, columns], denoised."""
         X = self._checked(X)
-        x = _apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
+        x = training.apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
         return self._in_units(x).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -427,7 +428,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
         drawn at each call. Estimators for different noise have different tasks: their scores don't compare.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
 
 
 class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
@@ -484,7 +485,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
                 continuous, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS)
+        X, y = validate_data(self, _unmasked(X), y, dtype=FLOATS)
         known = y != -1
         check_classification_targets(y[known])
         classes, own = np.unique(y[known], return_inverse=True)
@@ -593,7 +594,7 @@ class AutoencoderDetector(_TableEstimator):
             check_scalar(self.epochs, "epochs", numbers.Integral, min_val=1)
         if self.convention not in ("pyod", "sklearn"):
             raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
-        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, ensure_min_samples=2)
         self._fit_units(X)
         return self._learn(self._standardised(X), None)
 
@@ -606,7 +607,7 @@ class AutoencoderDetector(_TableEstimator):
         """
         if not hasattr(self, "detector_"):
             return self.fit(X)
-        X = validate_data(self, X, dtype=FLOATS, reset=False, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False, ensure_min_samples=2)
         return self._learn(self._standardised(X), self.detector_)
 
     def _learn(self, x: Float[np.ndarray, "n columns"], start: anomaly.Detector | None) -> "AutoencoderDetector":
@@ -721,13 +722,9 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, (columns,))))[0]
 
 
-def _apply(
-    function: Callable[[Autoencoder, Array], Array], model: Autoencoder, x: Float[np.ndarray, "n columns"]
-) -> np.ndarray:
-    """`training.apply`, to few rows filled up to a power of two, so that few programs are compiled."""
-    rows = max(32, 2 ** (len(x) - 1).bit_length())
-    padded = x if rows > 1024 else np.pad(x, ((0, rows - len(x)), (0, 0)))
-    return training.apply(function, model, padded)[: len(x)]
+def _unmasked(X: Any) -> Any:
+    """What is given; of an array of `numpy.ma`, what is masked is missing, which is then refused."""
+    return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
 def _seed(random_state: Any) -> int:

@@ -127,7 +127,7 @@ class Trained:
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
         """x encoded and scaled, not checked against the model."""
-        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
+        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else data.parts.with_gaps(x)
         return np.asarray(self.scaling(values))
 
     @property

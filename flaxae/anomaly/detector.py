@@ -152,7 +152,7 @@ class Detector:
         return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)
 
     def _checked(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        x = np.asarray(x, np.float32)
+        x = np.asarray(data.parts.with_gaps(x), np.float32)
         if x.shape[1:] != self.references.shape[1:] or len(x) == 0:
             raise errors.DataError(
                 f"The data have shape {x.shape}; expected [examples, "
@@ -279,7 +279,7 @@ def fit(
     if neighbours is None:
         neighbours = NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS
     check_neighbours(neighbours)
-    x = np.asarray(x)
+    x = data.parts.with_gaps(x)
     if isinstance(held_out, float | int):
         normal, calibration = hold_out(x, held_out, seed, apart=2 if kind == "signal" else None)
     else:

@@ -12,7 +12,7 @@ from jaxtyping import Int, Shaped
 
 from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
-from flaxae.data.parts import Parts, as_examples
+from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
 from flaxae.data.stream import Stream
@@ -82,7 +82,7 @@ def load(
               class, with or without `train` and `test` folders around them;
             - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
               being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
-            - a pandas DataFrame.
+            - a pandas DataFrame; an array of `numpy.ma`, [n, columns], of which what is masked is missing.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
             cut into windows of so many moments. Labels are then numbers, the largest of a window's moments being its.
@@ -180,6 +180,10 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
+    if isinstance(source, np.ma.MaskedArray) and source.ndim == 2 and np.ma.is_masked(source):
+        import pandas as pd
+
+        return Parts(train=pd.DataFrame(with_gaps(source), columns=[f"x{i}" for i in range(source.shape[1])]))
     if isinstance(source, np.ndarray):
         return Parts(train=source)
     if len(source) != 2 or not all(isinstance(part, np.ndarray | tuple) for part in source):

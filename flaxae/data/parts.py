@@ -1,7 +1,7 @@
 """What every source gives, and the one gate that its arrays pass."""
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -26,6 +26,13 @@ class Parts(NamedTuple):
     test_rows: np.ndarray | None = None  # of the source that the test examples are, or begin at
 
 
+def with_gaps(x: Any) -> np.ndarray:
+    """As an array; of one of `numpy.ma`, what is masked is missing, NaN."""
+    if not np.ma.is_masked(x):
+        return np.asarray(x)
+    return np.where(np.ma.getmaskarray(x), np.nan, x.data.astype(np.float64))
+
+
 def as_examples(
     x: np.ndarray, source: str | os.PathLike[str], columns: tuple[str, ...] | None = None
 ) -> Shaped[np.ndarray, " examples *shape"]:
@@ -36,6 +43,7 @@ def as_examples(
     Raises:
         DataError: not numbers, an odd number of axes, empty, or not finite in float32.
     """
+    x = with_gaps(x)
     if x.dtype.kind not in "buif":
         raise DataError(f"{source} holds values of type {x.dtype}; expected integers or real numbers.")
     if x.ndim not in (2, 3, 4):

@@ -26,7 +26,8 @@ BLOCKS, BLOCK_BYTES = 64, 2**18  # of a stream, that its fingerprint is made of
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
-    Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order.
+    Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order. Batches
+    have few sizes, powers of two up to `batch_size`, so that few programs are compiled whatever the lengths are.
 
     Raises:
         DataError: x is empty.
@@ -36,7 +37,7 @@ def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, 
     if examples == 0:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(x))
         raise errors.DataError(f"There is nothing to apply the model to: the data have shape {shapes}.")
-    batch_size = min(batch_size, examples)
+    batch_size = min(batch_size, 1 << (examples - 1).bit_length())
     graphdef, state = nnx.split(model)
     parts = []
     for start in range(0, examples, batch_size):
@@ -60,11 +61,14 @@ def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: 
 def check_examples(model: Autoencoder, x: Any) -> Any:
     """x itself, an array or a tree, if the model can take it: floats as float32, what is not observed as 0.
 
+    What is masked, in an array of `numpy.ma`, is not observed.
+
     Raises:
         DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers where the
             likelihood is not for such.
     """
     processes.refuse_fork()
+    x = batches.unmasked(x)
     x = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), x)
     shape = Batch.of(x).x.shape
     if len(shape) < 2 or shape[0] == 0:
@@ -124,6 +128,8 @@ def fingerprint(x: Any) -> str:
     x = np.asarray(x) if isinstance(x, list) else x
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         sampled = isinstance(leaf, Stream | np.memmap)
+        if isinstance(leaf, np.ma.MaskedArray):
+            digest.update(np.ma.getmaskarray(leaf).tobytes())
         leaf = leaf if sampled else np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         if not sampled:
