@@ -15,15 +15,16 @@ import rich.table
 from jax.sharding import Mesh
 from rich.text import Text
 
-from flaxae import autoencoder, baselines, data, experiments, presets, runs, stacked, trained, training
+from flaxae import autoencoder, baselines, data, experiments, interruption, presets, runs, stacked, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, Stream
 from flaxae.errors import DataError
 from flaxae.experiments import _flags
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import distributed
+from flaxae.printing import printable, say
 from flaxae.runs import Run, loggers, plots, report
-from flaxae.runs.report import Table, printable
+from flaxae.runs.report import Table
 from flaxae.training import History
 
 EPOCHS, STEPS = 10, 2000  # the default: so many epochs, and for a small data set at least so many steps
@@ -62,7 +63,7 @@ def in_memory(dataset: Dataset) -> Dataset:
     sample = dataset.train_sample
     if len(sample) == len(dataset.train):
         return dataset
-    print(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
+    say(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
     return dataclasses.replace(dataset, train=sample)
 
 
@@ -121,15 +122,18 @@ def start(
 
 @contextlib.contextmanager
 def resumable(run: Run) -> Iterator[None]:
-    """If the block is interrupted, say how to resume the run."""
-    try:
-        yield
-    except KeyboardInterrupt:
+    """Say how to go on with the run when it is interrupted inside."""
+
+    def message() -> str:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
         named = [] if "--name" in flags else ["--name", run.folder.name]
         go_on = shlex.join([*experiments.started(), *flags, *named, "--resume"])
-        saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
-        raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
+        steps = [int(path.name) for path in run.folder.glob("**/latest/*") if path.name.isdecimal()]
+        saved = f"what was trained is saved up to step {max(steps):,}" if steps else "nothing was saved yet"
+        return f"Interrupted; {saved}. Go on with: {go_on}"
+
+    with interruption.saying(message):
+        yield
 
 
 def print_table(table: Table) -> None:
@@ -176,7 +180,7 @@ def train(
     x, validation = parts(config, dataset)
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
     folder = run.checkpoints / part
-    resume = config.resume and (folder / "latest").exists()
+    resume = config.resume and bool(training.checkpoints.steps(folder / "latest"))
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     if config.model == "stacked" and not resume:
         known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without validation examples
@@ -253,4 +257,4 @@ def finish(
     run.write_results(results)
     for table in tables:
         print_table(table)
-    print(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")
+    say(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")

@@ -30,8 +30,10 @@ from flaxae.data import Dataset, Framing, formats
 from flaxae.errors import ConfigError, DataError, RunError, unknown
 from flaxae.experiments import _flags, _steps
 from flaxae.likelihoods import Gaussian
+from flaxae.printing import say
 from flaxae.runs import Run, SavedRun, plots, report
 from flaxae.runs.report import Table
+from flaxae.training import checkpoints
 
 NORMAL_DIGIT = "3"  # the default for MNIST
 FALSE_ALARMS = 0.01
@@ -67,7 +69,7 @@ def apply(config: _flags.Anomaly) -> None:
         line = findings.time_line(detector, x, found, about)
         line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
     _steps.print_table(strangest(found))
-    print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
+    say(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
 
 
 def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, framing: Framing | None) -> Rule:
@@ -139,7 +141,7 @@ def train(config: _flags.Anomaly) -> None:
             epochs=config.epochs,
             seed=config.seed,
             folder=run.checkpoints,
-            resume=config.resume and run.checkpoints.exists(),
+            resume=config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
             show=True,
             on_epoch=resources["on_epoch"],
         )
@@ -157,9 +159,9 @@ def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
     left_out = examples[:0]
     if normal is not None and (config.normal or config.data == "mnist"):
         examples, left_out = examples[~strange], examples[strange]
-        print(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
+        say(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
     elif strange is not None and strange.any():
-        print(
+        say(
             f"Trains on all {len(examples):,} training examples, the {strange.sum():,} that are not of class "
             f"{dataset.classes[normal]!r} too: labels only evaluate. --normal leaves those out."
         )

@@ -36,6 +36,7 @@ from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
@@ -48,7 +49,7 @@ def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, and write the result to --output."""
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
-    print(f"Denoised {config.input} into {config.output}.")
+    say(f"Denoised {config.input} into {config.output}.")
 
 
 def train(config: _flags.Denoise) -> None:

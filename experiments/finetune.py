@@ -19,6 +19,7 @@ starts from the encoder of any run. A finished run classifies new data:
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 from flax import nnx
@@ -30,6 +31,7 @@ from flaxae.data import Dataset
 from flaxae.errors import ConfigError, DataError
 from flaxae.experiments import _flags, _steps
 from flaxae.finetuning import Classifier, FineTuning
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.trained import Trained, TrainedClassifier, load
 from flaxae.training import checkpoints
@@ -41,6 +43,7 @@ DISTILLATION_STEPS = 1000
 VIEWS = 4  # how many transformed versions codes and probabilities are averaged over
 SCRATCH_RATE = 3e-3
 ERROR_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+METHODS = ("raw + logistic", "PCA + logistic", "from scratch", "linear probe", "fine-tuned")
 DISTILLED = "propagated, distilled"
 
 
@@ -56,7 +59,7 @@ def apply(config: _flags.Finetune) -> None:
     names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
     table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
     data.write(config.output, table, columns=["class", "probability"])
-    print(f"Wrote the classes of {config.input} into {config.output}.")
+    say(f"Wrote the classes of {config.input} into {config.output}.")
 
 
 def save(run: Run, part: str, model: nnx.Module) -> None:
@@ -110,10 +113,10 @@ def compare(
     counts = numbers_of_labels(config.labels, dataset)
     errors = {}
     for count in counts:
-        errors[count] = errors_at(config, count, dataset, given, preset, model)
+        errors[count] = kept_errors(config, run, count, lambda n: errors_at(config, n, dataset, given, preset, model))
         means = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in errors[count].items())
-        print(f"{count:,} labels, test error (%): {means}", flush=True)
-    distilled, classifier = learn(config, dataset, model)
+        say(f"{count:,} labels, test error (%): {means}")
+    distilled, classifier = learn(config, run, dataset, model)
     save(run, "classifier", classifier)
     errors[config.labels][DISTILLED] = distilled
     methods = list(errors[config.labels])
@@ -193,6 +196,21 @@ def frozen(given: dict[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset) ->
     return measured
 
 
+def kept_errors(
+    config: _flags.Finetune, run: Run, count: int, measure: Callable[[int], dict[str, list[float]]]
+) -> dict[str, list[float]]:
+    """What `measure` gives for so many labels, which a run that is resumed has kept."""
+    folder = run.checkpoints / f"errors-{count}"
+    if config.resume and checkpoints.steps(folder):
+        draws = checkpoints.known(folder, 0)["draws"]
+        kept = checkpoints.restore(folder, np.zeros((len(METHODS), draws)))[1]
+        return dict(zip(METHODS, kept.tolist(), strict=True))
+    found = measure(count)
+    values = np.array([found[method] for method in METHODS])
+    checkpoints.save(folder, 0, values, keep=1, about={"draws": values.shape[1]})
+    return found
+
+
 def errors_at(
     config: _flags.Finetune,
     count: int,
@@ -248,7 +266,7 @@ def fine_tuning(model: Autoencoder, count: int) -> FineTuning:
     )
 
 
-def learn(config: _flags.Finetune, dataset: Dataset, model: Autoencoder) -> tuple[list[float], Classifier]:
+def learn(config: _flags.Finetune, run: Run, dataset: Dataset, model: Autoencoder) -> tuple[list[float], Classifier]:
     """Test errors (%) of the strongest recipe, one for each draw of labels, and the classifier of the first draw."""
     plan = dataclasses.replace(
         fine_tuning(model, config.labels),
@@ -260,8 +278,17 @@ def learn(config: _flags.Finetune, dataset: Dataset, model: Autoencoder) -> tupl
     )
     draws = labels_drawn(dataset, config.labels, config.draws)
     x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
+    folder = run.checkpoints / "distilled"
     classifiers, _ = finetuning.distil(
-        model, x, draws, plan, classes=len(dataset.classes), views=VIEWS, seed=config.seed
+        model,
+        x,
+        draws,
+        plan,
+        classes=len(dataset.classes),
+        views=VIEWS,
+        seed=config.seed,
+        folder=folder,
+        resume=config.resume and bool(checkpoints.steps(folder / "latest")),
     )
     predicted = [finetuning.predict(own, new, plan.views(VIEWS)) for own in classifiers]
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]

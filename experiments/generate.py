@@ -27,6 +27,7 @@ from flaxae.nn import heads
 from flaxae.nn.heads import Variational
 from flaxae.objectives import Binarised
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
@@ -43,7 +44,7 @@ def apply(config: _flags.Generate) -> None:
         data.write(config.output, {f"{i}.png": image for i, image in enumerate(drawn)})
     else:
         data.write(config.output, drawn, columns=model.columns, encoding=model.encoding)
-    print(f"Drew {config.count:,} samples into {config.output}.")
+    say(f"Drew {config.count:,} samples into {config.output}.")
 
 
 def train(config: _flags.Generate) -> None:

@@ -21,6 +21,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
@@ -31,7 +32,7 @@ def apply(config: _flags.Reconstruct) -> None:
     """Reconstruct --input with the model of --from, and write the result to --output."""
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, model.reconstruct)
-    print(f"Reconstructed {config.input} into {config.output}.")
+    say(f"Reconstructed {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reconstruct) -> None:
@@ -53,7 +54,7 @@ def compare_sizes(config: _flags.Reconstruct, run: Run, dataset: Dataset) -> Non
     """Train a model of each size and draw the elbow."""
     errors, pca = {}, {}
     for latent in _flags.axes(config)["latent"]:
-        print(f"latent {latent}")
+        say(f"latent {latent}")
         preset = _steps.preset(config, dataset, latent=latent)
         model, _ = _steps.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
         errors[latent] = _steps.mean_squared_error(model, dataset.scaling(dataset.test))

@@ -21,6 +21,7 @@ from flaxae.data import Dataset
 from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
@@ -35,7 +36,7 @@ def apply(config: _flags.Reduce) -> None:
     if isinstance(given, dict):
         raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {_flags.FORMATS}.")
     data.write(config.output, model.encode(given))
-    print(f"Wrote the codes of {config.input} into {config.output}.")
+    say(f"Wrote the codes of {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reduce) -> None:

@@ -23,7 +23,7 @@ from flaxae.nn.bodies import Body
 from flaxae.nn.heads import Deterministic, Head
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 
 FEW = 10**5  # weights: below this, drawing them takes less time than compiling a faster program for it
 SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, which hold the hyper-parameters
@@ -325,6 +325,7 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     Raises:
         ConfigError: the parts don't go together, or the body doesn't take examples of that shape.
     """
+    processes.refuse_fork()
     key = jax.random.key(seed)
     if isinstance(key, Tracer):  # while another program is traced, which has its own compiler options
         return _make(config, shape, conditions, key)

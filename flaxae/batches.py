@@ -75,6 +75,32 @@ def replaced(given: Any, x: Any) -> Any:
     return {**given, "x": x} if isinstance(given, Mapping) else x
 
 
+def unmasked(given: Any) -> Any:
+    """What was given, where its x is an array of `numpy.ma`, with what is masked not `observed`.
+
+    Raises:
+        DataError: another of its arrays is masked, which has no such meaning.
+    """
+    x = given if isinstance(given, np.ma.MaskedArray) else None
+    if isinstance(given, Mapping | Batch):
+        known = given._asdict() if isinstance(given, Batch) else dict(given)
+        masked = [name for name, values in known.items() if isinstance(values, np.ma.MaskedArray)]
+        if masked not in ([], ["x"]) or (masked and known.get("observed") is not None):
+            raise errors.DataError(
+                f"{', '.join(masked)} is masked; only x may be, and without `observed` beside it. Fill the others."
+            )
+        x = known["x"] if masked else None
+    if x is None:
+        return given
+    seen = np.where(np.ma.getmaskarray(x), np.zeros((), x.dtype), x.data)
+    if not np.ma.is_masked(x):
+        return seen if given is x else replaced(given, seen)
+    observed = ~np.ma.getmaskarray(x)
+    if isinstance(given, Batch):
+        return given._replace(x=seen, observed=observed)
+    return {**(given if isinstance(given, Mapping) else {}), "x": seen, "observed": observed}
+
+
 def count(examples: Any) -> int:
     """How many examples there are.
 

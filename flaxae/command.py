@@ -11,8 +11,11 @@ import warnings
 from typing import TextIO
 
 import flaxae
-from flaxae import experiments  # pyright: ignore[reportAttributeAccessIssue] (a folder beside this one: pyproject.toml)
+
+# The experiments are a folder beside this one: see pyproject.toml.
+from flaxae import experiments, interruption  # pyright: ignore[reportAttributeAccessIssue]
 from flaxae.errors import ConfigError, FlaxaeError, unknown
+from flaxae.printing import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,11 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that is explained in one message, 130 after Ctrl-C.
     """
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     _make_writable()
     try:
         try:
-            _read_and_run(sys.argv[1:] if arguments is None else arguments)
+            with interruption.at_once():
+                _read_and_run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
     except FlaxaeError as error:
@@ -33,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         _say(f"\n{interrupt or 'Interrupted.'}")
-        return 130
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        return interruption.STATUS
+    except MemoryError as error:
+        _say(f"error: there is not enough memory ({error or 'none is left'}). Give less data, or smaller batches.")
+        return 2
+    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
         _drop(sys.stdout)
     except OSError as error:  # a full disk, a place that can't be written
         _say(f"error: {error}")
@@ -111,8 +118,8 @@ def _make_writable() -> None:
 
 def _say(message: str) -> None:
     try:
-        print(message, file=sys.stderr, flush=True)
-    except OSError:  # if not even the message can be printed, there is still the exit status
+        print(printable(message), file=sys.stderr, flush=True)
+    except OSError:  # where not even that can be said, the exit status does
         _drop(sys.stderr)
 
 

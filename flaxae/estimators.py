@@ -31,10 +31,11 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, atomic, autoencoder, errors, finetuning, training
+from flaxae import anomaly, atomic, autoencoder, errors, finetuning, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
+from flaxae.data.parts import with_gaps
 from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -43,10 +44,11 @@ from flaxae.objectives import negative_log_likelihood
 from flaxae.training import checkpoints, loop, step
 from flaxae.training.step import State
 
-BLOCK = 32  # steps in one block
-FAR = 1e15  # standard deviations; float32 can still hold the square
-FLOATS: Any = (np.float64, np.float32)  # typed Any, because scikit-learn's default is typed as a text
-# With a constant learning rate and a moving average, the number of steps needs not be known: `partial_fit` can go on.
+FILES = frozenset({"config.json", "detector"})  # of a saved one, beside its arrays
+BLOCK = 32  # steps
+FAR = 1e15  # standard deviations; float32 still holds the square
+FLOATS: Any = (np.float64, np.float32)  # scikit-learn takes a dtype for text, by its default
+# A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
 CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
 
@@ -73,12 +75,21 @@ class _TableEstimator(BaseEstimator):
     feature_names_in_: np.ndarray
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a folder, as JSON and arrays. `random_state` is kept only if it is a number.
+        """Write the fitted estimator to a folder of its own, whole or not at all, as JSON and arrays.
+
+        An estimator that is there is replaced. Of `random_state`, only a number is kept.
 
         Raises:
-            CheckpointError: the folder can't be written.
+            RunError: the folder can't be written, or holds something else.
         """
         check_is_fitted(self)
+        try:
+            with manifest.replacing(Path(folder), FILES) as unfinished:
+                self._write(unfinished)
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def _write(self, folder: Path) -> None:
         settings = self.get_params(deep=False)
         if not isinstance(self.random_state, numbers.Integral):
             settings["random_state"] = None
@@ -91,18 +102,20 @@ class _TableEstimator(BaseEstimator):
         text = json.dumps(description, indent=2, default=_jsonable)
         arrays = {name: getattr(self, name) for name in self._arrays_like()}
         checkpoints.save(folder, 0, arrays, keep=1)
-        with atomic.replacing(Path(folder, "config.json")) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls: type[Estimator], folder: str | os.PathLike[str]) -> Estimator:
         """The fitted estimator that `save` wrote. Its results are the same, also after a `partial_fit`.
 
         Raises:
+            RunError: a file is not as it was saved.
             ConfigError: the folder's config.json is missing, damaged, or of another estimator.
             CheckpointError: its arrays are missing or damaged.
         """
-        path = Path(folder, "config.json")
+        folder = atomic.settled(Path(folder))
+        manifest.check(folder)
+        path = folder / "config.json"
         try:
             saved = json.loads(path.read_bytes())
             if saved["estimator"] != cls.__name__:
@@ -113,7 +126,7 @@ class _TableEstimator(BaseEstimator):
             if saved["names"] is not None:
                 estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
             like = estimator._arrays_like()
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
         for name, array in checkpoints.restore(folder, like)[1].items():
             setattr(estimator, name, array)
@@ -138,7 +151,7 @@ class _TableEstimator(BaseEstimator):
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
-        x: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        x: Any = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False)
         return x
 
 
@@ -241,7 +254,7 @@ class _TableAutoencoder(_TableEstimator):
             )
 
     def _codes(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n latent"]:
-        return _apply(Autoencoder.encode, self.model_, self._standardised(X))
+        return training.apply(Autoencoder.encode, self.model_, self._standardised(X))
 
     def _arrays_like(self) -> dict[str, Any]:
         state = jax.eval_shape(self._initial_state)
@@ -296,7 +309,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
             ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X = validate_data(self, X, dtype=FLOATS)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS)
         self._start(X)
         self._train(X, int(self.epochs))
         return self
@@ -308,7 +321,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
         `fit` does.
         """
         first = not hasattr(self, "config_")
-        X = validate_data(self, X, dtype=FLOATS, reset=first)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=first)
         if first:
             self._start(X)
         self._train(X, epochs=1)
@@ -349,10 +362,10 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """The reconstructed rows of the codes X, [n, latent]."""
         check_is_fitted(self)
-        X = check_array(X, dtype=FLOATS)
+        X = check_array(_unmasked(X), dtype=FLOATS)
         if X.shape[1] != self.config_.latent:
             raise ValueError(f"The codes have {X.shape[1]} numbers each; expected {self.config_.latent}.")
-        return self._in_units(_apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
+        return self._in_units(training.apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean squared error of the reconstruction, in units of the columns' variances; y is ignored.
@@ -360,7 +373,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
         0 is perfect; −1 is the score of the columns' means. All columns have equal weight, whatever their units.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
 
     @property
     def _n_features_out(self) -> int:
@@ -405,7 +418,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
     def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """X, [n, columns], denoised."""
         X = self._checked(X)
-        x = _apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
+        x = training.apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
         return self._in_units(x).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -415,7 +428,7 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
         noise is drawn at each call. Scores of estimators for different noise can't be compared.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
 
 
 class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
@@ -472,7 +485,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
                 continuous, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS)
+        X, y = validate_data(self, _unmasked(X), y, dtype=FLOATS)
         known = y != -1
         check_classification_targets(y[known])
         classes, own = np.unique(y[known], return_inverse=True)
@@ -581,7 +594,7 @@ class AutoencoderDetector(_TableEstimator):
             check_scalar(self.epochs, "epochs", numbers.Integral, min_val=1)
         if self.convention not in ("pyod", "sklearn"):
             raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
-        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, ensure_min_samples=2)
         self._fit_units(X)
         return self._learn(self._standardised(X), None)
 
@@ -594,7 +607,7 @@ class AutoencoderDetector(_TableEstimator):
         """
         if not hasattr(self, "detector_"):
             return self.fit(X)
-        X = validate_data(self, X, dtype=FLOATS, reset=False, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False, ensure_min_samples=2)
         return self._learn(self._standardised(X), self.detector_)
 
     def _learn(self, x: Float[np.ndarray, "n columns"], start: anomaly.Detector | None) -> "AutoencoderDetector":
@@ -658,16 +671,15 @@ class AutoencoderDetector(_TableEstimator):
         check_is_fitted(self)
         return -self.threshold_
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """As in `AutoencoderTransformer`."""
-        super().save(folder)
-        self.detector_.save(Path(folder, "detector"))
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        self.detector_.save(folder / "detector")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "AutoencoderDetector":
         """As in `AutoencoderTransformer`; raises what `anomaly.load` does, too."""
         estimator = super().load(folder)
-        estimator.detector_ = anomaly.load(Path(folder, "detector"))
+        estimator.detector_ = anomaly.load(atomic.settled(Path(folder)) / "detector")
         return estimator
 
     def __sklearn_tags__(self) -> Tags:
@@ -710,13 +722,9 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, (columns,))))[0]
 
 
-def _apply(
-    function: Callable[[Autoencoder, Array], Array], model: Autoencoder, x: Float[np.ndarray, "n columns"]
-) -> np.ndarray:
-    """`training.apply`, with few rows padded to a power of two, so that few programs are compiled."""
-    rows = max(32, 2 ** (len(x) - 1).bit_length())
-    padded = x if rows > 1024 else np.pad(x, ((0, rows - len(x)), (0, 0)))
-    return training.apply(function, model, padded)[: len(x)]
+def _unmasked(X: Any) -> Any:
+    """What is given; of an array of `numpy.ma`, what is masked is missing, which is then refused."""
+    return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
 def _seed(random_state: Any) -> int:

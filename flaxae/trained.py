@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
+from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
 from flaxae.training import checkpoints
@@ -128,8 +128,8 @@ class Trained:
         return training.check_examples(self.model, self.units_removed(x))
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
-        """x encoded and scaled, but not checked against the model."""
-        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
+        """x encoded and scaled, not checked against the model."""
+        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else data.parts.with_gaps(x)
         return np.asarray(self.scaling(values))
 
     @property
@@ -219,6 +219,7 @@ def save(what: Any, folder: str | os.PathLike[str]) -> None:
     try:
         with atomic.replacing(folder) as unfinished:
             write(what, unfinished)
+            manifest.write(unfinished)
     except OSError as error:
         raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
@@ -261,16 +262,20 @@ def load(folder: str | os.PathLike[str]) -> Any:
         data's own units; an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
-        RunError: the folder holds neither.
-        ConfigError: its config.json has an unknown name or a value out of range.
+        RunError: the folder holds nothing of the kind, or a file is not as it was saved.
+        ConfigError: its config.json holds an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
     if (folder / "detector.json").exists() and not (folder / "config.json").exists():
         from flaxae import anomaly
 
         return anomaly.load(folder)
     saved = runs.open(folder).config
+    if (
+        bound := manifest.read(folder)
+    ) is not None and "id" not in bound:  # of a run, each part is checked as it is read
+        manifest.check(folder)
     if "estimator" in saved:
         from flaxae import estimators
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, training
+from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
 from flaxae.anomaly.views import Passed, Views
@@ -26,7 +26,7 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 from flaxae.training import Examples, checkpoints, population
 
 MAX_REFERENCES = 4096  # the most normal examples that others are compared with
@@ -35,6 +35,7 @@ NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.1  # of the references, if some are anomalies, which are neighbours of each other
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # defaults for training
 HELD_OUT = 0.2
+FILES = frozenset({"detector.json", "detector.npz", "models"})  # of a saved one
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -154,7 +155,7 @@ class Detector:
         return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)
 
     def _checked(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        x = np.asarray(x, np.float32)
+        x = np.asarray(data.parts.with_gaps(x), np.float32)
         if x.shape[1:] != self.references.shape[1:] or len(x) == 0:
             raise errors.DataError(
                 f"The data have shape {x.shape}; expected [examples, "
@@ -165,12 +166,14 @@ class Detector:
         return x
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the detector to a folder of its own: JSON settings, `.npz` arrays, weights by Orbax; no pickle."""
+        """Into a folder of its own, whole or not at all: settings in JSON, arrays in `.npz`, weights; nothing pickled.
+
+        A detector that is there is replaced.
+
+        Raises:
+            RunError: the folder can't be written, or holds something else.
+        """
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-        with atomic.replacing(folder / "detector.npz") as unfinished:
-            np.savez(unfinished, references=self.references, calibration=self.calibration)
         settings = {
             "config": self.config.to_dict(),
             "members": len(self.models),
@@ -178,8 +181,13 @@ class Detector:
             "score": self.score_name,
             "neighbours": self.neighbours,
         }
-        with atomic.replacing(folder / "detector.json") as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        try:
+            with manifest.replacing(folder, FILES) as unfinished:
+                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+                np.savez(unfinished / "detector.npz", references=self.references, calibration=self.calibration)
+                (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
 
 def load(folder: str | os.PathLike[str]) -> Detector:
@@ -189,7 +197,8 @@ def load(folder: str | os.PathLike[str]) -> Detector:
         RunError: the folder holds no detector, or its settings or arrays are damaged.
         CheckpointError: the weights are missing or damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
+    manifest.check(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
@@ -197,7 +206,7 @@ def load(folder: str | os.PathLike[str]) -> Detector:
         check_score(score)
         arrays = data.arrays.read_npz(folder / "detector.npz")
         references, calibration = arrays["references"], arrays["calibration"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
     shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
@@ -254,12 +263,12 @@ def fit(
             normal examples to use for that. For windows of a signal, these are the last windows, with two windows left
             out before them (see `hold_out`).
         neighbours: see `Detector.of`.
-        members: how many autoencoders to train, together, from different initial weights.
-        epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
-        start: a detector to go on from, of the same kind of data. Copies of its networks are trained further, whatever
-            `config` and `members` are, and examples are compared with a sample of its references and of x.
-        folder, resume: for checkpoints, see `training.fit`. With several members there are none; they train anew.
-        on_epoch: called with each epoch's metrics; with several members, after the training, with their means.
+        members: how many autoencoders, trained together from different weights.
+        epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
+        start: a detector to go on from, of the same kind of data: copies of its networks train on, whatever `config`
+            and `members` are, and examples are compared with a sample of its references and of x.
+        folder, resume: of checkpoints, see `training.fit`, and for several members `fit_population`.
+        on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
 
     Raises:
         DataError: x is empty, not finite, or too small.
@@ -274,7 +283,7 @@ def fit(
     if neighbours is None:
         neighbours = NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS
     check_neighbours(neighbours)
-    x = np.asarray(x)
+    x = data.parts.with_gaps(x)
     if isinstance(held_out, float | int):
         normal, calibration = hold_out(x, held_out, seed, apart=2 if kind == "signal" else None)
     else:
@@ -298,7 +307,14 @@ def fit(
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
     else:
         trained = population.fit_population(
-            models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
+            models.__getitem__,
+            seen,
+            seeds=range(len(models)),
+            seed=seed,
+            folder=folder,
+            resume=resume,
+            show=show,
+            **settings,
         )
         models = [member.model for member in trained.members]
         if on_epoch is not None:
@@ -380,6 +396,7 @@ def _in_blocks(
     *arguments: Any,
 ) -> Any:
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
+    processes.refuse_fork()
     graphdef, state = nnx.split(model)
     block = min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # so that few sizes are compiled
     names = tuple(argument for argument in arguments if isinstance(argument, (str, int)))

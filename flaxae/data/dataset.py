@@ -1,5 +1,6 @@
 """A data set ready for training: checked, split, and with its scaling fitted."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,8 +12,7 @@ from jaxtyping import Int, Shaped
 
 from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
-from flaxae.data.images import Images
-from flaxae.data.parts import Parts, as_examples
+from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
 from flaxae.data.stream import Stream
@@ -93,14 +93,11 @@ def load(
             - a `.npy` file, which is streamed, never read whole, if it is large;
             - a stream, see `Stream`;
             - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
-            - a folder of IDX files under MNIST's names, or a folder, zip or tar of images, flat or in a folder for
-              each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
-              pages: see `images.load`;
-            - an array (of NumPy, torch or JAX), [n, columns] or [n, height, width] or [n, height, width, channels]; a
-              pair (x, labels), with labels [n] or [n, 1]; or a pair (train, test) of such arrays or pairs, as from
-              Keras' `load_data`;
-            - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
-            - a pandas DataFrame.
+            - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
+              class, with or without `train` and `test` folders around them;
+            - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
+              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
+            - a pandas DataFrame; an array of `numpy.ma`, [n, columns], of which what is masked is missing.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: take the source for a signal, [time] or [time, channels] or a table whose rows are moments in order, and
             cut it into windows of so many moments. Labels must then be numbers; a window has the largest of its
@@ -115,7 +112,12 @@ def load(
         DataError: the source doesn't exist or can't be used; the message says what to do.
         ConfigError: the window or the stride is out of range.
     """
-    parts, name = _parts(source, label, size, max_pixels)
+    with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
+        return _loaded(source, label, window, stride, seed)
+
+
+def _loaded(source: Any, label: str | None, window: int | None, stride: int | None, seed: int) -> Dataset:
+    parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
     if window is not None:
@@ -240,6 +242,10 @@ def _sized(parts: Parts, size: int | None) -> Parts:
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
+    if isinstance(source, np.ma.MaskedArray) and source.ndim == 2 and np.ma.is_masked(source):
+        import pandas as pd
+
+        return Parts(train=pd.DataFrame(with_gaps(source), columns=[f"x{i}" for i in range(source.shape[1])]))
     if isinstance(source, np.ndarray):
         return Parts(train=source)
     if len(source) != 2 or not all(isinstance(part, np.ndarray | tuple) for part in source):

@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from flaxae import atomic
 from flaxae.data import formats, images, signals, tables
+from flaxae.data.arrays import reading
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import as_examples
 from flaxae.data.signals import Signal
@@ -38,8 +39,15 @@ def read(
         DataError: there is no such file, or it can't be used: see the message.
     """
     path = existing(path)
-    if path.is_dir() or images.sources.is_archive(path):
-        return images.read_all(path)
+    with reading(path):
+        return _read(path, columns, encoding)
+
+
+def _read(
+    path: pathlib.Path, columns: Sequence[str] | None, encoding: Encoding | None
+) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
+    if path.is_dir():
+        return images.read_folder(path)
     known = formats.of(path)
     if known.kind == "signal":
         raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")
@@ -68,11 +76,12 @@ def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None =
     known = formats.find(path)
     if known is None or known.kind == "image":
         raise DataError(f"{path} is no signal; expected {', '.join(formats.suffixes('array', 'signal', 'table'))}.")
-    content = known.read(path)
-    if known.kind == "signal":
-        return content
-    x = content.train if known.kind == "array" else tables.checked(content, path, label=None)[0]
-    return Signal(signals.as_signal(x, path, columns))
+    with reading(path):
+        content = known.read(path)
+        if known.kind == "signal":
+            return content
+        x = content.train if known.kind == "array" else tables.checked(content, path, label=None)[0]
+        return Signal(signals.as_signal(x, path, columns))
 
 
 def write(

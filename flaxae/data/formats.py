@@ -41,12 +41,14 @@ class Format:
     extra: str | None = None
 
     def read(self, path: pathlib.Path) -> Any:
-        """The content of the file.
+        """What the file holds. Whatever a library raises on it is one error that names the file and the reason.
 
         Raises:
             DataError: it can't be read, or a package that the format needs is missing.
         """
-        with self._packages(path):
+        from flaxae.data.arrays import reading
+
+        with self._packages(path), reading(path):
             return self.reader(path)
 
     def write(self, file: IO[bytes], path: pathlib.Path, content: Any) -> None:

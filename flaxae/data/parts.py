@@ -1,7 +1,7 @@
 """The form in which every source gives its data, and the one check that its arrays pass."""
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -31,6 +31,13 @@ class Parts(NamedTuple):
     test_files: np.ndarray | None = None
 
 
+def with_gaps(x: Any) -> np.ndarray:
+    """As an array; of one of `numpy.ma`, what is masked is missing, NaN."""
+    if not np.ma.is_masked(x):
+        return np.asarray(x)
+    return np.where(np.ma.getmaskarray(x), np.nan, x.data.astype(np.float64))
+
+
 def as_examples(
     x: np.ndarray, source: str | os.PathLike[str], columns: tuple[str, ...] | None = None
 ) -> Shaped[np.ndarray, " examples *shape"]:
@@ -42,6 +49,7 @@ def as_examples(
     Raises:
         DataError: they are not numbers, empty, not finite in float32, or have a wrong number of axes.
     """
+    x = with_gaps(x)
     if x.dtype.kind not in "buif":
         raise DataError(f"{source} holds values of type {x.dtype}; expected integers or real numbers.")
     if x.ndim not in (2, 3, 4):

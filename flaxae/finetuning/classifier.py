@@ -205,13 +205,15 @@ def distil(
     k: int = 10,
     targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = distilled,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Distilled:
     """Learn from few labels of many examples: propagate the labels over a graph, and train on the result.
 
-    The graph is that of the k nearest neighbours of the codes (`propagation`; all others if there are fewer). If the
-    plan has a corruption, the codes are means over `views` views. The classifiers start from linear probes of the
-    autoencoder. Or they start from the given classifiers, one for each draw: this is a second round, on the graph of
-    their codes. `targets` turns the propagated probabilities and the labels into the targets of the training.
+    The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
+    `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
+    from those given, one a draw: a second round, on the graph of what the first has learnt. `targets` makes what they
+    are trained towards of what was propagated and the labels. `folder` and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
@@ -222,7 +224,7 @@ def distil(
     else:
         classifiers = [nnx.clone(classifier) for classifier in start]
     found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
-    fit(classifiers, x, targets(found, draws), plan, seed=seed)
+    fit(classifiers, x, targets(found, draws), plan, seed=seed, folder=folder, resume=resume)
     return Distilled(classifiers, found)
 
 
@@ -295,7 +297,8 @@ def fit(
     epochs = plan.steps // work.source.steps
     settings = {"seed": float(seed), "steps": float(plan.steps), "learning_rate": plan.learning_rate}
     started = loop.start(work, state, epochs, settings)
-    run = loop.train(work, started, folder=folder, resume=resume, show=show, on_epoch=on_epoch)
+    own = {"folder": folder, "resume": resume, "data": (x, tuple(targets)), "show": show, "on_epoch": on_epoch}
+    run = loop.train(work, started, **own)
     if not np.isfinite(run.history["loss"]).all():
         raise errors.DivergedError(
             f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."

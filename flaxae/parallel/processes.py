@@ -40,11 +40,34 @@ _kept: list[object] = []  # objects that C code refers to
 _ending = "", 1  # message and exit status, for when C++ code aborts
 _unsaid = ["the last message"]  # popped by the thread that says it
 _index, _count = 0, 1
+_forked = False
 
 
 def index() -> int:
     """The number of this process; 0 is the first, which writes the run's folder."""
     return _index
+
+
+def refuse_fork() -> None:
+    """Raise ConfigError in a process that was forked from one that had computed by JAX: its threads are not here.
+
+    What is computed would wait for them for ever.
+    """
+    if _forked:
+        raise ConfigError(
+            "JAX can't compute in a process that was forked from one in which it has computed. Start processes by "
+            'multiprocessing.get_context("spawn"), or joblib\'s default; or compute in threads.'
+        )
+
+
+def _after_fork() -> None:
+    global _forked
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public name for whether it has devices yet
+    _forked = bridge is not None and bridge.backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def leave_to_first() -> None:

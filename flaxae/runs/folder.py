@@ -5,6 +5,7 @@
         metrics.jsonl    one line per epoch
         results.json     flat names to numbers, such as test/psnr_db; there once the run is finished
         checkpoints/     figures/*.png     report.html
+        manifest         the run's identity, and the SHA-256 of config.json; of every file once it is finished
 
 A run belongs to one process at a time, or to several that train together, of which only the first writes. Its lock is
 the operating system's, so that it is released when the process ends in any way. Files appear whole or not at all.
@@ -12,16 +13,19 @@ the operating system's, so that it is released when the process ends in any way.
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
 import math
 import os
 import re
 import socket
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxae import atomic
+from flaxae import atomic, manifest
 from flaxae.errors import ConfigError, FlaxaeError, RunError, unknown
 from flaxae.parallel import processes
 
@@ -50,8 +54,20 @@ class SavedRun:
             RunError: a line of metrics.jsonl is damaged.
         """
         *lines, _ = self._lines()
-        where = self.folder / "metrics.jsonl"
-        return [_parse(line, f"{where}, line {number}") for number, line in enumerate(lines, 1)]
+        where, identity = self.folder / "metrics.jsonl", manifest.identity(self.folder)
+        history, check = [], ""
+        for number, line in enumerate(lines, 1):
+            metrics = _parse(line, f"{where}, line {number}")
+            found = metrics.pop("check", None)
+            if identity is not None:
+                check = _check(identity, check, metrics)
+                if found != check:
+                    raise RunError(
+                        f"{where}, line {number} is damaged: it was changed after it was written, or one before it is "
+                        "missing. Restore a copy of it, or start another run."
+                    )
+            history.append(metrics)
+        return history
 
     def results(self) -> dict[str, float]:
         """Flat names, such as `test/psnr_db`, to numbers; empty before the run is finished.
@@ -60,7 +76,7 @@ class SavedRun:
             RunError: results.json is damaged.
         """
         path = self.folder / "results.json"
-        return _parse(path.read_bytes(), path) if path.exists() else {}
+        return _parse(manifest.content(self.folder, path.name), path) if path.exists() else {}
 
     def _lines(self) -> list[bytes]:
         """The line of each epoch, then what follows the last one: nothing, or the partial line of a failed write."""
@@ -78,18 +94,22 @@ class Run(SavedRun):
         """
         numbers = {name: _number(value) for name, value in metrics.items()}
         infinite = {name for name, value in numbers.items() if not isinstance(value, str) and not math.isfinite(value)}
-        line = json.dumps({name: None if name in infinite else value for name, value in numbers.items()})
-        path = self.folder / "metrics.jsonl"
+        added = {name: None if name in infinite else value for name, value in numbers.items()}
+        path, identity = self.folder / "metrics.jsonl", manifest.identity(self.folder)
         *lines, half_line = self._lines()
         if half_line or (lines and _parse(lines[-1], path)["epoch"] >= numbers["epoch"]):
-            kept = [metrics for metrics in self.history() if metrics["epoch"] < numbers["epoch"]]
-            _write(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+            count = sum(metrics["epoch"] < numbers["epoch"] for metrics in self.history())
+            lines = lines[:count]
+            _write(path, "".join(f"{line.decode()}\n" for line in lines))
+        if identity is not None:
+            before = _parse(lines[-1], path).get("check", "") if lines else ""
+            added["check"] = _check(identity, before, added)
         with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(added) + "\n")
             (self.folder / "results.json").unlink(missing_ok=True)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write results.json, which finishes the run.
+        """Write results.json, which finishes the run, and the manifest of every file that is in it.
 
         Raises:
             RunError: a value is not a finite number.
@@ -98,7 +118,13 @@ class Run(SavedRun):
         for name, value in numbers.items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise RunError(f"The result {name} is {value!r}; results are finite numbers.")
-        _write(self.folder / "results.json", _json(numbers))
+        path, bound = self.folder / "results.json", manifest.read(self.folder)
+        with _writing(path):
+            if bound is None:
+                _write(path, _json(numbers))
+            else:
+                manifest.replace(self.folder, path.name, _json(numbers))
+                manifest.write(self.folder, **{name: bound[name] for name in bound if name != "files"})
 
     def figure(self, name: str) -> Path:
         """Where to write the figure of that name."""
@@ -194,8 +220,20 @@ def _hold(
         elif _is_run(folder):
             state = "finished" if run.finished else "unfinished"
             raise RunError(f"The run {folder} exists, {state}. Choose another --name, or --resume to go on with it.")
-        _write(folder / "config.json", text)
+        with _writing(folder):
+            _begin(folder, text, resume)
         yield run
+
+
+def _begin(folder: Path, text: str, resume: bool) -> None:
+    """Write config.json, and a manifest of what stays as it is while the run goes on."""
+    bound = manifest.read(folder) if resume else {"id": uuid.uuid4().hex, "files": {}}
+    if bound is None:  # a run of before there were manifests
+        _write(folder / "config.json", text)
+        return
+    kept = {name: sha256 for name, sha256 in bound["files"].items() if name in ("config.json", "results.json")}
+    manifest.put(folder, {**bound, "order": 1 + max(map(_order, folder.parent.iterdir())), "files": kept})
+    manifest.replace(folder, "config.json", text)
 
 
 def open(folder: str | os.PathLike[str]) -> SavedRun:
@@ -210,7 +248,7 @@ def open(folder: str | os.PathLike[str]) -> SavedRun:
         hint = f"Runs in it: {runs}." if runs else "Give a run's folder, such as runs/denoise/1."
         raise RunError(f"{folder} is not a run: it has no config.json. {hint}")
     path = folder / "config.json"
-    return SavedRun(folder, _parse(path.read_bytes(), path))
+    return SavedRun(folder, _parse(manifest.content(folder, path.name), path))
 
 
 @contextlib.contextmanager
@@ -222,15 +260,32 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        _require_locks(folder)
         holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise RunError(f"The run {folder} is in use by {holder}. Choose another --name.") from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise RunError(f"Can't lock the run {folder}: {error}.") from error
     try:
         _write(owner, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
+
+
+def _require_locks(folder: Path) -> None:
+    """Raise RunError where the file system has no locks, which filelock takes for a lock that is held."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        with (folder / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise RunError(
+                        f"Can't lock the run {folder}: {error.strerror}. Start it in a folder whose file system has "
+                        "locks, such as one on a local disk."
+                    ) from error
 
 
 def _require_same(
@@ -277,7 +332,15 @@ def _newest_unfinished(experiment: Path) -> Path:
             f"Nothing to resume: no unfinished run in {experiment}. Its finished ones: "
             f"{', '.join(_names(experiment)) or 'none'}. Go on with one of them by its --name."
         )
-    return max(unfinished, key=lambda path: path.stat().st_mtime).parent
+    return max(unfinished, key=lambda path: (_order(path.parent), path.stat().st_mtime)).parent
+
+
+def _order(folder: Path) -> int:
+    """Runs that are started later have a greater one, whatever the clock says; −1 of those of before."""
+    try:
+        return int((manifest.read(folder) or {}).get("order", -1))
+    except RunError:
+        return -1
 
 
 def _next_free(experiment: Path) -> Path:
@@ -290,6 +353,11 @@ def _next_free(experiment: Path) -> Path:
                 (experiment / str(number)).mkdir()
                 return experiment / str(number)
             number += 1
+
+
+def _check(identity: str, before: str, metrics: Mapping[str, Any]) -> str:
+    """What tells that a line of the history is as it was written, and follows the one before it."""
+    return hashlib.sha256(f"{identity} {before} {json.dumps(metrics)}".encode()).hexdigest()[:8]
 
 
 def _number(value: Any) -> Any:
@@ -307,7 +375,7 @@ def _json(content: Mapping[str, Any]) -> str:
 def _parse(content: bytes, where: str | Path) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{where} is damaged: {error}. Restore a copy of it, or start another run.") from error
     if not isinstance(parsed, dict):
         raise RunError(f"{where} is damaged: it holds {parsed!r}. Restore a copy of it, or start another run.")

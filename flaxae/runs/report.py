@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -23,6 +22,7 @@ import numpy as np
 
 from flaxae import atomic
 from flaxae.errors import ConfigError, DataError
+from flaxae.printing import printable
 from flaxae.runs.plots import curves, image_grid, line_grid
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ __all__ = ["Column", "Table", "curves", "image_grid", "line_grid", "printable", 
 
 Value = str | float | Real | None  # the value of a cell; type checkers don't accept a float as a Real
 _ARROWS = {"higher": "↑", "lower": "↓"}
-# Control characters except tab and new line; characters that change the direction of writing; surrogates
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +148,6 @@ def write(
     )
     with atomic.replacing(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-
-
-def printable(text: str) -> str:
-    """The text with control characters and the like replaced by their Python escapes, such as `\\x1b`."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @functools.cache

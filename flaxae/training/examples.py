@@ -1,6 +1,7 @@
 """Examples before and after training: check them, split them, and apply a trained model to them."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,22 +18,26 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
-from flaxae.parallel import distributed
+from flaxae.parallel import distributed, processes
+
+BLOCKS, BLOCK_BYTES = 64, 2**18  # of a stream, that its fingerprint is made of
 
 
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
-    x may be examples or codes, an array or a tree. Returns the function's output in NumPy, in the order of x.
+    Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order. Batches
+    have few sizes, powers of two up to `batch_size`, so that few programs are compiled whatever the lengths are.
 
     Raises:
         DataError: x is empty.
     """
+    processes.refuse_fork()
     examples = batches.count(x)
     if examples == 0:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(x))
         raise errors.DataError(f"There is nothing to apply the model to: the data have shape {shapes}.")
-    batch_size = min(batch_size, examples)
+    batch_size = min(batch_size, 1 << (examples - 1).bit_length())
     graphdef, state = nnx.split(model)
     parts = []
     for start in range(0, examples, batch_size):
@@ -56,10 +61,14 @@ def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: 
 def check_examples(model: Autoencoder, x: Any) -> Any:
     """x, an array or a tree, if the model can take it, with floats as float32 and values that are not observed as 0.
 
+    What is masked, in an array of `numpy.ma`, is not observed.
+
     Raises:
         DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers although
             the likelihood is not for whole numbers.
     """
+    processes.refuse_fork()
+    x = batches.unmasked(x)
     x = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), x)
     shape = Batch.of(x).x.shape
     if len(shape) < 2 or shape[0] == 0:
@@ -108,6 +117,30 @@ def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = T
             f"The data range from {low:g} to {high:g}, but the {type(model.likelihood).__name__} likelihood takes "
             f"values in [{least:g}, {most:g}]. Scale them to that range, or choose the Gaussian likelihood."
         )
+
+
+def fingerprint(x: Any) -> str:
+    """The SHA-256 of what is trained on, an array, a tree, or a stream, of which blocks from all over it are looked at.
+
+    It tells other data of the same shape apart, by every value of what is in memory.
+    """
+    digest = hashlib.sha256()
+    x = np.asarray(x) if isinstance(x, list) else x
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        sampled = isinstance(leaf, Stream | np.memmap)
+        if isinstance(leaf, np.ma.MaskedArray):
+            digest.update(np.ma.getmaskarray(leaf).tobytes())
+        leaf = leaf if sampled else np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        if not sampled:
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+            continue
+        each = max(1, BLOCK_BYTES * len(leaf) // max(1, math.prod(leaf.shape) * leaf.dtype.itemsize))
+        for start in np.linspace(0, max(0, len(leaf) - each), BLOCKS).astype(int).tolist():
+            stop = min(start + each, len(leaf))
+            part = leaf.stored(start, stop) if isinstance(leaf, Stream) else leaf[start:stop]
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[str, ...]:

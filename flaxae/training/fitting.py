@@ -19,7 +19,7 @@ from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
-from flaxae.parallel import distributed
+from flaxae.parallel import distributed, processes
 from flaxae.training import feed, loop, optimizers, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
@@ -94,26 +94,29 @@ def fit(
         precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
         steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
-            or with several processes, which all call this, all devices of all processes.
-        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
-        resume: go on from the newest good checkpoint in `folder`. The result is bit for bit that of a run without
-            interruption.
-        show: show a progress bar, or without a terminal, print a line per epoch.
-        on_epoch: called in the first process after each epoch with its metrics: those of the history,
-            `samples_per_s_per_device`, `waited` (seconds spent waiting for data in this epoch), and those of
-            `distributed.describe`. If it returns True, training ends.
+            or all devices of all processes where there are several, which then call this together.
+        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C, SIGTERM and SIGHUP
+            save, too; of a run that diverges, `best/` has the last good weights.
+        resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted; on another
+            number of cores, or with another JAX, which a warning says, to weights that are as good.
+        show: a progress bar, or a line an epoch where there is no terminal.
+        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s. Where
+            it returns True, training ends.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
         ConfigError: a setting is out of range, or the objective doesn't give one number per example.
         DivergedError: the loss stopped being finite; the model then holds the last good weights.
-        CheckpointError: `resume` with another setting than the checkpoint's, or with no good checkpoint.
+        CheckpointError: `resume` with other data or another setting than the checkpoint's, or with no good checkpoint.
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
+    processes.refuse_fork()
     rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
     check_kept(keep, score, validation)
     objective = in_precision(objective or own_objective, precision)
     mesh = mesh or distributed.default_mesh()
+    given = None if gives_batches(x) else (x, validation)
     x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
     batch_size = source.batch_size
     example = batches.take(source.first if isinstance(source, feed.Iterated) else x, slice(0, 1))
@@ -149,6 +152,7 @@ def fit(
     settings = {**settings_of(seed, x, source, epochs, update, keep, precision), "learning_rate": rate}
     start = loop.start(work, distributed.place(step.init(model, update, rate, metrics), mesh), epochs, settings)
     own = {"patience": patience, "keep": keep, "mesh": mesh, "folder": folder, "resume": resume, "show": show}
+    own["data"] = given
     try:
         with contextlib.closing(source):
             run = loop.train(work, start, on_epoch=on_epoch, **own)

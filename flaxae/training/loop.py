@@ -12,6 +12,7 @@ import pathlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxtyping import Float
 from flaxae import errors
 from flaxae.parallel import distributed, processes
 from flaxae.training import checkpoints, feed, progress
+from flaxae.training.examples import fingerprint
 
 BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
 SAVE_SECONDS = 10.0  # between checkpoints
@@ -32,7 +34,7 @@ OnEpoch = Callable[[Metrics], bool | None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came. `snapshot` holds the training so far, which is also saved if there is a folder."""
+    """Ctrl-C, SIGTERM or SIGHUP came; what was trained is in `snapshot`, and saved where there is a folder."""
 
     def __init__(self, snapshot: Any):
         super().__init__()
@@ -81,6 +83,7 @@ def train(
     mesh: Mesh | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    data: Any = None,
     block: int = 1,
     show: bool = False,
     part: tuple[int, int] | None = None,
@@ -92,20 +95,23 @@ def train(
     has run out, keeps its weights while the others go on.
 
     Args:
-        patience: how many epochs without a better score a member may have before it stops.
-        keep: "best", the weights of the epoch with the lowest score (without validation, the last epoch), or "last".
-        block: steps of the first block. Later blocks are sized by how long the steps take.
-        show: show a progress bar, or without a terminal, print a line per epoch.
-        part: (epochs done before, epochs in all), if this is a part of a longer training.
-        on_epoch: called in the first process with each epoch's metrics; returning True stops the run.
+        patience: epochs without a better score before a member stops.
+        keep: "best", the weights of the epoch with the lowest score (the last epoch without one), or "last".
+        data: what is trained on, as it was given, which a run that is resumed is told from other data by.
+        block: steps of the first block; how long they take decides of the others.
+        show: a progress bar, or a line an epoch where there is no terminal.
+        part: of a longer training, of which so many epochs are done before, and there are so many in all.
+        on_epoch: called, in the first process, with each epoch's metrics; True stops the run.
 
     Raises:
-        CheckpointError: `resume` is set, and the checkpoint has other settings or there is no good one.
-        Interrupted: after Ctrl-C or SIGTERM, once all is saved.
+        CheckpointError: `resume` with other settings or data than the checkpoint's, or with no good checkpoint.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once all is saved.
     """
+    processes.refuse_fork()
     step = 0
+    about = {} if folder is None else _about(data)
     if resume:
-        step, run = _restore(folder, run)
+        step, run = _restore(folder, run, about)
     state, best, history = run.state, run.best, run.history
     source, epochs = work.source, len(history["loss"])
     steps_per_epoch = source.windows * source.steps
@@ -132,7 +138,7 @@ def train(
 
     def save() -> None:
         if folder is not None:
-            checkpoints.save(os.path.join(folder, "latest"), step, snapshot())
+            checkpoints.save(os.path.join(folder, "latest"), step, snapshot(), about=about)
             checkpoints.save(os.path.join(folder, "best"), step, best, keep=1)
 
     done_before, in_all = part or (0, epochs)
@@ -150,6 +156,8 @@ def train(
             state = work.block(state, *examples, step, stop)
             ok, sums = distributed.numbers(work.sums(state))
             if not np.any(ok):
+                if folder is not None:  # to use; `latest` stays, to go on from with other settings
+                    checkpoints.save(os.path.join(folder, "best"), step, work.weights(state), keep=1)
                 return snapshot()
             seconds_per_step, interrupted_now, save_now = processes.agree(
                 (time.perf_counter() - block_began) / (stop - step),
@@ -193,6 +201,8 @@ def train(
                 save()
                 saved = time.perf_counter()
         save()
+        if any(processes.agree(interrupted())):
+            raise Interrupted(snapshot())
     return snapshot()
 
 
@@ -238,11 +248,40 @@ def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None
     return np.asarray(known.any(axis=0) & (known.sum(axis=0) - 1 - filled.argmin(axis=0) >= patience))
 
 
-def _restore(folder: str | os.PathLike[str] | None, like: Snapshot) -> tuple[int, Snapshot]:
-    """The step and the snapshot of the newest good checkpoint, which must have the same settings."""
+def _about(data: Any) -> dict[str, str | int]:
+    """What a run has to have in common with the one that it resumes, for the same bits."""
+    about: dict[str, str | int] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    about["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return about if data is None else {**about, "data": fingerprint(data)}
+
+
+_OTHER_BITS = {"jax": "JAX {}", "device": "the device {}", "cores": "{} core(s)"}
+
+
+def _restore(
+    folder: str | os.PathLike[str] | None, like: Snapshot, about: Mapping[str, str | int]
+) -> tuple[int, Snapshot]:
+    """The newest good snapshot, of a run with the same settings and data; what makes other bits is said."""
     if folder is None:
         raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
     step, run = checkpoints.restore(pathlib.Path(folder, "latest"), like)
+    before = checkpoints.known(pathlib.Path(folder, "latest"), step)
+    if "data" in about and before.get("data", about["data"]) != about["data"]:
+        raise errors.CheckpointError(
+            f"Can't resume {folder} with other data: they have the shape of those that it was trained on, but other "
+            "values. Give the same, or start another run."
+        )
+    others = [
+        f"{said.format(before[name])} then, {said.format(about[name])} now"
+        for name, said in _OTHER_BITS.items()
+        if before.get(name, about[name]) != about[name]
+    ]
+    if others:
+        warnings.warn(
+            f"{folder} is resumed under other conditions ({'; '.join(others)}): sums are rounded otherwise, so that "
+            "the weights are as good, but not the same bits as without the interruption.",
+            stacklevel=4,
+        )
     changed = [
         f"{name} was {_said(run.settings[name])} and is now {_said(value)}"
         for name, value in like.settings.items()
@@ -261,16 +300,18 @@ def _said(setting: Any) -> str:
 
 @contextlib.contextmanager
 def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the running block finish on Ctrl-C or SIGTERM: gives a function that tells whether one came.
+    """Let the block that is running finish: gives a function that tells whether Ctrl-C, SIGTERM or SIGHUP came.
 
-    A second Ctrl-C stops at once. Only the main thread can receive signals; in other threads the function is always
-    False.
+    A second Ctrl-C stops at once. What is ignored, as SIGHUP is under nohup, still is. Only the main thread can
+    listen; elsewhere it never tells of any.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    before: dict[Any, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
         came.set()

@@ -28,7 +28,7 @@ from flaxae.data.stream import Stream
 from flaxae.nn.heads import Deterministic
 from flaxae.objectives import Objective
 from flaxae.parallel import distributed
-from flaxae.training import feed, fitting, loop, step
+from flaxae.training import checkpoints, feed, fitting, loop, step
 from flaxae.training.examples import check_objective, split
 from flaxae.training.fitting import History
 from flaxae.training.optimizers import Optimizer
@@ -140,6 +140,7 @@ def fit_population(
     widest = max(grid, key=lambda settings: settings.get("latent", 0))
     largest = _model(start(widest["seed"], widest.get("latent")), widest)
     mesh = mesh or distributed.default_mesh()
+    given = x, validation
     x, held_out = split(largest, x, validation, seed, mesh)
     source = fitting.feed_of(largest, x, batch_size, seed, mesh)
     batch_size, steps = source.batch_size, epochs * source.windows * source.steps
@@ -201,7 +202,8 @@ def fit_population(
             keep=keep,
             mesh=mesh,
             folder=own,
-            resume=resume and own is not None and (own / "latest").exists(),
+            resume=resume and own is not None and bool(checkpoints.steps(own / "latest")),
+            data=given,
             show=show,
             part=(done * epochs, len(groups) * epochs),
             on_epoch=on_epoch,
