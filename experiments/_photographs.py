@@ -16,6 +16,7 @@ from flaxae.denoising import photographs, tiles
 from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _steps
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
@@ -40,7 +41,7 @@ def train(config: _flags.Denoise, dataset: Dataset) -> None:
     batch_size = config.batch_size or photographs.BATCH_SIZE
     shape = (config.crop, config.crop, noisy.channels or 1)
     weights = autoencoder.count_weights(preset, shape)
-    print(f"A U-Net of {weights:,} weights; {steps:,} steps of {batch_size} pieces of {config.crop} pixels a side.")
+    say(f"A U-Net of {weights:,} weights; {steps:,} steps of {batch_size} pieces of {config.crop} pixels a side.")
     with _steps.start("denoise", config, dataset, preset, shape) as run:
         with _steps.resources(config, run) as given:
             model, history = photographs.fit(
@@ -76,18 +77,18 @@ def train(config: _flags.Denoise, dataset: Dataset) -> None:
 def network(config: _flags.Denoise, noisy: Images) -> autoencoder.Config:
     """The model for what the flags say of the noise, with a line that says what that is."""
     if config.target is not None:
-        print(f"Learns to make the images of {config.target} of those of {config.data}.")
+        say(f"Learns to make the images of {config.target} of those of {config.data}.")
         return photographs.of_pairs()
     if not config.noisy:
         known = f"noise of level {config.noise:g}" if config.noise else "noise of any deviation from 5 to 55 of 255"
-        print(f"Adds {known} ({config.corruption}) to the images, unclipped, and learns to undo it.")
+        say(f"Adds {known} ({config.corruption}) to the images, unclipped, and learns to undo it.")
         if config.noise is None and config.corruption != "gaussian":
             raise ConfigError(f"--corruption {config.corruption} needs a level: --noise 0.05, say.")
         return photographs.of_clean(config.noise, config.corruption)
     level = config.noise
     if level is None:
         level, least, most = photographs.estimated(noisy)
-        print(
+        say(
             f"The images' noise is estimated to have the deviation {level:.3g} ({level * 255:.3g} of 255), {least:.3g} "
             f"to {most:.3g} among those looked at. If that is wrong, say it: --noise."
         )
@@ -102,7 +103,7 @@ def _test(config: _flags.Denoise, dataset: Dataset) -> Images:
         assert isinstance(dataset.train, Images)
         test = images.open(config.test, colours=dataset.train.colours, alpha=dataset.train.alpha)
     if len(test) > MOST_TESTED:
-        print(f"Tests on {MOST_TESTED} of {len(test)} images.")
+        say(f"Tests on {MOST_TESTED} of {len(test)} images.")
         test = test.select(np.unique(np.linspace(0, len(test) - 1, MOST_TESTED).astype(int)))
     return test
 
