@@ -13,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
+from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
 from flaxae.data.images import MAX_PIXELS
+from flaxae.printing import say
 from flaxae.training import checkpoints
 
 if TYPE_CHECKING:
@@ -106,14 +107,14 @@ class Trained:
         target: str | os.PathLike[str],
         function: Callable[[np.ndarray], np.ndarray],
         *,
-        of_image: Callable[[np.ndarray], np.ndarray],
+        of_image: Callable[[np.ndarray, Scaling], np.ndarray],
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Read new data, apply `function` to the examples or `of_image` to each image in [0, 1], and write the result.
+        """Read new data, apply `function` to the examples or `of_image` to each image, and write the result.
 
         A table is written with the columns of its source, with categories decoded. The windows of a signal are averaged
         where they overlap, back to one signal. Images are read and written one by one, in the format and depth and with
-        the colour profile, EXIF and alpha that they had.
+        the colour profile, EXIF and alpha that they had; `of_image` is given the scaling to [0, 1] too.
 
         Raises:
             DataError: the source can't be read, or the target can't be written.
@@ -126,8 +127,13 @@ class Trained:
             return
         if data.images.holds(source):
             images = self.images(source, max_pixels=max_pixels)
-            print(images.summary())
-            images.convert(target, of_image)
+            say(images.summary())
+
+            def converted(i: int, image: np.ndarray) -> np.ndarray:
+                low, high = images.range_of(i)
+                return of_image(image, Scaling((low,), (high - low,), image.dtype.name))
+
+            images.convert(target, converted)
             return
         given = self.read(source)
         assert not isinstance(given, dict)
@@ -162,7 +168,7 @@ class Trained:
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
         """x encoded and scaled, but not checked against the model."""
-        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
+        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else data.parts.with_gaps(x)
         return np.asarray(self.scaling(values))
 
     @property
@@ -223,9 +229,14 @@ def _is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "set_axis")
 
 
-def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model."""
-    about = {"source": dataset.name, "kind": dataset.kind, "shape": dataset.shape, "columns": dataset.columns}
+def describe(config: Config, dataset: Dataset, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model.
+
+    Args:
+        shape: of what the model is trained on, if that is pieces of the examples.
+    """
+    shape = dataset.shape if shape is None else shape
+    about = {"source": dataset.name, "kind": dataset.kind, "shape": shape, "columns": dataset.columns}
     about |= {"scaling": dataset.scaling.to_dict()}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(dataset, name)) is not None}
     return {"model": config.to_dict(), "data": about}
@@ -252,6 +263,7 @@ def save(what: Any, folder: str | os.PathLike[str]) -> None:
     try:
         with atomic.replacing(folder) as unfinished:
             write(what, unfinished)
+            manifest.write(unfinished)
     except OSError as error:
         raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
@@ -294,16 +306,20 @@ def load(folder: str | os.PathLike[str]) -> Any:
         data's own units; an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
-        RunError: the folder holds neither.
+        RunError: the folder holds neither, or a file was changed after it was saved.
         ConfigError: its config.json has an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
     if (folder / "detector.json").exists() and not (folder / "config.json").exists():
         from flaxae import anomaly
 
         return anomaly.load(folder)
     saved = runs.open(folder).config
+    if (
+        bound := manifest.read(folder)
+    ) is not None and "id" not in bound:  # in a run, each part is checked when it is read
+        manifest.check(folder)
     if "estimator" in saved:
         from flaxae import estimators
 

@@ -82,7 +82,8 @@ def test_defects_have_maps_and_files(tmp_path, monkeypatch, capsys):
     table = pd.read_csv("runs/anomaly/1/anomalies.csv")
     assert table.file[0] == "test/good/0.png"
     assert {"x_1", "y_1", "width_1", "height_1", "top_1"} <= set(table)
-    assert Image.open("maps/test/good/0.png").size == (90, 70)
+    with Image.open("maps/test/good/0.png") as heat:
+        assert heat.size == (90, 70)
     new = ["--from", "runs/anomaly/1", "--input", "set/test", "--output", "new.csv", "--maps", "new", "--no-cache"]
     assert command.main(["anomaly", *new]) == 0
     again = pd.read_csv("new.csv")

@@ -1,4 +1,4 @@
-"""From stored values to what networks see, and back."""
+"""The scaling from stored values to network inputs, and back."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from flaxae.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """The affine map x -> (x - offset) / scale, and the dtype that its values are stored in.
+    """The affine map x -> (x - offset) / scale, and the dtype of the stored values.
 
     `offset` and `scale` have one entry for all values, or one for each column (the last axis).
     """
@@ -30,14 +30,15 @@ class Scaling:
         train: Shaped[np.ndarray, " examples *shape"] | Stream | Images,
         indicators: Bool[np.ndarray, " columns"] | None = None,
     ) -> "Scaling":
-        """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
+        """The scaling fitted on the training part, and on nothing else. A stream is read once from end to end.
 
-        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
-        is only centred. So are `indicators`, the columns of 0 and 1 that tell categories: divided by its deviation, a
-        rare one would outweigh all else, while as it is, rows of two categories are apart (squared) by 2, as two rows
-        are on average in a standardised number. Images, [n, height, width, channels], are brought to [0, 1]: 8-bit
-        by 255, 16-bit by the range in use (4095 of 12 bits in 16), floats by their minimum and maximum unless they are
-        in it already. `Images` are in it as they are read; their scaling is that of most of them.
+        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; constant ones are
+        only centred. `indicators`, the 0/1 columns of categories, are only centred too. Divided by its standard
+        deviation, a rare category would outweigh everything else; as it is, the squared distance between rows of two
+        categories is 2, like the mean squared distance of two rows in a standardised column. Images, [n, height, width,
+        channels], are scaled to [0, 1]: 8-bit by 255, 16-bit by the range in use (4095 for 12 bits in 16), floats by
+        their minimum and maximum unless they are in [0, 1] already. `Images` are scaled to [0, 1] when they are read;
+        their scaling is that of most of them.
         """
         if isinstance(train, Images):
             dtype, (low, high) = train.main_range
@@ -67,7 +68,7 @@ class Scaling:
     def __call__(
         self, x: Shaped[np.ndarray | Array, " *shape"] | Stream | Images
     ) -> Float[np.ndarray | Array, " *shape"] | Stream | Images:
-        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
+        """x scaled, in float32: on the host for NumPy arrays, on the device for JAX arrays, when read for streams.
 
         `Images` scale themselves, and are given back as they are.
 
@@ -82,7 +83,7 @@ class Scaling:
         return (x.astype(np.float32) - offset) / scale
 
     def undo(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Shaped[np.ndarray, " *shape"]:
-        """Back to stored units and dtype; integers are rounded, and clipped to what the dtype holds.
+        """x in stored units and dtype again. Integers are rounded, and clipped to the range of the dtype.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
@@ -95,7 +96,7 @@ class Scaling:
         return values.astype(dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         return {"offset": list(self.offset), "scale": list(self.scale), "dtype": self.dtype}
 
     @classmethod
@@ -129,7 +130,7 @@ def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
 
 
 def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
+    """The mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
     count, mean, squares = 0, np.zeros(train.shape[-1]), np.zeros(train.shape[-1])
     for part in _parts(train):
         axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
@@ -145,5 +146,5 @@ _DTYPES = ("uint8", "uint16", "float32")
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a number, and one that float32 holds."""
+    """Whether `value` is a number that is finite in float32."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
