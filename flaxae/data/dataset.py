@@ -17,6 +17,7 @@ from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,7 +174,7 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
         raise DataError(f"{path} is one image; expected a folder of them to train on.")
     size = path.stat().st_size
     if known.mapper is not None and size > arrays.MAP_BYTES:
-        print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        say(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
     return content if known.kind == "array" else Parts(train=content.values, rate=content.rate)
