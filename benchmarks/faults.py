@@ -176,16 +176,7 @@ def killed_at(operation: int, root: str, work: Callable[[], Any]) -> Callable[[]
 def kills(count: int, chance: random.Random) -> dict[str, int]:
     """Kill each experiment and save in turn, at a random moment or operation."""
     found: collections.Counter[str] = collections.Counter()
-    whole, lasts = {}, {}
-    for name in EXPERIMENTS:
-        child(functools.partial(run, *arguments(name)))  # compiles, for later ones to be as quick
-        shutil.rmtree("runs")
-        status, text, lasts[name], _ = child(functools.partial(run, *arguments(name)))
-        if status:
-            raise Ended(f"{name}: {text}")
-        whole[name] = outcome(name)
-        shutil.rmtree("runs")
-        print(f"{name}: {lasts[name]:.1f} s", flush=True)
+    wholes: dict[str, tuple[str, float]] = {}
     saves = saved_things()
     names = [*EXPERIMENTS, *saves]
     for number in range(count):
@@ -193,9 +184,19 @@ def kills(count: int, chance: random.Random) -> dict[str, int]:
         if name in saves:
             found[kill_save(name, saves[name], chance)] += 1
         else:
-            found[kill_run(name, whole[name], lasts[name], chance)] += 1
+            wholes[name] = wholes.get(name) or whole(name)
+            found[kill_run(name, *wholes[name], chance)] += 1
         print(f"{number + 1}/{count} {name}: {dict(found)}", flush=True)
     return dict(found)
+
+
+def whole(name: str) -> tuple[str, float]:
+    """What a run that nobody kills comes to, and how long it takes."""
+    shutil.rmtree("runs", ignore_errors=True)
+    status, text, seconds, _ = child(functools.partial(run, *arguments(name)))
+    if status:
+        raise Ended(f"{name}: {text}")
+    return outcome(name), seconds
 
 
 def kill_run(name: str, whole: str, lasts: float, chance: random.Random) -> str:
