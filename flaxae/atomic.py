@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the one way in which flaxae writes them."""
+"""Write files and folders so that they appear whole or not at all. All of flaxae writes through this module."""
 
 import contextlib
 import errno
@@ -84,9 +84,9 @@ def _aside(path: Path) -> Path:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until what the operating system holds of a file, or of a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's list of names, from the operating system's cache to the disk."""
     if path.is_dir():
-        with contextlib.suppress(OSError):  # some systems have no such thing for folders
+        with contextlib.suppress(OSError):  # some systems can't flush folders
             _sync(path, os.O_RDONLY)
     else:
         _sync(path, os.O_RDWR)

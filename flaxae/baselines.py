@@ -32,7 +32,7 @@ def pca_reconstruct(examples: _Examples, *, train: _Examples, components: int) -
     """Examples projected onto the first principal components of `train`: the best linear autoencoder.
 
     Shapes: [n, *features] -> [n, *features], as numpy.
-    Raises DataError if shapes differ, ConfigError if `train` has not that many components.
+    Raises DataError if shapes differ, ConfigError if `train` doesn't have that many components.
     """
     train, flat = _matrices(train, examples)
     pca = _principal_axes(train)
@@ -46,17 +46,17 @@ def pca_denoise(
 ) -> tuple[_Examples, int]:
     """Noisy examples projected onto the principal subspace of the clean `train` examples.
 
-    Shapes: [n, *features] -> [n, *features], as numpy. Also returned: how many components were
-    kept, which is what leaves the smallest squared error on `held_out`, clean examples of the training set
-    that `train` does not contain, given `held_out_noisy`. The time grows with the cube of the number of
-    features: about a second for 784. Raises DataError if shapes differ.
+    Shapes: [n, *features] -> [n, *features], as numpy. It also returns how many components were kept:
+    the number with the smallest squared error when `held_out_noisy` is denoised towards `held_out`, which
+    are clean examples of the training set that `train` does not contain. The time grows with the cube of
+    the number of features: about a second for 784. Raises DataError if shapes differ.
     """
     train, clean, corrupted, flat = _matrices(train, held_out, held_out_noisy, noisy)
     if clean.shape != corrupted.shape:
         raise DataError(_UNPAIRED.format(len(clean), len(corrupted)))
     pca = _principal_axes(train)
-    # In the principal axes the error for every number of components comes at once: what is kept
-    # carries the noise, what is dropped is lost.
+    # In the principal axes the error for every number of components can be computed at once: the components
+    # kept contribute their noise, and those dropped their signal.
     signal, observed = pca.transform(clean), pca.transform(corrupted)
     noise = np.square(observed - signal).sum(axis=0)
     lost = np.square(signal).sum(axis=0)

@@ -70,7 +70,7 @@ def _read_and_run(arguments: list[str]) -> None:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Read the experiment's flags, then train or apply. What is heavy is imported after the flags are read."""
+    """Read the experiment's flags, then train or apply. Heavy packages are imported only after the flags are read."""
     import tyro
 
     from flaxae.experiments import _flags  # pyright: ignore[reportMissingImports]
@@ -79,7 +79,7 @@ def run(name: str, arguments: list[str]) -> None:
     prog = experiments.command(name)
     description = experiments.description(name).replace(f"python run.py --exp {name}", prog)
     config = tyro.cli(_flags.FLAGS[name], args=arguments, prog=prog, description=description)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says where its cache is if the user has no home
     if config.cache:
         from flaxae.parallel.compilation import enable_cache
 
@@ -89,19 +89,19 @@ def run(name: str, arguments: list[str]) -> None:
         (experiment.apply if config.applies else experiment.train)(config)
 
 
-# For a terminal that has no more than its own alphabet. One for one, where columns have to stay.
+# For a terminal without Unicode. Replacements have one character each where columns must stay aligned.
 _PLAIN = {**dict(zip("×−–↑↓─│╭╮╰╯━", "x--^v-|++++-", strict=True)), "±": "+-", "…": "..."}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Codecs' handler of an error: what is shown of characters that can't be encoded."""
+    """An error handler for codecs: the replacement for characters that can't be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def _make_writable() -> None:
-    """Let nothing that is printed fail for its letters, or because a stream was closed before the process began."""
+    """Make sure that printing never fails for characters, or because a stream was closed before the process began."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -124,5 +124,5 @@ def _say(message: str) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Let what is still to be written at exit go nowhere."""
+    """Discard what is still to be written at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""A data set ready for training: what the sources give, checked, split, and with its scaling fitted."""
+"""A data set ready for training: checked, split, and with its scaling fitted."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,7 @@ from jaxtyping import Int, Shaped
 
 from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
+from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
@@ -22,55 +23,70 @@ from flaxae.printing import say
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
+SAMPLE_BYTES = 64 * 2**20  # the most bytes of a stream's sample, for methods that need data in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
-    Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32, categories
-    being columns of 0 and 1; signals [n, window, channels] of float32, in the order of time. `scaling` and `encoding`
-    were fitted on `train` alone. What is too large for memory has a `Stream` for `train`, which
-    `scaling(train)` is too, and as much for `test` as fits.
+    Images are [n, height, width, channels] of uint8, uint16 or float32. If they differ in size or are larger than
+    `images.SMALL`, they are `Images`, which `scaling(train)` leaves as they are (float32 in [0, 1], one by one). Tables
+    are [n, columns] of float32, with categories as columns of 0 and 1. Signals are [n, window, channels] of float32, in
+    the order of time. `scaling` and `encoding` were fitted on `train` alone. If the data are too large for memory,
+    `train` is a `Stream`, as is `scaling(train)`, and `test` has as much as fits.
     """
 
     name: str
     kind: Literal["image", "tabular", "signal"]
-    train: Shaped[np.ndarray, " train *shape"] | Stream
-    test: Shaped[np.ndarray, " test *shape"]
+    train: Shaped[np.ndarray, " train *shape"] | Stream | Images
+    test: Shaped[np.ndarray, " test *shape"] | Images
     train_labels: Int[np.ndarray, " train"] | None
     test_labels: Int[np.ndarray, " test"] | None
-    classes: tuple[str, ...] | None  # what the labels' codes mean
+    classes: tuple[str, ...] | None  # the names of the labels' codes
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     scaling: Scaling
-    encoding: Encoding | None = None  # of a table that holds more than numbers, or not all of them
+    encoding: Encoding | None = None  # of a table with categories or missing values
     framing: Framing | None = None  # of a signal
-    test_rows: Int[np.ndarray, " test"] | None = None  # of the source, that are the test examples (or their first
-    # moments); None where the source has a test part of its own
+    test_rows: Int[np.ndarray, " test"] | None = None  # the source's rows (or first moments of
+    # windows) that are the test examples; None if the source has a test part of its own
+    images: Images | None = None  # the images of both parts; `check` says which could not be read
+    test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (dtype object)
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
-        """The training examples in memory: all, or of a stream some from all over it."""
-        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else self.train
+        """The training examples in memory: all of them, or for a stream a sample from all over it."""
+        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else cast(np.ndarray, self.train)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
+        if isinstance(self.train, Images):
+            raise DataError(
+                f"{self.train.source} holds images of several sizes, or large ones. Bring all to one size, such as "
+                "size=64 (--size 64)."
+            )
         return self.train.shape[1:]
+
+    @property
+    def differ_in_size(self) -> bool:
+        """Whether the examples are images of any size, which are read one by one."""
+        return isinstance(self.train, Images)
 
 
 def load(
-    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream",
+    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream | Any",
     *,
     label: str | None = None,
     window: int | None = None,
     stride: int | None = None,
+    size: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
     seed: int = 0,
 ) -> Dataset:
     """A data set from the package, TFDS, files or memory.
 
-    Of a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
+    In a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
 
     Args:
         source: one of
@@ -85,14 +101,18 @@ def load(
               being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
             - a pandas DataFrame; an array of `numpy.ma`, [n, columns], of which what is masked is missing.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
-        window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
-            cut into windows of so many moments. Labels are then numbers, the largest of a window's moments being its.
-        stride: a window begins every so many moments; by default every half window.
-        seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
+        window: take the source for a signal, [time] or [time, channels] or a table whose rows are moments in order, and
+            cut it into windows of so many moments. Labels must then be numbers; a window has the largest of its
+            moments' labels.
+        stride: how many moments after one window the next begins; by default half a window.
+        size: height and width, in pixels, to bring all images to: they are scaled to cover it, and the middle is cut
+            out. By default each keeps its own.
+        max_pixels: the most pixels that one image may have.
+        seed: for the random fifth that becomes the test part if the source has none. For a signal it is the last fifth.
 
     Raises:
         DataError: the source doesn't exist or can't be used; the message says what to do.
-        ConfigError: a window or stride that can't be.
+        ConfigError: the window or the stride is out of range.
     """
     with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
         return _loaded(source, label, window, stride, seed)
@@ -107,7 +127,9 @@ def _loaded(source: Any, label: str | None, window: int | None, stride: int | No
         parts = signals.cut(parts, framing, given)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
-        parts = parts._replace(train=train, test=as_examples(test, given))
+        parts = parts._replace(train=train, test=as_examples(cast(np.ndarray, test), given))
+    elif isinstance(parts.train, Images):
+        parts = _divided_images(parts.train, parts, given, seed)
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
     elif parts.rate is not None:
@@ -117,17 +139,18 @@ def _loaded(source: Any, label: str | None, window: int | None, stride: int | No
         indicators, encoding = encoding.indicators, None if encoding.is_plain else encoding
     else:
         parts = _checked(parts.train, parts, given, seed)
-    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # as all of these leave them
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # after all of the above
+    if not isinstance(train, Images) and (train.shape[1:] != test.shape[1:] or train.dtype != test.dtype):
         raise DataError(
             f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
             f"{test.shape[1:]}; they have to be the same."
         )
     fields = _coded(parts, given)._asdict()
-    fields.pop("rate")  # the framing has it
+    for field in ("rate", "files"):  # the first is in the framing, the second in `images`
+        fields.pop(field)
     return Dataset(
         name=name,
-        kind="signal" if framing else "tabular" if train.ndim == 2 else "image",
+        kind="signal" if framing else "image" if isinstance(train, Images) or train.ndim > 2 else "tabular",
         **fields,
         scaling=Scaling.fit(train, indicators),
         encoding=encoding,
@@ -135,10 +158,13 @@ def _loaded(source: Any, label: str | None, window: int | None, stride: int | No
     )
 
 
-def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
+def _parts(source: Any, label: str | None, size: int | None, max_pixels: int) -> tuple[Parts, str]:
+    if size is not None and size < 1:
+        raise ConfigError(f"The size is {size}; it has to be at least 1 pixel.")
+    source = _of_numpy(source)
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
-        return _from_memory(source), "array"
+        return _sized(_from_memory(source), size), "array"
     if isinstance(source, Stream):
         _refuse_label(label, "a stream")
         if source.ndim == 1:
@@ -148,36 +174,75 @@ def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
         frame, labels = tables.checked(source, "The table", label=label)
         return Parts(train=frame, train_labels=labels), "table"
     if not isinstance(source, str | os.PathLike):
-        raise DataError(
-            f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array, a DataFrame or a tuple."
-        )
+        _refuse_label(label, "images")
+        if images.sources.in_memory(source) is None:
+            raise DataError(
+                f"The source is a {type(source).__name__}; expected a name, a path, an array, a DataFrame, a tuple, or "
+                "images (a list of PIL images or arrays, or a Hugging Face data set)."
+            )
+        return images.load(source, size=size), "images"
     if source == "mnist":
         _refuse_label(label, "mnist")
-        return mnist.load(), "mnist"
+        return _sized(mnist.load(), size), "mnist"
     if isinstance(source, str) and source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
-        return tfds.load(name, label=label), name
+        return _sized(tfds.load(name, label=label), size), name
     path = files.existing(source, also=("mnist", "tfds:NAME"))
-    return _from_path(path, label), path.resolve().stem
+    return _from_path(path, label, size, max_pixels), path.resolve().stem
 
 
-def _from_path(path: pathlib.Path, label: str | None) -> Parts:
+def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixels: int) -> Parts:
     if path.is_dir():
         _refuse_label(label, path)
-        return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
+        if arrays.is_idx_folder(path):
+            return _sized(arrays.load_idx(path), size)
+        return images.load(path, size=size, max_pixels=max_pixels)
+    if images.sources.is_archive(path):
+        _refuse_label(label, path)
+        return images.load(path, size=size, max_pixels=max_pixels)
     known = formats.of(path)
     if known.kind == "table":
         frame, labels = tables.checked(known.read(path), path, label=label)
         return Parts(train=frame, train_labels=labels)
     _refuse_label(label, path)
     if known.kind == "image":
-        raise DataError(f"{path} is one image; expected a folder of them to train on.")
-    size = path.stat().st_size
-    if known.mapper is not None and size > arrays.MAP_BYTES:
-        say(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        pages = images.load(path, size=size, max_pixels=max_pixels)
+        if len(pages.train) < 2:
+            raise DataError(f"{path} is one image; expected a folder of them to train on.")
+        return pages
+    length = path.stat().st_size
+    if known.mapper is not None and length > arrays.MAP_BYTES:
+        say(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
-    return content if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+    return _sized(content, size) if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+
+
+def _of_numpy(source: Any) -> Any:
+    """Arrays of torch and JAX, also in tuples, as NumPy arrays; anything else unchanged."""
+    if isinstance(source, tuple):
+        return tuple(map(_of_numpy, source))
+    is_array = hasattr(source, "__array__") and hasattr(source, "shape") and hasattr(source, "dtype")
+    is_frame = hasattr(source, "columns") or hasattr(source, "column_names")
+    if isinstance(source, np.ma.MaskedArray) or is_frame or not is_array:
+        return source
+    return images.sources.as_array(source)
+
+
+def _sized(parts: Parts, size: int | None) -> Parts:
+    """Arrays of images brought to a size; tables unchanged."""
+    if size is None:
+        return parts
+    if not isinstance(parts.train, np.ndarray) or parts.train.ndim < 3:
+        raise ConfigError(f"The size is {size}, of images, but the data are none.")
+
+    def brought(x: np.ndarray) -> np.ndarray:
+        whole = images.open(x, alpha=False).resized(size)
+        return np.stack([whole.stored(i) for i in range(len(whole))])
+
+    return parts._replace(
+        train=brought(parts.train), test=None if parts.test is None else brought(np.asarray(parts.test))
+    )
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
@@ -209,7 +274,7 @@ def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
     train = as_examples(x, given, parts.columns)
     if parts.test is None:
         return _divided(train, parts, *_held_out(len(train), given, seed), given)
-    return parts._replace(train=train, test=as_examples(parts.test, given, parts.columns))
+    return parts._replace(train=train, test=as_examples(cast(np.ndarray, parts.test), given, parts.columns))
 
 
 def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
@@ -219,7 +284,7 @@ def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tupl
 
 
 def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the test part."""
+    """The rows of the training part and of the test part."""
     if examples < 2:
         raise DataError(f"{given} has {examples} example; expected 2 at least, for one is held out as the test part.")
     order = np.random.default_rng(seed).permutation(examples)
@@ -231,11 +296,22 @@ def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray, g
     if (labels := parts.train_labels) is not None:
         _check_labels(labels, len(x), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
-    return parts._replace(train=x[train], test=x[test], test_rows=test)
+    files = {} if parts.files is None else {"files": parts.files[train], "test_files": parts.files[test]}
+    return parts._replace(train=x[train], test=x[test], test_rows=test, **files)
+
+
+def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts:
+    if parts.test is not None:
+        return parts
+    kept, held_out = _held_out(len(train), given, seed)
+    if (labels := parts.train_labels) is not None:
+        parts = parts._replace(train_labels=labels[kept], test_labels=labels[held_out])
+    files = {} if parts.files is None else {"files": parts.files[kept], "test_files": parts.files[held_out]}
+    return parts._replace(train=train.select(kept), test=train.select(held_out), test_rows=held_out, **files)
 
 
 def _coded(parts: Parts, given: str) -> Parts:
-    """Labels of any values become codes into `classes`; labels of one part alone are kept."""
+    """Replace labels of any values by codes into `classes`; it is enough if one part has labels."""
     labels = {"train_labels": parts.train_labels, "test_labels": parts.test_labels}
     labels = {part: values for part, values in labels.items() if values is not None}
     for part, values in labels.items():

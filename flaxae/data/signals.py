@@ -1,4 +1,4 @@
-"""Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
+"""Signals: long recordings of one or more channels, cut into windows and put together again."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 
 from flaxae.data.arrays import MAX_BYTES, check_size, reading
 from flaxae.data.encoding import Encoding
+from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in moments a second, if known."""
+    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in Hz, if known."""
 
     window: int
     stride: int
@@ -43,11 +44,11 @@ class Framing:
 
     @property
     def apart(self) -> int:
-        """How many windows later the first one begins that shares no moment with a window."""
+        """How many windows later the next window begins that shares no moment with a given one."""
         return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -66,14 +67,14 @@ class Framing:
 
 
 class Signal(NamedTuple):
-    """A recording, not yet cut: float32 [time, channels], and its rate in Hz where the file says it."""
+    """A recording before it is cut: float32 [time, channels], and its rate in Hz if the file has it."""
 
     values: np.ndarray
     rate: int | None = None
 
 
 def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]:
-    """The first moment of each of `windows` of a signal of that length.
+    """The first moment of each window that `windows` cuts from a signal of that length.
 
     Raises:
         DataError: the signal is shorter than one window.
@@ -84,7 +85,7 @@ def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]
 
 
 def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int) -> Shaped[np.ndarray, "..."]:
-    """[windows, window, *rest]: one window every `stride` moments, and one flush with the end, so that none is lost.
+    """[windows, window, *rest]: one window every `stride` moments, and a last one flush with the end of the signal.
 
     Raises:
         DataError: the signal is shorter than one window, or the windows would be too large for memory.
@@ -99,10 +100,10 @@ def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int)
 def overlap_mean(
     values: Float[np.ndarray, " windows window *rest"], stride: int, length: int
 ) -> Float[np.ndarray, " length *rest"]:
-    """What `windows` cut, laid back: for each moment of a signal of that length, the mean of the windows that hold it.
+    """The inverse of `windows`: for each moment of a signal of that length, the mean over the windows that hold it.
 
     Raises:
-        DataError: there are not as many windows as `windows` cuts.
+        DataError: the number of windows is not the one that `windows` cuts.
     """
     window = values.shape[1]
     begins = starts(length, window, stride)
@@ -120,15 +121,15 @@ def overlap_mean(
 def as_signal(
     x: "np.ndarray | pd.DataFrame", source: object, columns: Sequence[str] | None = None
 ) -> Float[np.ndarray, " time channels"]:
-    """A checked signal, float32; one without an axis of channels has one. A table's columns are the channels.
+    """A checked signal, float32 [time, channels]. Without an axis of channels, x is one channel.
 
     Args:
-        x: [time], [time, channels], or a table.
+        x: [time], [time, channels], or a table, whose columns are the channels.
         source: for the messages.
-        columns: those of a table to take, in this order; None is all of them.
+        columns: the columns of a table to take, in this order; None is all of them.
 
     Raises:
-        DataError: another shape, or values that are missing, not finite or not numbers.
+        DataError: x has another shape, or values that are missing, not finite or not numbers.
     """
     if not isinstance(x, np.ndarray):
         return Encoding.of_numbers(columns or tuple(x.columns))(x, source)
@@ -138,16 +139,18 @@ def as_signal(
 
 
 def cut(parts: Parts, framing: Framing, source: object) -> Parts:
-    """The windows of a source's signals. Where it has no test part, the last fifth of the time is: no window has both.
+    """The windows of a source's signals. If it has no test part, the last fifth of the time becomes the test part.
 
-    A window's label is the largest of its moments' labels.
+    No window is in both parts. A window's label is the largest of its moments' labels.
 
     Raises:
-        DataError: a signal is a stream, shorter than two windows, or not one (see `as_signal`), or the labels are not
+        DataError: a signal is a stream, shorter than two windows, or invalid (see `as_signal`), or the labels are not
             numbers.
     """
     if isinstance(parts.train, Stream):
         raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
+    if isinstance(parts.train, Images) or isinstance(parts.test, Images):
+        raise DataError(f"{source} holds images; windows are cut from signals.")
     train = as_signal(parts.train, source)
     labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
     if parts.test is not None:
@@ -180,7 +183,7 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
 
 
 def read_wav(path: pathlib.Path) -> Signal:
-    """The samples of a `.wav` file, full scale being [-1, 1].
+    """The samples of a `.wav` file, scaled so that full scale is [-1, 1].
 
     Raises:
         DataError: the file is unreadable, damaged or too large.
@@ -188,7 +191,7 @@ def read_wav(path: pathlib.Path) -> Signal:
     from scipy.io import wavfile
 
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # cut short
+        warnings.simplefilter("error", wavfile.WavFileWarning)  # the file was cut short
         warnings.filterwarnings("ignore", ".*not understood, skipping", wavfile.WavFileWarning)
         check_size(path.stat().st_size, path)
         try:

@@ -1,10 +1,10 @@
-"""Convolution, its transpose, and pooling: one meaning, in the form each platform is fast at.
+"""Convolution, its transpose, and pooling: the same results everywhere, computed in the way each platform is fast at.
 
-On GPU and TPU these are XLA's convolutions, images [batch, height, width, channels]. On CPU XLA's convolutions
-lose their threads inside a compiled loop, so there a convolution is one matrix product after `_patches`, and a
-transposed one is the adjoint of `_patches` after one matrix product; images are [channels, height, width, batch],
-which makes every copy a run of `batch` numbers. All of it is plain differentiable JAX: jit, vmap, scan, and both
-modes of differentiation to any order apply.
+On GPU and TPU these are XLA's convolutions, on images [batch, height, width, channels]. On CPU, XLA's convolutions
+run on one thread inside a compiled loop. So there a convolution is one matrix product after `_patches`, and a
+transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
+so that every copy is a run of `batch` numbers. All of it is plain differentiable JAX: jit, vmap, scan, and both
+modes of differentiation to any order work.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
@@ -32,27 +32,27 @@ def _batch_minor() -> bool:
 
 
 def from_nhwc(x: Float[Array, "batch height width channels"]) -> Image:
-    """Images brought into the platform's layout."""
+    """Images in the platform's layout, from NHWC."""
     return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
 
 
 def to_nhwc(x: Image) -> Float[Array, "batch height width channels"]:
-    """Images brought back from the platform's layout."""
+    """Images in NHWC, from the platform's layout."""
     return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
 
 
 def channel_axis() -> int:
-    """Which axis of images in the platform's layout is that of the channels."""
+    """The number of the channel axis in the platform's layout."""
     return 0 if _batch_minor() else 3
 
 
 def per_channel(values: Float[Array, " channels"]) -> Float[Array, "_ 1 1 _"]:
-    """One number a channel, shaped to broadcast against images in the platform's layout."""
+    """One number per channel, shaped to broadcast against images in the platform's layout."""
     return values[:, None, None, None] if _batch_minor() else values[None, None, None, :]
 
 
 def conv_size(size: Pair, kernel: Pair, stride: Pair = 1, padding: str = "SAME") -> tuple[int, int]:
-    """(height, width) of what `conv`, or pooling with that window, makes of an image of `size`.
+    """(height, width) of the output of `conv`, or of pooling with that window, for an image of `size`.
 
     Raises:
         ConfigError: the padding is unknown, a number is below 1, or the kernel doesn't fit the image.
@@ -103,10 +103,10 @@ def conv_transpose(
         x: images in the platform's layout.
         kernel: height, width, in, out.
         stride: for both axes, or (height, width).
-        padding: of the `conv` it is the adjoint of, "SAME" or "VALID".
-        size: (height, width) of the output. A `conv` with a stride maps several sizes to one, and this tells
-            them apart: 7 becomes 13 or 14 with stride 2 and "SAME". Without it the size is `lax`'s: the
-            input's × stride, plus what the kernel is larger than the stride if "VALID".
+        padding: that of the adjoint `conv`, "SAME" or "VALID".
+        size: (height, width) of the output. A `conv` with a stride maps several sizes to one, so `size` says
+            which: 7 becomes 13 or 14 with stride 2 and "SAME". The default is that of `lax`: input size ×
+            stride, and for "VALID" also plus (kernel − stride) where the kernel is larger.
 
     Raises:
         ConfigError: see `conv_size`; or `conv` doesn't map `size` to the size of `x`.
@@ -141,7 +141,7 @@ def conv_transpose(
 
 
 def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
-    """Maximum over windows; padding never wins. Among equals the gradient goes to the first in reading order.
+    """Maximum over windows; padding never counts. Among equal values the gradient goes to the first in reading order.
 
     Raises:
         ConfigError: see `conv_size`.
@@ -154,7 +154,7 @@ def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID
 
 
 def avg_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
-    """Mean over windows, of the pixels that are there: padding is not counted.
+    """Mean over windows, of the pixels inside the image: padding is not counted.
 
     Raises:
         ConfigError: see `conv_size`.
@@ -261,7 +261,7 @@ def _kernel(in_channels: int, out_channels: int, kernel: Pair, rngs: nnx.Rngs) -
 
 
 class _Axis(NamedTuple):
-    """Where the windows lie along one axis: how many, and the padding around the image (below 0: cropping)."""
+    """The windows along one axis: how many there are, and the padding around the image (below 0: cropping)."""
 
     out: int
     low: int
@@ -292,10 +292,10 @@ def _taps(
     axes: list[_Axis],
     fill: float = 0.0,
 ) -> list[Float[Array, "channels out_height out_width batch"]]:
-    """For each place in the window, row by row, the pixels that it meets.
+    """For each place in the window, row by row, the pixels of the image that it covers.
 
-    The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would
-    say the same, but its adjoint scatters; that of a split is a concatenation, several times faster.
+    The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would give
+    the same, but its adjoint is a scatter; that of a split is a concatenation, which is several times faster.
     """
     channels, height, width, batch = x.shape
     (kh, kw), (sh, sw) = window, stride
@@ -323,7 +323,7 @@ def _patches(
     stride: tuple[int, int],
     axes: list[_Axis],
 ) -> Float[Array, "pixels places"]:
-    """The pixels under the window, a column for each of its places (im2col). Linear in `x`."""
+    """The pixels under the window, one column for each position of the window (im2col). Linear in `x`."""
     patches = jnp.concatenate(_taps(x, window, stride, axes))
     return patches.reshape(patches.shape[0], -1)
 

@@ -1,4 +1,4 @@
-"""Compile sooner what runs briefly, and keep compiled programs, so that the second run of a command starts at once."""
+"""Compile programs that run briefly in less time, and cache compiled programs for the next run of a command."""
 
 import contextlib
 import functools
@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-# Options of the compiler for what runs for less time than it takes to compile. On CPU it then compiles sooner, to
-# programs that are slower, as their loops are by XLA's older emitters (where it still has them).
+# Compiler options for programs that run for less time than they take to compile. On CPU they compile faster, to slower
+# programs, because XLA's older emitters generate the loops (in versions that still have them).
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
-# And of what runs once, for milliseconds.
+# And for programs that run once, for milliseconds.
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-MOST_BYTES = 2**30  # of the folder; what was used longest ago goes first
+MOST_BYTES = 2**30  # in the cache folder; the least recently used programs are deleted first
 
 # What JAX calls its entries: the program's name, a hash, and whether it is the program or when it was last used.
 _ENTRY = re.compile(r".+-[0-9a-f]{64}(-cache|-atime)?")
@@ -25,10 +25,10 @@ _refused: frozenset[str] = frozenset()  # by the compiler of this process
 
 
 def with_options(jit: Callable[..., Callable], options: Mapping[str, Any]) -> Callable:
-    """`jit(compiler_options=options)`, without those options that this version of the compiler doesn't know.
+    """`jit(compiler_options=options)`, without the options that this version of the compiler doesn't know.
 
-    XLA documents few options, and drops others from one version to the next. They are asked about when a program was
-    refused: where all are known, it costs nothing.
+    XLA documents few options, and drops others from one version to the next. Each option is only tested after a program
+    was refused, so that it costs nothing if all are known.
     """
 
     @functools.cache
@@ -44,7 +44,7 @@ def with_options(jit: Callable[..., Callable], options: Mapping[str, Any]) -> Ca
             _refused |= {name for name, value in options.items() if not _accepted(name, value)}
             if _refused == refused:
                 raise
-        return compiled(_refused)(*arguments, **named)  # what is refused didn't run, so nothing was donated
+        return compiled(_refused)(*arguments, **named)  # the refused program didn't run, so nothing was donated
 
     return call
 
@@ -59,7 +59,7 @@ def _accepted(option: str, value: Any) -> bool:
 
 
 def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
-    """Compile each program once for this user, machine and version of JAX. Call it before anything is compiled.
+    """Cache compiled programs for this user, machine and version of JAX. Call it before anything is compiled.
 
     Args:
         folder: where to keep them; by default $JAX_COMPILATION_CACHE_DIR, or flaxae in the user's cache folder, which

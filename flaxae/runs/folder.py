@@ -1,14 +1,14 @@
-"""A run's folder: what was asked for, what happened each epoch, what came of it. Knows no model.
+"""A run's folder: its settings, its metrics per epoch, and its results. Nothing here depends on a model.
 
     runs/<experiment>/<name>/
         config.json      the settings
-        metrics.jsonl    one line an epoch
+        metrics.jsonl    one line per epoch
         results.json     flat names to numbers, such as test/psnr_db; there once the run is finished
         checkpoints/     figures/*.png     report.html
         manifest         the run's identity, and the SHA-256 of config.json; of every file once it is finished
 
-A run belongs to one process at a time, or to several that train together, of which the first writes. Its lock is the
-operating system's, so it ends with the process, however that ends. Files appear whole or not at all.
+A run belongs to one process at a time, or to several that train together, of which only the first writes. Its lock is
+the operating system's, so that it is released when the process ends in any way. Files appear whole or not at all.
 """
 
 import contextlib
@@ -44,11 +44,11 @@ class SavedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it has results, and no epoch was added since."""
+        """Whether the run has results, and no epoch was added after them."""
         return (self.folder / "results.json").exists()
 
     def history(self) -> list[dict[str, Any]]:
-        """What was logged each epoch, oldest first. What was not finite is None.
+        """The metrics logged in each epoch, oldest first. Values that were not finite are None.
 
         Raises:
             RunError: a line of metrics.jsonl is damaged.
@@ -79,18 +79,18 @@ class SavedRun:
         return _parse(manifest.content(self.folder, path.name), path) if path.exists() else {}
 
     def _lines(self) -> list[bytes]:
-        """Each epoch's line, then what follows the last of them: nothing, or the half line of a write that failed."""
+        """The line of each epoch, then what follows the last one: nothing, or the partial line of a failed write."""
         path = self.folder / "metrics.jsonl"
         return path.read_bytes().split(b"\n") if path.exists() else [b""]
 
 
 class Run(SavedRun):
-    """A run to write to, which no other process can while it is held. A full disk or the like is a RunError."""
+    """A run to write to. While it is held, no other process can write to it. A full disk or the like is a RunError."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Add an epoch to the history: its number as `epoch`, and numbers or texts. Unfinishes a finished run.
+        """Add an epoch to the history: its number as `epoch`, and numbers or texts. A finished run is then unfinished.
 
-        A resumed run goes through some epochs again: the first of them replaces itself and those after it.
+        A resumed run repeats some epochs: the first of them replaces its old line and all lines after it.
         """
         numbers = {name: _number(value) for name, value in metrics.items()}
         infinite = {name for name, value in numbers.items() if not isinstance(value, str) and not math.isfinite(value)}
@@ -135,13 +135,13 @@ class Run(SavedRun):
 
 
 class Follower(Run):
-    """The run of a process that trains with the first, which writes for it."""
+    """The run in a process other than the first of several, which writes nothing: the first process does."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Leave it to the first."""
+        """Do nothing: the first process writes it."""
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Leave it to the first."""
+        """Do nothing: the first process writes them."""
 
 
 @contextlib.contextmanager
@@ -160,15 +160,16 @@ def start(
 
     Args:
         experiment: its name; letters, digits, and `.`, `_`, `-` inside.
-        name: likewise; None is the next free number, or to resume the newest unfinished run.
-        config: the settings, such as JSON can hold. What is resumed must have been started with the same.
-        resume: go on with a run, be it finished or not, instead of starting one.
-        may_change: the settings that may differ on resuming, such as `epochs`. Nested ones are `model/latent`.
+        name: of the same characters. None is the next free number or, with `resume`, the newest unfinished run.
+        config: the settings, as values that JSON can hold. A resumed run must have been started with the same.
+        resume: go on with a run, finished or not, instead of starting one.
+        may_change: the settings that may differ when a run is resumed, such as `epochs`. Nested settings are named like
+            `model/latent`.
 
     Raises:
         RunError: the run is in use, exists already, or is missing; or its folder can't be written.
-        ConfigError: a name has other characters; or a resumed run was started with other settings; or processes that
-            train together were.
+        ConfigError: a name has other characters; or the settings differ from those that the resumed run was started
+            with, or between processes that train together.
     """
     text = _json(config)
     if len(set(processes.share(f"{experiment} {name} {resume} {text}"))) > 1:
@@ -252,7 +253,7 @@ def open(folder: str | os.PathLike[str]) -> SavedRun:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keep every other process from the run."""
+    """Lock the run against every other process."""
     import filelock
 
     lock, owner = filelock.FileLock(folder / ".lock"), folder / ".owner"
@@ -343,7 +344,7 @@ def _order(folder: Path) -> int:
 
 
 def _next_free(experiment: Path) -> Path:
-    """A new folder, named by the number after the greatest. Of two processes, each makes its own."""
+    """A new folder, named by the number after the greatest. Two processes at once make two folders."""
     with _writing(experiment):
         experiment.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(path.name) for path in experiment.iterdir() if path.name.isdecimal()), default=0)
@@ -360,7 +361,7 @@ def _check(identity: str, before: str, metrics: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> Any:
-    """A Python number for one of NumPy's or JAX's."""
+    """A NumPy or JAX number as a Python number."""
     return value.item() if hasattr(value, "item") else value
 
 

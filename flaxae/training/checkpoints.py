@@ -8,7 +8,7 @@ step falls back to the one before it, and everything that goes wrong is one `Che
     folder/<step>/manifest   of its files; with each leaf's name, dtype and shape, and what else is known of the state
     folder/unfinished/       a save under way, or what a killed one left; the next save clears it
 
-One writer a folder: the lock that keeps it so is the run's (`flaxae.runs`).
+A folder must have one writer at a time: the lock of the run (`flaxae.runs`) sees to that.
 """
 
 import contextlib
@@ -85,16 +85,16 @@ def save(
 
 
 def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
-    """The newest step whose files are those that were saved, bit for bit, and its number.
+    """The number and the state of the newest step whose files are intact, bit for bit.
 
-    A damaged step is passed over with a warning, for the one before it.
+    A damaged step is skipped, with a warning, for the one before it.
 
     Args:
         folder: as given to `save`.
-        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array is placed as its
-            counterpart here (its sharding; a NumPy array or number gives a NumPy array), by default on
-            the first device, wherever it was saved from.
-        step: only this one, with no falling back.
+        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array gets the sharding of its
+            counterpart here (a NumPy array or number gives a NumPy array). By default it goes to the first
+            device, wherever it was saved from.
+        step: only this step, without falling back to an earlier one.
 
     Raises:
         CheckpointError: no step is good, or `like` differs from what was saved in a name, shape or dtype.
@@ -135,7 +135,7 @@ def known(folder: str | os.PathLike[str], step: int) -> dict[str, str | int]:
 
 
 def _flatten(tree: PyTree) -> tuple[list[str], list]:
-    """Names like `params/0/kernel float32[3, 4]`, and the leaves, numbers made arrays."""
+    """Names like `params/0/kernel float32[3, 4]`, and the leaves, with numbers as arrays."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     arrays = (jax.Array, jax.ShapeDtypeStruct)
     leaves = [leaf if isinstance(leaf, arrays) else np.asarray(leaf) for _, leaf in named]
@@ -188,7 +188,7 @@ def _read(folder: Path, saved: list[str], like: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tracebacks that Orbax's threads log to themselves: the error that is raised says it all."""
+    """Suppress the tracebacks that Orbax's threads log: the error that is raised says everything."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Examples before training and after: checked, split, and put through a trained model."""
+"""Examples before and after training: check them, split them, and apply a trained model to them."""
 
 import functools
 import hashlib
@@ -59,13 +59,13 @@ def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: 
 
 
 def check_examples(model: Autoencoder, x: Any) -> Any:
-    """x itself, an array or a tree, if the model can take it: floats as float32, what is not observed as 0.
+    """x, an array or a tree, if the model can take it, with floats as float32 and values that are not observed as 0.
 
     What is masked, in an array of `numpy.ma`, is not observed.
 
     Raises:
-        DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers where the
-            likelihood is not for such.
+        DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers although
+            the likelihood is not for whole numbers.
     """
     processes.refuse_fork()
     x = batches.unmasked(x)
@@ -108,7 +108,7 @@ def check_examples(model: Autoencoder, x: Any) -> Any:
 
 
 def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = True) -> None:
-    """Raise DataError unless data from `low` to `high` are finite and, where wanted, in the likelihood's range."""
+    """Raise DataError unless data from `low` to `high` are finite and, if `wanted`, in the likelihood's range."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
     least, most = model.likelihood.support
@@ -144,10 +144,11 @@ def fingerprint(x: Any) -> str:
 
 
 def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[str, ...]:
-    """The names of the objective's metrics, "loss" first, if it gives a loss for each example: asked, not guessed.
+    """The names of the objective's metrics, "loss" first. The objective is traced on two examples to find them.
 
     Raises:
-        ConfigError: it can't do with the model or the data, whose error is the cause, or gives other shapes.
+        ConfigError: the objective fails on the model or the data (the error is chained), or doesn't give one number per
+            example.
     """
 
     def losses(model: nnx.Module, batch: Any, key: Key[Array, ""]) -> Any:
@@ -174,7 +175,7 @@ def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[st
 
 
 def _kept(dtype: Any) -> Any:
-    """What values of that type are kept as: floats as float32, whole numbers in 32 bits at most."""
+    """The dtype that values of that dtype are trained on in: float32 for floats, at most 32 bits for whole numbers."""
     return np.float32 if jnp.issubdtype(dtype, jnp.floating) else jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -183,7 +184,7 @@ def _shape_of(function: Callable, model: nnx.Module, x: Any) -> tuple[int, ...]:
 
 
 def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: Any) -> Any:
-    """What the function would give for a batch of that size, in shapes alone."""
+    """The shapes of the function's output for a batch of that size, without computing it."""
     graphdef, state = nnx.split(model)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), _kept(leaf.dtype)), x)
     return jax.eval_shape(
@@ -192,12 +193,12 @@ def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: A
 
 
 def has_streams(x: Any) -> bool:
-    """Whether x, or a part of it, is read while it is trained on."""
+    """Whether x, or an array of the tree x, is a stream, which is read during training."""
     return any(isinstance(leaf, Stream) for leaf in jax.tree.leaves(x))
 
 
 def streamed(x: Any) -> Any:
-    """x, where a part of it is a stream or a memory map, as streams throughout."""
+    """x with every array as a stream, if any of them is a stream or a memory map; else x itself."""
     if not any(isinstance(leaf, Stream | np.memmap) for leaf in jax.tree.leaves(x)):
         return x
     x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Stream) else Stream(leaf), x)
@@ -214,9 +215,10 @@ def _there(observed: Any) -> Any:
 
 
 def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | None) -> tuple[Any, Any | None]:
-    """The examples to train on, and those held out (None for none), checked and on the device; see `fit`.
+    """The training and the validation examples (None for none), checked and on the device; see `fit`.
 
-    A stream, or a tree with any, stays one; of it, too much to hold is not held out, see `Stream.split`.
+    The training part of a stream, or of a tree with streams, is again streamed. Its validation part is limited to what
+    fits in memory, see `Stream.split`.
     """
     if seed < 0:
         raise errors.ConfigError(f"seed is {seed}; it has to be at least 0.")

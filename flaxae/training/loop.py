@@ -1,8 +1,8 @@
-"""The one loop: blocks of steps, epochs of blocks, and what happens between them.
+"""The one training loop: blocks of steps, epochs of blocks, and what happens between them.
 
-`train` drives whatever is compiled: one model, a population of them side by side, classifiers. It looks at the clock,
-at Ctrl-C and at the other processes after each block; after each epoch it validates, keeps the best weights, tells the
-callback, and stops where patience ends; and every few seconds it saves all that is needed to go on to the same bits.
+`train` drives any compiled program: one model, a population side by side, or classifiers. After each block it checks
+the clock, Ctrl-C and the other processes. After each epoch it validates, keeps the best weights, calls the callback,
+and stops if patience has run out. Every few seconds it saves everything that is needed to resume to the same bits.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from flaxae.parallel import distributed, processes
 from flaxae.training import checkpoints, feed, progress
 from flaxae.training.examples import fingerprint
 
-BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
+BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
 SAVE_SECONDS = 10.0  # between checkpoints
 
 Metrics = dict[str, float | str]
@@ -44,18 +44,18 @@ class Interrupted(KeyboardInterrupt):
 class Work(NamedTuple):
     """What the loop drives. States and weights are trees of arrays that only these functions look into."""
 
-    block: Callable[..., Any]  # (state, *window, start, stop) -> state, whose own state is donated
+    block: Callable[..., Any]  # (state, *window, start, stop) -> the next state; donates the one it is given
     sums: Callable[[Any], tuple[Any, Any]]  # state -> whether all is finite, sums of the metrics over the epoch so far
-    begin: Callable[[Any], Any]  # state -> the same with sums of 0
-    weights: Callable[[Any], Any]  # state -> copies of what is used and kept
-    validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on held-out examples, lower is better
-    chosen_by: str  # the score whose lowest epoch is kept
+    begin: Callable[[Any], Any]  # state -> the same state with its sums set to 0
+    weights: Callable[[Any], Any]  # state -> copies of the weights to validate and keep
+    validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on validation examples, lower is better
+    chosen_by: str  # the name of the score by which the best epoch is chosen
     source: feed.Source
-    samples: int  # a step, of all members
+    samples: int  # per step, over all members
 
 
 class Snapshot(NamedTuple):
-    """A run at a step: all that is saved to resume it. Epochs to come are NaN in `history`."""
+    """The state of a run at one step: all that is saved to resume it. Future epochs are NaN in `history`."""
 
     state: Any
     best: Any
@@ -64,7 +64,7 @@ class Snapshot(NamedTuple):
 
 
 def start(work: Work, state: Any, epochs: int, settings: dict[str, Any]) -> Snapshot:
-    """A run before its first step."""
+    """The snapshot of a run before its first step."""
     ok, sums = work.sums(state)
     names = [*sums, "seconds"]
     best = work.weights(state)
@@ -89,10 +89,10 @@ def train(
     part: tuple[int, int] | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Snapshot:
-    """Train to the last epoch, or until nothing is left to train: `best` is then what is kept.
+    """Train to the last epoch, or until every member has stopped. The snapshot's `best` are the weights to keep.
 
-    With several members, arrays of the history have an axis for them; one that diverges or whose patience has ended
-    keeps what it has, while the others go on.
+    With several members, the arrays of the history have an axis of members. A member that diverges, or whose patience
+    has run out, keeps its weights while the others go on.
 
     Args:
         patience: epochs without a better score before a member stops.
@@ -127,7 +127,7 @@ def train(
         ended = ended | _stalled(scores[: epoch + 1], patience)
 
     def speed() -> Metrics:
-        """Since it was last asked."""
+        """The speed and the waiting time since the last call."""
         nonlocal clock
         (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
         rate = (step - step_then) * work.samples / (clock[0] - then) / float(ran_on["devices"])
@@ -212,12 +212,12 @@ def done(history: Mapping[str, Float[np.ndarray, " epochs *members"]]) -> int:
 
 
 def last_epoch(scores: Float[np.ndarray, " epochs"], patience: int | None, epochs: int) -> int:
-    """How many epochs a member of those that trained so long would have trained alone."""
+    """After how many of the `epochs` trained epochs a member would have stopped by patience if it had trained alone."""
     return next((n for n in range(1, epochs) if _stalled(scores[:n], patience)), epochs)
 
 
 def _mean(values: Any) -> float:
-    """Over the members that go on."""
+    """The mean over the members that are still finite."""
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
@@ -233,14 +233,14 @@ def _where(better: Any, new: Any, old: Any) -> Any:
 
 
 def _select(better: np.ndarray, new: Any, old: Any) -> Any:
-    """The weights of the members that are better, the old ones of the others."""
+    """The new weights of the members that are better, and the old ones of the others."""
     if np.all(better):
         return new
     return _where(better, new, old) if np.any(better) else old
 
 
 def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None) -> np.ndarray:
-    """Whether the best of the epochs so far is more than `patience` epochs back, a member."""
+    """For each member, whether its best epoch so far is `patience` or more epochs back."""
     if patience is None:
         return np.zeros(scores.shape[1:], bool)
     known = ~np.isnan(scores)
