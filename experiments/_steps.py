@@ -122,7 +122,7 @@ def start(
 
 @contextlib.contextmanager
 def resumable(run: Run) -> Iterator[None]:
-    """Say how to go on with the run when it is interrupted inside."""
+    """If the block is interrupted, say how to resume the run."""
 
     def message() -> str:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]

@@ -199,7 +199,7 @@ def frozen(given: dict[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset) ->
 def kept_errors(
     config: _flags.Finetune, run: Run, count: int, measure: Callable[[int], dict[str, list[float]]]
 ) -> dict[str, list[float]]:
-    """What `measure` gives for so many labels, which a run that is resumed has kept."""
+    """The errors that `measure` gives for `count` labels, or those that a resumed run has saved."""
     folder = run.checkpoints / f"errors-{count}"
     if config.resume and checkpoints.steps(folder):
         draws = checkpoints.known(folder, 0)["draws"]

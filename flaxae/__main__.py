@@ -1,4 +1,4 @@
-"""The command, with Ctrl-C answered before anything else is imported: `flaxae NAME …`, `python -m flaxae NAME …`."""
+"""The command, `flaxae NAME …` or `python -m flaxae NAME …`. It handles Ctrl-C before it imports anything else."""
 
 import sys
 

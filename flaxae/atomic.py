@@ -13,11 +13,12 @@ _under_way: set[Path] = set()
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterator[Path]:
-    """A place of the same name to write a file or folder to, which takes the place of `path` once the block has ended.
+    """A temporary path of the same name, to write a file or folder to. It replaces `path` when the block ends.
 
-    The folders on the way are made. What stood at `path` stays until what is new is on the disk, also after a power
-    cut, and for good if the block raises or the process is killed; a folder can take the place of an empty one only,
-    or with `folders` of any, which is read by `settled`. Of two writers of one path at a time the later one succeeds.
+    Missing parent folders are made. What was at `path` stays there until the new content is on the disk, so that it
+    survives a power cut; if the block raises or the process is killed, it stays for good. A folder can only replace an
+    empty folder, or with `folders` any folder; then find it by `settled` to read it. If two processes write the same
+    path at the same time, the one that began later succeeds.
 
         with atomic.replacing("codes.npz") as unfinished:
             np.savez(unfinished, codes=codes)
@@ -27,8 +28,8 @@ def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterato
     """
     path = Path(path)
     left = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed
-    own = left / uuid.uuid4().hex  # so that no other writer's half is ever put in place
+    shutil.rmtree(left, ignore_errors=True)  # left by a writer that was killed
+    own = left / uuid.uuid4().hex  # so that another writer's unfinished file is never put in place
     _under_way.add(own)
     try:
         own.mkdir(parents=True)
@@ -42,22 +43,22 @@ def replacing(path: str | os.PathLike[str], *, folders: bool = False) -> Iterato
 
 
 def abandon() -> None:
-    """Remove what this process has begun to write, before it ends at once."""
+    """Remove all unfinished files of this process, for when it has to end at once."""
     for own in list(_under_way):
         _remove(own)
 
 
 def _remove(own: Path) -> None:
     shutil.rmtree(own, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another writer's is beside it
+    with contextlib.suppress(OSError):  # another writer's file is beside it
         own.parent.rmdir()
     _under_way.discard(own)
 
 
 def put(written: Path, path: Path, *, folders: bool = False) -> None:
-    """Move a file or folder that is finished to its place, once it is on the disk.
+    """Flush a finished file or folder to the disk, then move it to `path`.
 
-    With `folders`, a folder that is there stands aside until the new one is in its place, see `settled`.
+    With `folders`, an existing folder at `path` is moved aside until the new one is in its place, see `settled`.
     """
     for part in [written, *written.rglob("*")]:
         _to_disk(part)
@@ -75,7 +76,7 @@ def put(written: Path, path: Path, *, folders: bool = False) -> None:
 
 
 def settled(path: Path) -> Path:
-    """Where a folder is that `put` puts in place: there, or, where a process was killed between two names, aside."""
+    """Where to find a folder that `put` replaces: at `path`, or moved aside if a process was killed in between."""
     return _aside(path) if not path.exists() and _aside(path).is_dir() else path
 
 

@@ -76,10 +76,10 @@ def replaced(given: Any, x: Any) -> Any:
 
 
 def unmasked(given: Any) -> Any:
-    """What was given, where its x is an array of `numpy.ma`, with what is masked not `observed`.
+    """The given examples. If their x is a masked array of `numpy.ma`, its masked values become not `observed`.
 
     Raises:
-        DataError: another of its arrays is masked, which has no such meaning.
+        DataError: an array other than x is masked, or `observed` is given too.
     """
     x = given if isinstance(given, np.ma.MaskedArray) else None
     if isinstance(given, Mapping | Batch):

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError as error:
         _say(f"error: there is not enough memory ({error or 'none is left'}). Give less data, or smaller batches.")
         return 2
-    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         _drop(sys.stdout)
     except OSError as error:  # a full disk, a place that can't be written
         _say(f"error: {error}")
@@ -119,7 +119,7 @@ def _make_writable() -> None:
 def _say(message: str) -> None:
     try:
         print(printable(message), file=sys.stderr, flush=True)
-    except OSError:  # where not even that can be said, the exit status does
+    except OSError:  # if not even the message can be printed, there is still the exit status
         _drop(sys.stderr)
 
 

@@ -44,11 +44,11 @@ from flaxae.objectives import negative_log_likelihood
 from flaxae.training import checkpoints, loop, step
 from flaxae.training.step import State
 
-FILES = frozenset({"config.json", "detector"})  # of a saved one, beside its arrays
-BLOCK = 32  # steps
-FAR = 1e15  # standard deviations; float32 still holds the square
-FLOATS: Any = (np.float64, np.float32)  # scikit-learn takes a dtype for text, by its default
-# A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
+FILES = frozenset({"config.json", "detector"})  # in the folder of a saved estimator, besides its arrays
+BLOCK = 32  # steps in one block
+FAR = 1e15  # standard deviations; float32 can still hold the square
+FLOATS: Any = (np.float64, np.float32)  # typed Any, because scikit-learn's default is typed as a text
+# With a constant learning rate and a moving average, the number of steps needn't be known: `partial_fit` can go on.
 CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
 
@@ -77,7 +77,7 @@ class _TableEstimator(BaseEstimator):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a folder of its own, whole or not at all, as JSON and arrays.
 
-        An estimator that is there is replaced. Of `random_state`, only a number is kept.
+        An estimator that is already in the folder is replaced. `random_state` is kept only if it is a number.
 
         Raises:
             RunError: the folder can't be written, or holds something else.
@@ -109,7 +109,7 @@ class _TableEstimator(BaseEstimator):
         """The fitted estimator that `save` wrote. Its results are the same, also after a `partial_fit`.
 
         Raises:
-            RunError: a file is not as it was saved.
+            RunError: a file was changed after it was saved.
             ConfigError: the folder's config.json is missing, damaged, or of another estimator.
             CheckpointError: its arrays are missing or damaged.
         """
@@ -723,7 +723,7 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
 
 
 def _unmasked(X: Any) -> Any:
-    """What is given; of an array of `numpy.ma`, what is masked is missing, which is then refused."""
+    """X; in an array of `numpy.ma`, masked values become NaN, which scikit-learn then refuses as missing."""
     return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 

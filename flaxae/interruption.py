@@ -1,9 +1,9 @@
-"""Ctrl-C on the command line: never swallowed, and never a traceback.
+"""Ctrl-C on the command line: it is never swallowed, and never gives a traceback.
 
-Python's own way is an exception at whatever line is running, which libraries swallow, or show as a page of their code,
-above all while they are imported. Here the process ends at once with a message, as it may at any moment: what is
-written appears whole or not at all. While it trains, the loop listens instead, and saves first. Nothing is imported
-here that takes time.
+By default, Python raises an exception at the line that is running. Libraries may swallow it, or show a page of their
+code, especially while they are imported. Here the process ends at once with a message. That is safe at any moment,
+because files appear whole or not at all. During training, the loop handles Ctrl-C instead, and saves first. This module
+imports nothing that takes time.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-STATUS = 130  # of a process that Ctrl-C ended
+STATUS = 130  # the exit status of a process that Ctrl-C ended
 
 _messages: list[Callable[[], str]] = [lambda: "Interrupted."]
 
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Within it, Ctrl-C ends the process with the message of the innermost `saying`, if this is the main thread."""
+    """In this context, Ctrl-C ends the process with the message of the innermost `saying`. For the main thread only."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if in_main else signal.SIG_IGN
-    if before == signal.SIG_IGN:  # as the shell says of what runs in the background
+    if before == signal.SIG_IGN:  # the shell sets this for processes in the background
         yield
         return
     signal.signal(signal.SIGINT, _end)
@@ -35,7 +35,7 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saying(message: Callable[[], str]) -> Iterator[None]:
-    """Within it, what is said when the process is interrupted: by Ctrl-C at once, or once the loop has saved."""
+    """Set the message of an interruption in this context, by Ctrl-C at once or after the training loop has saved."""
     _messages.append(message)
     try:
         yield

@@ -1,10 +1,10 @@
-"""What binds the files of a folder together: a manifest with the SHA-256 of each, written last, checked at reading.
+"""Manifests: the SHA-256 of each file of a folder, written last and checked when the folder is read.
 
-    folder/manifest    its own SHA-256, then JSON: `files`, and what else is known of them
+    folder/manifest    its own SHA-256, then JSON: `files`, and other information about them
 
-A checkpoint has one, a saved model, a detector, an estimator, and a run. That of a run holds its identity, and those of
-the folders in it hold which run they are `of`: parts of two runs are never taken for one. Folders that were written
-before there were manifests are read without.
+Checkpoints, saved models, detectors, estimators and runs have one. The manifest of a run holds the run's identity, and
+those of the folders in it say which run they are `of`, so that parts of two runs are never mixed. Folders from before
+there were manifests are read without one.
 """
 
 import contextlib
@@ -21,30 +21,31 @@ NAME = "manifest"
 
 
 class Damaged(RunError, CheckpointError):
-    """A file is not as it was saved, be it a run's, or a part of a checkpoint."""
+    """A file of a run or of a checkpoint was changed after it was saved."""
 
 
 def write(folder: Path, **about: Any) -> None:
-    """Write the manifest of all files in a folder, and what else is to be known of it.
+    """Write the manifest of all files in a folder, with further information `about` it.
 
-    Locks and what is unfinished, whose names begin with a dot, are left out.
+    Files whose names begin with a dot, which are locks and unfinished files, are left out.
     """
     files = {name: sha256(folder / name) for name in _names(folder)}
     put(folder, {"of": identity(folder.parent), **about, "files": files})
 
 
 def put(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest as it is given."""
+    """Write the given manifest to the folder."""
     body = json.dumps(manifest)
     with atomic.replacing(folder / NAME) as unfinished:
         unfinished.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None of one without.
+    """The manifest of a folder; None if it has none.
 
     Raises:
-        Damaged: it was changed.
+        Damaged: the manifest was changed.
+        RunError: it can't be read.
     """
     path = folder / NAME
     try:
@@ -59,10 +60,10 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def check(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, once every file in it is known to be as it was saved.
+    """The manifest of a folder, after checking that every file is as it was saved.
 
     Raises:
-        Damaged: one was changed, is missing, or belongs to another run.
+        Damaged: a file was changed or is missing, or the folder belongs to another run.
     """
     manifest = read(folder)
     if manifest is None:
@@ -77,7 +78,7 @@ def check(folder: Path) -> dict[str, Any] | None:
 
 
 def content(folder: Path, name: str) -> bytes:
-    """What a file of the folder holds, as it was saved if the manifest knows of it.
+    """The content of a file in the folder, checked if the manifest has its SHA-256.
 
     Raises:
         Damaged: it was changed.
@@ -95,7 +96,7 @@ def content(folder: Path, name: str) -> bytes:
 
 
 def replace(folder: Path, name: str, text: str) -> None:
-    """Write a file into a folder whose manifest has it thereafter; killed at any moment, both fit together."""
+    """Write a file to a folder and update its manifest. If the process is killed in between, the two still agree."""
     manifest = read(folder)
     assert manifest is not None
     path, new = folder / name, hashlib.sha256(text.encode()).hexdigest()
@@ -107,13 +108,13 @@ def replace(folder: Path, name: str, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
-    """A place to write a folder to, which with its manifest takes the place of `folder`: all of its files, or none.
+    """A temporary folder to write to. With its manifest, it replaces `folder` when the block ends, as a whole.
 
     Args:
-        ours: the names of files and folders in it that may be replaced; numbers may, too.
+        ours: the names of files and folders in `folder` that may be replaced; names that are numbers may, too.
 
     Raises:
-        RunError: something else is in the folder.
+        RunError: there is something else in the folder.
         OSError: it can't be written.
     """
     if atomic.settled(folder).is_dir():
@@ -131,7 +132,7 @@ def replacing(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
 
 
 def identity(folder: Path) -> str | None:
-    """The identity of the run that a folder is, or is in; None of what is in none, or in one of before."""
+    """The identity of the run that a folder is or is in; None if there is no run, or it has no manifest."""
     for parent in (folder.absolute(), *folder.absolute().parents):
         with contextlib.suppress(RunError, ValueError):
             if (manifest := read(parent)) and isinstance(manifest.get("id"), str):
@@ -140,7 +141,7 @@ def identity(folder: Path) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

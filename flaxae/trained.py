@@ -128,7 +128,7 @@ class Trained:
         return training.check_examples(self.model, self.units_removed(x))
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
-        """x encoded and scaled, not checked against the model."""
+        """x encoded and scaled, but not checked against the model."""
         values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else data.parts.with_gaps(x)
         return np.asarray(self.scaling(values))
 
@@ -262,8 +262,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
         data's own units; an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
-        RunError: the folder holds nothing of the kind, or a file is not as it was saved.
-        ConfigError: its config.json holds an unknown name or a value out of range.
+        RunError: the folder holds neither, or a file was changed after it was saved.
+        ConfigError: its config.json has an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
     folder = atomic.settled(pathlib.Path(folder))
@@ -274,7 +274,7 @@ def load(folder: str | os.PathLike[str]) -> Any:
     saved = runs.open(folder).config
     if (
         bound := manifest.read(folder)
-    ) is not None and "id" not in bound:  # of a run, each part is checked as it is read
+    ) is not None and "id" not in bound:  # in a run, each part is checked when it is read
         manifest.check(folder)
     if "estimator" in saved:
         from flaxae import estimators

@@ -35,7 +35,7 @@ NEIGHBOURS = 5  # among clean references
 NEIGHBOURS_CONTAMINATED = 0.1  # of the references, if some are anomalies, which are neighbours of each other
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # defaults for training
 HELD_OUT = 0.2
-FILES = frozenset({"detector.json", "detector.npz", "models"})  # of a saved one
+FILES = frozenset({"detector.json", "detector.npz", "models"})  # in the folder of a saved detector
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -166,9 +166,9 @@ class Detector:
         return x
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Into a folder of its own, whole or not at all: settings in JSON, arrays in `.npz`, weights; nothing pickled.
+        """Write the detector to a folder of its own, whole or not at all: JSON, `.npz` arrays, weights; no pickle.
 
-        A detector that is there is replaced.
+        A detector that is already in the folder is replaced.
 
         Raises:
             RunError: the folder can't be written, or holds something else.
@@ -263,12 +263,12 @@ def fit(
             normal examples to use for that. For windows of a signal, these are the last windows, with two windows left
             out before them (see `hold_out`).
         neighbours: see `Detector.of`.
-        members: how many autoencoders, trained together from different weights.
-        epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
-        start: a detector to go on from, of the same kind of data: copies of its networks train on, whatever `config`
-            and `members` are, and examples are compared with a sample of its references and of x.
-        folder, resume: of checkpoints, see `training.fit`, and for several members `fit_population`.
-        on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
+        members: how many autoencoders to train, together, from different initial weights.
+        epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
+        start: a detector to go on from, of the same kind of data. Copies of its networks are trained further, whatever
+            `config` and `members` are, and examples are compared with a sample of its references and of x.
+        folder, resume: for checkpoints, see `training.fit`, or for several members `fit_population`.
+        on_epoch: called with each epoch's metrics; with several members, after the training, with their means.
 
     Raises:
         DataError: x is empty, not finite, or too small.

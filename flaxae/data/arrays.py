@@ -21,28 +21,28 @@ from flaxae.errors import DataError, FlaxaeError
 MAX_BYTES = 16 * 2**30  # the most that one source may take in memory
 MAP_BYTES = 2 * 2**30  # larger .npy files are mapped instead of read
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
-Readable = io.BufferedIOBase | IO[bytes]  # an archive's member is the first, and typed as the second
+Readable = io.BufferedIOBase | IO[bytes]  # a member of an archive is the first, but is typed as the second
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever the libraries raise on an unreadable file into one DataError that names it and the reason."""
+    """Turns anything that the libraries raise on an unreadable file into a DataError with the file and the reason."""
     try:
         yield
     except (FlaxaeError, ImportError):
         raise
     except PermissionError as error:
         raise DataError(f"{path} can't be read: permission denied.") from error
-    except Exception as error:  # as many kinds as there are libraries, and ways to damage a file
+    except Exception as error:  # libraries raise many types on damaged files
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise DataError(f"{path} can't be read: {reason}. It may be damaged or of another format.") from error
 
 
 def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int = MAX_BYTES) -> None:
-    """Refuses what claims more bytes than it can hold, or than there is memory for.
+    """Refuses a file that claims more bytes than it can hold, or than there is memory for.
 
     Raises:
-        DataError: `claimed` is above `at_most` or MAX_BYTES, or takes too much of the memory that is free.
+        DataError: `claimed` is above `at_most` or MAX_BYTES, or would take too much of the free memory.
     """
     check_claim(claimed, path, at_most=at_most)
     memory.check(claimed, path, advice="Load a part of it, or save it as .npy, which may be larger than memory.")

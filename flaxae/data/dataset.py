@@ -95,11 +95,14 @@ def load(
             - a `.npy` file, which is streamed, never read whole, if it is large;
             - a stream, see `Stream`;
             - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
-            - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
-              class, with or without `train` and `test` folders around them;
-            - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
-              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
-            - a pandas DataFrame; an array of `numpy.ma`, [n, columns], of which what is masked is missing.
+            - a folder of IDX files under MNIST's names, or a folder, zip or tar of images, flat or in a folder for
+              each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
+              pages: see `images.load`;
+            - an array (of NumPy, torch or JAX), [n, columns] or [n, height, width] or [n, height, width, channels]; a
+              pair (x, labels), with labels [n] or [n, 1]; or a pair (train, test) of such arrays or pairs, as from
+              Keras' `load_data`;
+            - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
+            - a pandas DataFrame.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: take the source for a signal, [time] or [time, channels] or a table whose rows are moments in order, and
             cut it into windows of so many moments. Labels must then be numbers; a window has the largest of its
@@ -115,11 +118,13 @@ def load(
         ConfigError: the window or the stride is out of range.
     """
     with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
-        return _loaded(source, label, window, stride, seed)
+        return _loaded(source, label, window, stride, size, max_pixels, seed)
 
 
-def _loaded(source: Any, label: str | None, window: int | None, stride: int | None, seed: int) -> Dataset:
-    parts, name = _parts(source, label)
+def _loaded(
+    source: Any, label: str | None, window: int | None, stride: int | None, size: int | None, max_pixels: int, seed: int
+) -> Dataset:
+    parts, name = _parts(source, label, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
     if window is not None:

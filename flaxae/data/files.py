@@ -46,8 +46,8 @@ def read(
 def _read(
     path: pathlib.Path, columns: Sequence[str] | None, encoding: Encoding | None
 ) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
-    if path.is_dir():
-        return images.read_folder(path)
+    if path.is_dir() or images.sources.is_archive(path):
+        return images.read_all(path)
     known = formats.of(path)
     if known.kind == "signal":
         raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")

@@ -41,7 +41,7 @@ class Format:
     extra: str | None = None
 
     def read(self, path: pathlib.Path) -> Any:
-        """What the file holds. Whatever a library raises on it is one error that names the file and the reason.
+        """The content of the file. Any error of a library becomes one error with the file and the reason.
 
         Raises:
             DataError: it can't be read, or a package that the format needs is missing.

@@ -1,4 +1,4 @@
-"""How much memory there is, so that what does not fit is refused before anything of it is allocated."""
+"""The free memory, so that data that don't fit are refused before anything is allocated."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ import pathlib
 
 from flaxae.errors import DataError
 
-SHARE = 0.5  # of what is free, that one source may take: it is scaled, copied to the device, and trained on besides
+SHARE = 0.5  # of the free memory that one source may take, as it is then scaled, copied to the device and trained on
 
 
 def available() -> int:
-    """Bytes that this process may still take: what the machine has free, within the limits of its container and user.
+    """The bytes that this process may still allocate: the machine's free memory, within container and user limits.
 
-    2**63 where nothing tells.
+    It is 2**63 if nothing is known.
     """
     found = [2**63]
     with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -22,7 +22,7 @@ def available() -> int:
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        with contextlib.suppress(OSError, ValueError):  # "max", of a container without a limit
+        with contextlib.suppress(OSError, ValueError):  # "max" for a container without a limit
             found.append(_number(limit) - _number(used) + _reclaimable(pathlib.Path(limit).parent))
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -35,7 +35,7 @@ def available() -> int:
 
 
 def check(size: int, what: object, *, advice: str = "Load a part of it.") -> None:
-    """Raise DataError if `what` takes more bytes than one source may: before they are allocated."""
+    """Raise DataError if `size`, the bytes that `what` would take, is more than one source may take."""
     free = available()
     if size > SHARE * free:
         raise DataError(
@@ -49,7 +49,7 @@ def _number(path: str) -> int:
 
 
 def _reclaimable(cgroup: pathlib.Path) -> int:
-    """Bytes of files that a container's use counts, and that are given up when memory is asked for."""
+    """The bytes of cached files that count as the container's memory, but are freed when memory is needed."""
     for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines():
         if line.startswith(("inactive_file ", "total_inactive_file ")):
             return int(line.split()[1])

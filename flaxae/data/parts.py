@@ -33,7 +33,7 @@ class Parts(NamedTuple):
 
 
 def with_gaps(x: Any) -> np.ndarray:
-    """As an array; of one of `numpy.ma`, what is masked is missing, NaN."""
+    """x as an array. The masked values of an array of `numpy.ma` become missing: NaN."""
     if not np.ma.is_masked(x):
         return np.asarray(x)
     return np.where(np.ma.getmaskarray(x), np.nan, x.data.astype(np.float64))

@@ -210,10 +210,11 @@ def distil(
 ) -> Distilled:
     """Learn from few labels of many examples: propagate the labels over a graph, and train on the result.
 
-    The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
-    `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
-    from those given, one a draw: a second round, on the graph of what the first has learnt. `targets` makes what they
-    are trained towards of what was propagated and the labels. `folder` and `resume` are as in `fit`.
+    The graph is that of the k nearest neighbours of the codes (`propagation`; all others if there are fewer). If the
+    plan has a corruption, the codes are means over `views` views. The classifiers start from linear probes of the
+    autoencoder. Or they start from the given classifiers, one for each draw: this is a second round, on the graph of
+    their codes. `targets` turns the propagated probabilities and the labels into the targets of the training. `folder`
+    and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]

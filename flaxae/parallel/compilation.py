@@ -18,10 +18,10 @@ QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level":
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 MOST_BYTES = 2**30  # in the cache folder; the least recently used programs are deleted first
 
-# What JAX calls its entries: the program's name, a hash, and whether it is the program or when it was last used.
+# The names of JAX's entries: the program's name, a hash, and whether it is the program or the time of its last use.
 _ENTRY = re.compile(r".+-[0-9a-f]{64}(-cache|-atime)?")
 
-_refused: frozenset[str] = frozenset()  # by the compiler of this process
+_refused: frozenset[str] = frozenset()  # options that this process' compiler refuses
 
 
 def with_options(jit: Callable[..., Callable], options: Mapping[str, Any]) -> Callable:
@@ -62,12 +62,12 @@ def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path |
     """Cache compiled programs for this user, machine and version of JAX. Call it before anything is compiled.
 
     Args:
-        folder: where to keep them; by default $JAX_COMPILATION_CACHE_DIR, or flaxae in the user's cache folder, which
-            alone is kept below `MOST_BYTES`.
+        folder: where to keep them; by default $JAX_COMPILATION_CACHE_DIR, or flaxae in the user's cache folder. Only
+            the latter is kept below `MOST_BYTES`.
 
     Returns:
-        The folder. One that can't be written costs a warning of JAX, and nothing is kept. None for a user without a
-        home, as in some containers, and where others may write: a program that they put there would be run.
+        The folder. If it can't be written, JAX warns and nothing is kept. None for a user without a home, as in some
+        containers, and if others may write to the folder, because their programs would be run.
     """
     given = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -77,7 +77,7 @@ def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path |
     if given is None and not _is_own(folder):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # By default JAX keeps only what took a second; most of a run's programs take some tenths each.
+    # By default JAX caches only programs that took a second to compile; most of a run's take some tenths of one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if given is None:
         _make_room(folder)
@@ -85,11 +85,11 @@ def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path |
 
 
 def _is_own(folder: pathlib.Path) -> bool:
-    """Whether a folder, made if it is missing, and the one that it is in belong to this user, and no other may write.
+    """Whether a folder and its parent, made if missing, belong to this user, and nobody else may write to them.
 
-    Where that can't be known, as on Windows, it is.
+    It is True where that can't be known, as on Windows.
     """
-    with contextlib.suppress(OSError):  # JAX warns where it can't write
+    with contextlib.suppress(OSError):  # JAX warns if it can't write
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for made in (folder.parent, folder):
             made.mkdir(mode=0o700, exist_ok=True)
@@ -109,11 +109,11 @@ def _is_own(folder: pathlib.Path) -> bool:
 
 
 def _make_room(folder: pathlib.Path) -> None:
-    """Delete programs until the folder has `MOST_BYTES` at most. Under a limit of JAX's own, each new one reads all.
+    """Delete programs until the folder has at most `MOST_BYTES`. With JAX's own limit, each new program reads all.
 
-    Nothing but what JAX names as its own is touched.
+    Only files with JAX's names are deleted.
     """
-    with contextlib.suppress(OSError):  # there is none yet, or another process is at it
+    with contextlib.suppress(OSError):  # there is no folder yet, or another process is cleaning it up
         entries = [file for file in os.scandir(folder) if _ENTRY.fullmatch(file.name) and not file.is_symlink()]
         files = sorted(((file.stat(), file.path) for file in entries), key=lambda file: file[0].st_atime)
         excess = sum(stat.st_size for stat, _ in files) - MOST_BYTES

@@ -49,9 +49,9 @@ def index() -> int:
 
 
 def refuse_fork() -> None:
-    """Raise ConfigError in a process that was forked from one that had computed by JAX: its threads are not here.
+    """Raise ConfigError in a process that was forked after JAX had computed.
 
-    What is computed would wait for them for ever.
+    JAX's threads don't exist in the forked process, so that a computation would wait for them for ever.
     """
     if _forked:
         raise ConfigError(

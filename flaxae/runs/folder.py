@@ -5,7 +5,7 @@
         metrics.jsonl    one line per epoch
         results.json     flat names to numbers, such as test/psnr_db; there once the run is finished
         checkpoints/     figures/*.png     report.html
-        manifest         the run's identity, and the SHA-256 of config.json; of every file once it is finished
+        manifest         the run's identity, and the SHA-256 of config.json or, in a finished run, of every file
 
 A run belongs to one process at a time, or to several that train together, of which only the first writes. Its lock is
 the operating system's, so that it is released when the process ends in any way. Files appear whole or not at all.
@@ -109,7 +109,7 @@ class Run(SavedRun):
             (self.folder / "results.json").unlink(missing_ok=True)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write results.json, which finishes the run, and the manifest of every file that is in it.
+        """Write results.json, which finishes the run, and the manifest of all of its files.
 
         Raises:
             RunError: a value is not a finite number.
@@ -226,9 +226,9 @@ def _hold(
 
 
 def _begin(folder: Path, text: str, resume: bool) -> None:
-    """Write config.json, and a manifest of what stays as it is while the run goes on."""
+    """Write config.json, and a manifest of the files that don't change while the run goes on."""
     bound = manifest.read(folder) if resume else {"id": uuid.uuid4().hex, "files": {}}
-    if bound is None:  # a run of before there were manifests
+    if bound is None:  # a run from before there were manifests
         _write(folder / "config.json", text)
         return
     kept = {name: sha256 for name, sha256 in bound["files"].items() if name in ("config.json", "results.json")}
@@ -273,7 +273,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _require_locks(folder: Path) -> None:
-    """Raise RunError where the file system has no locks, which filelock takes for a lock that is held."""
+    """Raise RunError if the file system has no locks, because filelock would report that the lock is held."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -336,7 +336,7 @@ def _newest_unfinished(experiment: Path) -> Path:
 
 
 def _order(folder: Path) -> int:
-    """Runs that are started later have a greater one, whatever the clock says; −1 of those of before."""
+    """A number that is greater for runs started later, whatever the clock says; −1 for runs without a manifest."""
     try:
         return int((manifest.read(folder) or {}).get("order", -1))
     except RunError:
@@ -356,7 +356,7 @@ def _next_free(experiment: Path) -> Path:
 
 
 def _check(identity: str, before: str, metrics: Mapping[str, Any]) -> str:
-    """What tells that a line of the history is as it was written, and follows the one before it."""
+    """The hash that shows that a line of the history is unchanged, and follows the line before it."""
     return hashlib.sha256(f"{identity} {before} {json.dumps(metrics)}".encode()).hexdigest()[:8]
 
 

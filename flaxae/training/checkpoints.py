@@ -1,12 +1,12 @@
 """Checkpoints of any pytree of arrays: the one adapter around Orbax.
 
-Orbax writes and reads the arrays, on one process or many. What it lacks is added here: a step is
-seen only when it is whole, and its manifest is checked before anything is restored (`flaxae.manifest`), a damaged
-step falls back to the one before it, and everything that goes wrong is one `CheckpointError`.
+Orbax writes and reads the arrays, in one process or many. This module adds what Orbax lacks: a step is
+visible only when it is complete, its manifest is checked before anything is restored (`flaxae.manifest`), a damaged
+step is skipped for the one before it, and every failure is a `CheckpointError`.
 
     folder/<step>/arrays/    what Orbax wrote
-    folder/<step>/manifest   of its files; with each leaf's name, dtype and shape, and what else is known of the state
-    folder/unfinished/       a save under way, or what a killed one left; the next save clears it
+    folder/<step>/manifest   of its files; also each leaf's name, dtype and shape, and other information on the state
+    folder/unfinished/       a save in progress, or the rest of a killed one; the next save clears it
 
 A folder must have one writer at a time: the lock of the run (`flaxae.runs`) sees to that.
 """
@@ -41,15 +41,15 @@ def save(
 ) -> None:
     """Write `state` as `folder/<step>`, whole or not at all, then delete all but the newest `keep` steps.
 
-    To save a step is to return to it: the same and later steps in the folder are replaced, once it is there. When
-    many processes train together, all of them call this, with a folder they share.
+    If the folder already has this step or later ones, they are replaced once this one is complete. When several
+    processes train together, all of them call this, with a folder they share.
 
     Args:
-        folder: made when missing.
-        step: not negative; the newest is the greatest.
-        state: arrays (JAX, NumPy) or numbers of any shape. At least one.
-        keep: at least 1. With 2, damage to the newest step still leaves one to fall back to.
-        about: what else is to be known of it, see `known`.
+        folder: made if missing.
+        step: at least 0; the newest step is the one with the greatest number.
+        state: arrays (JAX, NumPy) of any shape or numbers. At least one.
+        keep: at least 1. With 2, there is still a good step if the newest is damaged.
+        about: further information on the state, see `known`.
 
     Raises:
         CheckpointError: `state` could not be written; the steps saved before are untouched.
@@ -126,7 +126,7 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def known(folder: str | os.PathLike[str], step: int) -> dict[str, str | int]:
-    """What `save` was told `about` a step; nothing of one that is damaged, or saved by an older version."""
+    """The `about` that a step was saved with; empty if the step is damaged, or was saved by an older version."""
     try:
         found = manifest.read(atomic.settled(Path(folder, str(step))))
     except RunError:
@@ -147,7 +147,7 @@ def _flatten(tree: PyTree) -> tuple[list[str], list]:
 
 
 def _checked(folder: Path) -> dict:
-    """The manifest of a step, once every file in it has been compared with its SHA-256."""
+    """The manifest of a step, after comparing every file in it with its SHA-256."""
     found = manifest.check(folder)
     if found is None:
         raise RunError("its manifest is missing")

@@ -20,13 +20,13 @@ from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
 from flaxae.parallel import distributed, processes
 
-BLOCKS, BLOCK_BYTES = 64, 2**18  # of a stream, that its fingerprint is made of
+BLOCKS, BLOCK_BYTES = 64, 2**18  # the blocks of a stream that its fingerprint is made from
 
 
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
-    Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order. Batches
+    x may be examples or codes, an array or a tree. Returns the function's output in NumPy, in the order of x. Batches
     have few sizes, powers of two up to `batch_size`, so that few programs are compiled whatever the lengths are.
 
     Raises:
@@ -61,7 +61,7 @@ def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: 
 def check_examples(model: Autoencoder, x: Any) -> Any:
     """x, an array or a tree, if the model can take it, with floats as float32 and values that are not observed as 0.
 
-    What is masked, in an array of `numpy.ma`, is not observed.
+    The masked values of an array of `numpy.ma` are not observed.
 
     Raises:
         DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers although
@@ -120,9 +120,9 @@ def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = T
 
 
 def fingerprint(x: Any) -> str:
-    """The SHA-256 of what is trained on, an array, a tree, or a stream, of which blocks from all over it are looked at.
+    """The SHA-256 of training data: an array, a tree, or a stream, of which only blocks from all over it are read.
 
-    It tells other data of the same shape apart, by every value of what is in memory.
+    It distinguishes data of the same shape, by every value if they are in memory.
     """
     digest = hashlib.sha256()
     x = np.asarray(x) if isinstance(x, list) else x

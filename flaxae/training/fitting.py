@@ -94,21 +94,22 @@ def fit(
         precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
         steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
-            or all devices of all processes where there are several, which then call this together.
+            or with several processes, which all call this, all devices of all processes.
         folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C, SIGTERM and SIGHUP
-            save, too; of a run that diverges, `best/` has the last good weights.
-        resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted; on another
-            number of cores, or with another JAX, which a warning says, to weights that are as good.
-        show: a progress bar, or a line an epoch where there is no terminal.
-        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
-            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s. Where
-            it returns True, training ends.
+            save, too. If a run diverges, `best/` has the last good weights.
+        resume: go on from the newest good checkpoint in `folder`. The result is bit for bit that of a run without
+            interruption; with another number of cores or another JAX, the weights are as good but not the same, and a
+            warning says so.
+        show: show a progress bar, or without a terminal, print a line per epoch.
+        on_epoch: called in the first process after each epoch with its metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds spent waiting for data in this epoch), and those of
+            `distributed.describe`. If it returns True, training ends.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
         ConfigError: a setting is out of range, or the objective doesn't give one number per example.
         DivergedError: the loss stopped being finite; the model then holds the last good weights.
-        CheckpointError: `resume` with other data or another setting than the checkpoint's, or with no good checkpoint.
+        CheckpointError: `resume` is set, and the checkpoint has other data or settings, or there is no good one.
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
     processes.refuse_fork()

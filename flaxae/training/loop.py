@@ -34,7 +34,7 @@ OnEpoch = Callable[[Metrics], bool | None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP came; what was trained is in `snapshot`, and saved where there is a folder."""
+    """Ctrl-C, SIGTERM or SIGHUP came. `snapshot` holds the training so far, also saved if there is a folder."""
 
     def __init__(self, snapshot: Any):
         super().__init__()
@@ -95,16 +95,16 @@ def train(
     has run out, keeps its weights while the others go on.
 
     Args:
-        patience: epochs without a better score before a member stops.
-        keep: "best", the weights of the epoch with the lowest score (the last epoch without one), or "last".
-        data: what is trained on, as it was given, which a run that is resumed is told from other data by.
-        block: steps of the first block; how long they take decides of the others.
-        show: a progress bar, or a line an epoch where there is no terminal.
-        part: of a longer training, of which so many epochs are done before, and there are so many in all.
-        on_epoch: called, in the first process, with each epoch's metrics; True stops the run.
+        patience: how many epochs without a better score a member may have before it stops.
+        keep: "best", the weights of the epoch with the lowest score (without validation, the last epoch), or "last".
+        data: the training data as they were given; a run is only resumed with the same.
+        block: steps of the first block. Later blocks are sized by how long the steps take.
+        show: show a progress bar, or without a terminal, print a line per epoch.
+        part: (epochs done before, epochs in all), if this is a part of a longer training.
+        on_epoch: called in the first process with each epoch's metrics; returning True stops the run.
 
     Raises:
-        CheckpointError: `resume` with other settings or data than the checkpoint's, or with no good checkpoint.
+        CheckpointError: `resume` is set, and the checkpoint has other settings or data, or there is no good one.
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once all is saved.
     """
     processes.refuse_fork()
@@ -156,7 +156,7 @@ def train(
             state = work.block(state, *examples, step, stop)
             ok, sums = distributed.numbers(work.sums(state))
             if not np.any(ok):
-                if folder is not None:  # to use; `latest` stays, to go on from with other settings
+                if folder is not None:  # for use; `latest` stays, to resume with other settings
                     checkpoints.save(os.path.join(folder, "best"), step, work.weights(state), keep=1)
                 return snapshot()
             seconds_per_step, interrupted_now, save_now = processes.agree(
@@ -249,7 +249,7 @@ def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None
 
 
 def _about(data: Any) -> dict[str, str | int]:
-    """What a run has to have in common with the one that it resumes, for the same bits."""
+    """The conditions that must be the same when a run is resumed, so that the result has the same bits."""
     about: dict[str, str | int] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return about if data is None else {**about, "data": fingerprint(data)}
@@ -261,7 +261,10 @@ _OTHER_BITS = {"jax": "JAX {}", "device": "the device {}", "cores": "{} core(s)"
 def _restore(
     folder: str | os.PathLike[str] | None, like: Snapshot, about: Mapping[str, str | int]
 ) -> tuple[int, Snapshot]:
-    """The newest good snapshot, of a run with the same settings and data; what makes other bits is said."""
+    """The step and the snapshot of the newest good checkpoint, which must have the same settings and data.
+
+    It warns if other conditions differ, as the bits of the result then do.
+    """
     if folder is None:
         raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
     step, run = checkpoints.restore(pathlib.Path(folder, "latest"), like)
@@ -300,10 +303,10 @@ def _said(setting: Any) -> str:
 
 @contextlib.contextmanager
 def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the block that is running finish: gives a function that tells whether Ctrl-C, SIGTERM or SIGHUP came.
+    """Let the running block finish on Ctrl-C, SIGTERM or SIGHUP: gives a function that tells whether one came.
 
-    A second Ctrl-C stops at once. What is ignored, as SIGHUP is under nohup, still is. Only the main thread can
-    listen; elsewhere it never tells of any.
+    A second Ctrl-C stops at once. Signals that were ignored, as SIGHUP under nohup, stay ignored. Only the main thread
+    can receive signals; in other threads the function is always False.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
