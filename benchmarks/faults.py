@@ -441,6 +441,10 @@ def inputs(count: int, chance: random.Random) -> dict[str, int]:
     good, bad = pathlib.Path("good"), pathlib.Path("bad")
     good.mkdir()
     sources = samples(good)
+    for path, settings in sources:  # which are good, or nothing is measured
+        status, text, *_ = child(lambda path=path, settings=settings: str(data.load(path, **settings)) and None)
+        if status:
+            raise Ended(f"{path} {settings}: {text}")
     found: collections.Counter[str] = collections.Counter()
     for first in range(0, count, 100):
         seed = chance.randrange(2**32)
