@@ -63,15 +63,17 @@ def pieces(dataset: Dataset, seed: int, *, flips: bool = True) -> Dataset:
     train, test = dataset.train, dataset.test
     if not isinstance(train, Images) or not isinstance(test, Images):
         return dataset
-    bytes_each = 4 * SIDE**2 * (train.channels or 1)
+    smallest = min(min(part.shape_of(i)[:2]) for part in (train, test) for i in range(len(part)))
+    side = max(16, min(SIDE, smallest // 8 * 8))  # which smaller images are mirrored to
+    bytes_each = 4 * side**2 * (train.channels or 1)
     count = min(MOST_PIECES, PIECES_BYTES // bytes_each)
     turned = ", turned and mirrored," if flips else ""
     say(
-        f"Trains on {count:,} random pieces of {SIDE} × {SIDE} pixels{turned} of {len(train)} images; "
+        f"Trains on {count:,} random pieces of {side} × {side} pixels{turned} of {len(train)} images; "
         "--size N takes whole images, brought to that size."
     )
     cut = [
-        dataset.scaling.undo(next(images.crops(part, SIDE, number, seed, flips=flips)))
+        dataset.scaling.undo(next(images.crops(part, side, number, seed, flips=flips)))
         for part, number in ((train, count), (test, max(1, count // 10)))
     ]
     return dataclasses.replace(
@@ -109,11 +111,18 @@ def of_images(config: _flags.Flags, model: trained.Trained, method: Any, module:
     return OfImages(found, np.array(names, object), np.concatenate(made))
 
 
-def announce(dataset: Dataset, model: autoencoder.Config, *, epochs: int, batch_size: int) -> None:
-    """Print of images how large a model is and roughly how long it trains, before it does."""
+def announce(
+    dataset: Dataset,
+    model: autoencoder.Config,
+    *,
+    epochs: int,
+    batch_size: int,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """Print of images how large a model is and roughly how long it trains, before it does; `shape` is what it sees."""
     if dataset.images is not None:
         steps = epochs * max(1, len(dataset.train) // batch_size)
-        told = training.cost(model, dataset.shape, steps=steps, batch_size=batch_size)
+        told = training.cost(model, shape or dataset.shape, steps=steps, batch_size=batch_size)
         say(f"Trains {told}: {epochs} epochs, {steps:,} steps.")
 
 

@@ -173,6 +173,9 @@ def train(config: _flags.Anomaly) -> None:
         train_part = np.arange(len(pieces.train) - len(pieces.test))
     x = pieces.scaling(pieces.train)
     model = preset(config, dataset.kind, x)
+    planned = anomaly.training_settings(len(train_part), config=model, epochs=config.epochs)
+    seen = anomaly.Views(dataset.kind)(x[:1]).shape[1:]
+    _steps.announce(pieces, model, epochs=planned["epochs"], batch_size=planned["batch_size"], shape=seen)
     about = {"detector": model.to_dict(), "data": trained.describe(model, pieces)["data"]}
     settings = {"settings": _steps.settings(config), **about}
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
