@@ -58,7 +58,7 @@ def whole(dataset: Dataset, config: _flags.Flags) -> Dataset:
     return load(dataclasses.replace(config, size=SIDE))
 
 
-def pieces(dataset: Dataset, seed: int, *, flips: bool = True) -> Dataset:
+def pieces(dataset: Dataset, seed: int, *, most: int = MOST_PIECES, flips: bool = True) -> Dataset:
     """The data set, its images cut into random pieces if they differ in size or are large, with a line that says so."""
     train, test = dataset.train, dataset.test
     if not isinstance(train, Images) or not isinstance(test, Images):
@@ -66,7 +66,7 @@ def pieces(dataset: Dataset, seed: int, *, flips: bool = True) -> Dataset:
     smallest = min(min(part.shape_of(i)[:2]) for part in (train, test) for i in range(len(part)))
     side = max(16, min(SIDE, smallest // 8 * 8))  # which smaller images are mirrored to
     bytes_each = 4 * side**2 * (train.channels or 1)
-    count = min(MOST_PIECES, PIECES_BYTES // bytes_each)
+    count = min(most, PIECES_BYTES // bytes_each)
     turned = ", turned and mirrored," if flips else ""
     say(
         f"Trains on {count:,} random pieces of {side} × {side} pixels{turned} of {len(train)} images; "

@@ -39,6 +39,7 @@ from flaxae.training import checkpoints
 NORMAL_DIGIT = "3"  # the default for MNIST
 FALSE_ALARMS = 0.01
 SHOWN = 10
+PIECES = 1024  # of large images: each tile of new ones is compared with all of them
 CROP = 96  # pixels a side of what is shown of a large image
 MOST_FOR_NEIGHBOURS = 10**11  # training examples × test examples × values, which the baseline's time grows with
 
@@ -167,7 +168,7 @@ def train(config: _flags.Anomaly) -> None:
         cut = dataclasses.replace(
             dataset, train=dataset.train.select(parts.train), test=dataset.train.select(parts.held_out)
         )
-        pieces = _steps.pieces(cut, config.seed, flips=False)
+        pieces = _steps.pieces(cut, config.seed, most=PIECES, flips=False)
         pieces = dataclasses.replace(pieces, train=np.concatenate([pieces.train, pieces.test]))
         held_out_part = np.arange(len(pieces.train) - len(pieces.test), len(pieces.train))
         train_part = np.arange(len(pieces.train) - len(pieces.test))

@@ -77,7 +77,7 @@ def test_defects_have_maps_and_files(tmp_path, monkeypatch, capsys):
         for i in range(count):
             save(tmp_path / "set" / part / "good" / f"{i}.png", 3 * i, (70, 90))
     flags = ["--data", "set", "--epochs", "1", "--name", "1", "--maps", "maps", "--no-cache", "--false-alarms", "0.2"]
-    monkeypatch.setattr("flaxae.experiments._steps.MOST_PIECES", 200)
+    monkeypatch.setattr("flaxae.experiments.anomaly.PIECES", 200)
     assert command.main(["anomaly", *flags]) == 0
     table = pd.read_csv("runs/anomaly/1/anomalies.csv")
     assert table.file[0] == "test/good/0.png"

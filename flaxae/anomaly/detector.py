@@ -37,6 +37,7 @@ NEIGHBOURS_CONTAMINATED = 0.1  # of the references, if some are anomalies, which
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # defaults for training
 HELD_OUT = 0.2
 FILES = frozenset({"detector.json", "detector.npz", "models"})  # in the folder of a saved detector
+MOST = 100.0  # deviations, of an image as a whole
 WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
@@ -140,7 +141,8 @@ class Detector:
         whole = np.stack(scores).mean(axis=0, dtype=np.float32)
         if self.local is None:
             return whole
-        return (self.local.score(x) + WHOLE * whole / count).astype(np.float32)
+        # where a network learnt nothing, a part that is the same for all references has no deviation to speak of
+        return (self.local.score(x) + WHOLE * np.clip(whole / count, -MOST, MOST)).astype(np.float32)
 
     def heat(self, x: Float[np.ndarray, " images height width channels"]) -> Float[np.ndarray, "images height width"]:
         """How strange each pixel is, as a multiple of what is usual there.
