@@ -12,7 +12,7 @@ from flaxae.errors import ConfigError, unknown
 
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
-CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
+CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,28 +168,45 @@ class Denoise(SweepFlags):
 
     model: str | None = None
     """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest.
-    `package.module:preset` is one of your own, with its own corruption."""
+    `package.module:preset` is one of your own, with its own corruption. Photographs (images that are large, or differ
+    in size) have a U-Net."""
     corruption: str = "gaussian"
-    """What the model learns to undo: gaussian, masking or salt_and_pepper."""
-    noise: float = 0.5
-    """The level of the noise: its standard deviation (for data scaled to [0, 1], or standardised), or the fraction of
-    values that are changed."""
+    """What the model learns to undo: gaussian, masking, salt_and_pepper or poisson_gaussian (a sensor's noise)."""
+    noise: float | None = None
+    """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit. By
+    default 0.5, and for photographs any from 5 to 55 of 255: one model for all."""
+    target: str | None = None
+    """Photographs, by the same names as those of --data, which are what should be made of these: clean ones, or others
+    of the same things with other noise."""
+    noisy: bool = False
+    """The photographs of --data are noisy themselves and there are no clean ones. --noise is then how noisy they are;
+    by default that is estimated."""
+    test: str | None = None
+    """Clean photographs to test on; by default a fifth of --data is kept for that."""
+    crop: int = 128
+    """Of photographs, train on pieces of so many pixels a side. Of small ones all is near an edge."""
     clip: bool = True
-    """Clip noisy images to [0, 1]."""
-    batch_size: int = 64
-    """Examples per step."""
+    """Clip noisy images to [0, 1]; photographs never are."""
+    batch_size: int | None = None
+    """Examples per step; by default 64, and 8 pieces of photographs."""
+    learning_rate: float | None = None
+    """The peak, after a warm-up and before a cosine decay; by default 3e-3, and 1e-3 for photographs."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     ema: float | None = None
-    """Use a moving average of the weights with this decay, such as 0.999."""
+    """Use a moving average of the weights with this decay, such as 0.999; for photographs by default 0.995."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is not None and ":" not in self.model:
             check_name("model", self.model, DENOISERS)
         check_name("corruption", self.corruption, CORRUPTIONS)
-        if not self.noise > 0:
+        if self.noise is not None and not self.noise > 0:
             raise ConfigError(f"--noise is {self.noise}; it has to be above 0.")
+        if self.crop < 8:
+            raise ConfigError(f"--crop is {self.crop}; it has to be at least 8.")
+        if self.target is not None and (self.noisy or self.noise is not None):
+            raise ConfigError("--target says what the noise is: leave out --noise and --noisy.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

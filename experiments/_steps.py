@@ -112,10 +112,15 @@ def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[d
 
 @contextlib.contextmanager
 def start(
-    experiment: str, config: _flags.Flags, dataset: Dataset, model: autoencoder.Config, **more: Any
+    experiment: str,
+    config: _flags.Flags,
+    dataset: Dataset,
+    model: autoencoder.Config,
+    shape: tuple[int, ...] | None = None,
+    **more: Any,
 ) -> Iterator[Run]:
     """A new run of that experiment, or the one to resume. Its config.json has settings, model and data, and `more`."""
-    about = {"settings": settings(config), **trained.describe(model, dataset), **more}
+    about = {"settings": settings(config), **trained.describe(model, dataset, shape), **more}
     with runs.start(experiment, config.name, about, resume=config.resume) as run, resumable(run):
         yield run
 

@@ -4,7 +4,8 @@
 
 trains on the embedded MNIST for about a minute on two CPU cores, to 20.3 dB PSNR on test digits that have 9.4 dB when
 noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images:
-`--data readings.csv`. A trained run cleans new data:
+`--data readings.csv`. Photographs, which are large or differ in size, train a U-Net on pieces of them, for any level
+of noise; `--target clean/` is for pairs, `--noisy` where there are no clean ones. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
 
@@ -33,7 +34,9 @@ from flaxae import (
 )
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.data.images import Images
+from flaxae.errors import ConfigError
+from flaxae.experiments import _flags, _photographs, _steps, _sweep
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
 from flaxae.printing import say
@@ -41,6 +44,7 @@ from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
 EPOCHS = 3  # the default for a large data set
+NOISE, BATCH_SIZE, LEARNING_RATE = 0.5, 64, 3e-3
 MOST_VALUES_FOR_LINEAR = 4096  # per example: the linear baselines take time with the cube of this number
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 
@@ -55,6 +59,21 @@ def apply(config: _flags.Denoise) -> None:
 def train(config: _flags.Denoise) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
     dataset = _steps.load(config)
+    if isinstance(dataset.train, Images):
+        _photographs.train(config, dataset)
+        return
+    for_photographs = {"--target": config.target, "--noisy": config.noisy, "--test": config.test}
+    if given := [flag for flag, value in for_photographs.items() if value]:
+        raise ConfigError(
+            f"{' and '.join(given)}: for photographs, a folder of images that are large or differ in size, which "
+            f"{config.data} is not."
+        )
+    config = dataclasses.replace(
+        config,
+        noise=config.noise or NOISE,
+        batch_size=config.batch_size or BATCH_SIZE,
+        learning_rate=config.learning_rate or LEARNING_RATE,
+    )
     preset = network(config, dataset.kind)
     decay = {"weight_decay": config.weight_decay, "ema": config.ema}
     with _steps.start("denoise", config, dataset, preset) as run:

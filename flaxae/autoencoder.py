@@ -334,6 +334,11 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     return nnx.merge(graphdef, draw(config, shape, conditions, key))
 
 
+def count_weights(config: Config, shape: tuple[int, ...], *, conditions: int = 0) -> int:
+    """How many numbers the model of that config is made of, without making it."""
+    return _abstract(config, shape, conditions)[1]
+
+
 def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Array, ""]) -> Autoencoder:
     rngs = nnx.Rngs(key)
     encoder = config.body.encoder(shape, rngs=rngs)

@@ -190,9 +190,14 @@ def _is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "set_axis")
 
 
-def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model."""
-    about = {"source": dataset.name, "kind": dataset.kind, "shape": dataset.shape, "columns": dataset.columns}
+def describe(config: Config, dataset: Dataset, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model.
+
+    Args:
+        shape: of what the model is trained on, if that is pieces of the examples.
+    """
+    shape = dataset.shape if shape is None else shape
+    about = {"source": dataset.name, "kind": dataset.kind, "shape": shape, "columns": dataset.columns}
     about |= {"scaling": dataset.scaling.to_dict()}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(dataset, name)) is not None}
     return {"model": config.to_dict(), "data": about}

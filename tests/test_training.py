@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -315,6 +316,25 @@ def test_golden_step(digits):
     state = one_step(graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0))
     norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
     assert (float(state.sums["loss"]), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
+
+
+def test_a_function_of_a_step_is_resumed_to_the_same_bits(digits, tmp_path):
+    asked = []
+
+    def batches_from(first: int):
+        asked.append(first)
+        for number in itertools.count(first):
+            yield digits[np.random.default_rng(number).integers(len(digits), size=16)]
+
+    setting = {"epochs": 4, "steps_per_epoch": 3, "validation": 0.0, "show": False}
+    whole = tiny()
+    training.fit(whole, batches_from, **setting)
+    training.fit(tiny(), batches_from, **setting, folder=tmp_path, on_epoch=lambda metrics: metrics["epoch"] == 2)
+    resumed = tiny()
+    asked.clear()
+    training.fit(resumed, batches_from, **setting, folder=tmp_path, resume=True)
+    assert asked == [0, 6]  # the first to see what a batch is
+    assert_same_bits(whole, resumed)
 
 
 def test_other_data_of_the_same_shape_are_noticed_when_a_run_is_resumed(digits, tmp_path):

@@ -179,6 +179,17 @@ class FullyConvolutional:
         layers.activation(self.activation)
         specs.check_sizes(self, "channels", "kernel")
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image to a place of the code."""
+        return 2 ** len(self.channels)
+
+    @property
+    def reach(self) -> int:
+        """Pixels beside a pixel, at most, that what is made of it depends on."""
+        stages = sum(2**level for level in range(len(self.channels))) * (self.kernel // 2)
+        return 2 * (stages + 2 * self.residual * self.stride) + self.stride
+
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "GridEncoder":
         """The part from a `shape`, (height, width, channels) or (time, channels), to a grid of features.
 

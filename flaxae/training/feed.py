@@ -9,7 +9,7 @@ depend on where a run was interrupted, nor on how many devices and processes sha
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -229,7 +229,8 @@ class Iterated:
     """The batches of the user's own iterable, one after the other: a generator, a list, a data loader.
 
     Args:
-        source: gives batches of one size. Smaller ones, such as the last of an epoch, are left out.
+        source: gives batches of one size. Smaller ones, such as the last of an epoch, are left out. Or a function of a
+            step, which gives the batches from that step on.
         steps: per epoch. A source that ends before is started again, if it can be.
         check: called with each window before it is trained on; returns the window to train on.
 
@@ -239,9 +240,15 @@ class Iterated:
 
     waited = 0.0
 
-    def __init__(self, source: Iterable[Any], steps: int, mesh: Mesh | None, check: Callable[[Any], Any]):
+    def __init__(
+        self,
+        source: Iterable[Any] | Callable[[int], Iterable[Any]],
+        steps: int,
+        mesh: Mesh | None,
+        check: Callable[[Any], Any],
+    ):
         self.source, self.check, self.mesh = source, check, mesh
-        self.iterator = iter(source)
+        self.iterator = self._from(0)
         self.first = self._examples(self._next())
         self.batch_size = batches.count(self.first)
         each = sum(leaf.nbytes for leaf in jax.tree.leaves(self.first))
@@ -253,6 +260,8 @@ class Iterated:
     def __call__(self, window: int) -> Window:
         began = time.perf_counter()
         parts = []
+        if gives_from_step(self.source) and self.given != window * self.steps:
+            self.given, self.iterator = window * self.steps, self._from(window * self.steps)
         while len(parts) < self.steps:
             part = self.first if self.given == 0 else self._examples(self._next())
             self.given += 1
@@ -274,7 +283,7 @@ class Iterated:
         try:
             return next(self.iterator)
         except StopIteration:
-            self.iterator = iter(self.source)
+            self.iterator = self._from(self.given)
         try:
             return next(self.iterator)
         except StopIteration:
@@ -282,6 +291,10 @@ class Iterated:
                 "What gives the batches to train on ended before the training did. Give something that can be begun "
                 "anew, such as a list or a torch DataLoader, or a generator that does not end."
             ) from None
+
+    def _from(self, step: int) -> Iterator[Any]:
+        source: Any = self.source
+        return iter(source(step) if gives_from_step(source) else source)
 
     @staticmethod
     def _examples(batch: Any) -> Any:
@@ -294,6 +307,11 @@ class Iterated:
                 )
             (batch,) = batch
         return jax.tree.map(np.asarray, dict(batch) if isinstance(batch, Mapping) else batch)
+
+
+def gives_from_step(source: Any) -> bool:
+    """Whether it is a function of a step, which gives the batches from that step on."""
+    return callable(source) and not isinstance(source, Iterable)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:

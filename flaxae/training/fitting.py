@@ -40,7 +40,7 @@ class History(dict[str, list[float]]):
 
 def fit(
     model: Autoencoder,
-    x: Examples | Stream | Iterable[Any],
+    x: Examples | Stream | Iterable[Any] | Callable[[int], Iterable[Any]],
     *,
     epochs: int = 10,
     batch_size: int = 256,
@@ -74,6 +74,7 @@ def fit(
         x: an array or a tree in memory (see `batches.Batch`); a memory map, a `data.Stream`, or a tree with any of
             them, which is read a window at a time and never whole; or anything else that gives batches of one size
             when iterated over (a generator, a torch DataLoader, a grain loader). Such batches are taken as they come.
+            Or a function of a step that gives the batches from that step on, the same each time: it can be resumed.
         batch_size: unless x gives batches already.
         learning_rate: by default 3e-3. It, warmup, schedule and weight_decay are for "adam" and "muon" only.
         warmup, schedule, weight_decay, ema: see `Optimizer`.
@@ -239,10 +240,10 @@ def _source(
             f"validation is {validation}: of what gives batches nothing can be held out. Give the examples to validate "
             "on, or validation=0."
         )
-    if resume:
+    if resume and not feed.gives_from_step(x):
         raise errors.ConfigError(
             "resume=True can't be promised for what gives batches: nobody knows what it gave before. Give arrays, a "
-            "memory map or a Stream."
+            "memory map, a Stream, or a function that gives the batches from a step on."
         )
     steps = steps_per_epoch or (len(x) if hasattr(x, "__len__") else 0)
     if steps < 1:
@@ -256,9 +257,11 @@ def _source(
 
 
 def gives_batches(x: Any) -> bool:
-    """Whether x is an iterable of batches, and not an array, a tree of arrays, or a stream."""
+    """Whether x is an iterable of batches or a function that makes one, and not an array, a tree or a stream."""
     if isinstance(x, Mapping | Stream | str) or hasattr(x, "dtype") or hasattr(x, "_fields"):
         return False
+    if feed.gives_from_step(x):
+        return True
     if isinstance(x, list | tuple):  # of numbers, or of batches
         return bool(x) and (isinstance(x[0], Mapping) or np.ndim(x[0]) > 1) and not _is_nested_list(x)
     return isinstance(x, Iterator | Iterable)
