@@ -30,10 +30,11 @@ class Flags:
     ] = "mnist"
     label: str | None = None
     """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
-    window: int | None = None
-    """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments."""
+    window: int | Literal["auto"] | None = None
+    """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments, or for
+    auto of its period. A column of times is found, and gaps are cut at."""
     stride: int | None = None
-    """A window begins every so many moments; by default every half window."""
+    """A window is scored every so many moments, by default a sixteenth of it; training takes windows from all."""
     model: str | None
     """The preset to train."""
     epochs: int | None = None

@@ -48,7 +48,7 @@ def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | St
     if dataset.framing is None or not 0 < fraction < 1:
         return x, fraction
     held_out = math.ceil(fraction * len(x))
-    kept = len(x) - held_out - dataset.framing.apart
+    kept = int(np.sum(dataset.train_rows + dataset.framing.window <= dataset.train_rows[-held_out]))
     if kept < 1:
         raise DataError(
             f"{len(x)} windows can't be split into some to train on and some to validate on that share no moment: "

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
+from flaxae.data import arrays, files, formats, images, mnist, recordings, tables, tfds
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.scaling import Scaling
-from flaxae.data.signals import Framing
+from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
@@ -46,6 +46,9 @@ class Dataset:
     framing: Framing | None = None  # of a signal
     test_rows: Int[np.ndarray, " test"] | None = None  # of the source, that are the test examples (or their first
     # moments); None where the source has a test part of its own
+    train_rows: Int[np.ndarray, " train"] | None = None  # of a signal, the first moments of the training windows
+    signals: tuple[Signal, Signal] | None = None  # that the windows were cut from, for training and testing
+    label_names: tuple[str, ...] | None = None  # of the numbers that the signals' labels are, where they were texts
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
@@ -62,7 +65,7 @@ def load(
     source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream",
     *,
     label: str | None = None,
-    window: int | None = None,
+    window: int | Literal["auto"] | None = None,
     stride: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -84,8 +87,9 @@ def load(
             - a pandas DataFrame.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
-            cut into windows of so many moments. Labels are then numbers, the largest of a window's moments being its.
-        stride: a window begins every so many moments; by default every half window.
+            cut into windows of so many moments, or "auto" for its period. Training takes windows from every moment.
+            See `recordings.cut` for labels, and `recordings.of_table` for clocks, gaps and missing moments.
+        stride: a window is tested every so many moments; by default a sixteenth of the window.
         seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
 
     Raises:
@@ -94,16 +98,15 @@ def load(
     """
     parts, name = _parts(source, label)
     given = str(source) if isinstance(source, str | os.PathLike) else name
-    encoding = framing = indicators = None
+    encoding = indicators = None
     if window is not None:
-        framing = Framing(window, max(1, window // 2) if stride is None else stride, parts.rate)
-        parts = signals.cut(parts, framing, given)
+        return _of_windows(parts, name, given, window=window, stride=stride, seed=seed)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
         parts = parts._replace(train=train, test=as_examples(test, given))
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
-    elif parts.rate is not None:
+    elif isinstance(parts.train, Signal):
         raise DataError(f"{given} is a signal; say how many moments make an example: window=256, or --window 256.")
     elif not isinstance(parts.train, np.ndarray):
         parts, encoding = _encoded(parts.train, parts, given, seed)
@@ -116,15 +119,38 @@ def load(
             f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
             f"{test.shape[1:]}; they have to be the same."
         )
-    fields = _coded(parts, given)._asdict()
-    fields.pop("rate")  # the framing has it
     return Dataset(
         name=name,
-        kind="signal" if framing else "tabular" if train.ndim == 2 else "image",
-        **fields,
+        kind="tabular" if train.ndim == 2 else "image",
+        **_coded(parts, given)._asdict(),
         scaling=Scaling.fit(train, indicators),
         encoding=encoding,
-        framing=framing,
+    )
+
+
+def _of_windows(
+    parts: Parts, name: str, given: str, *, window: int | Literal["auto"], stride: int | None, seed: int
+) -> Dataset:
+    labels = parts.train_labels, parts.test_labels
+    cut = recordings.cut(parts.train, parts.test, labels, given, window=window, stride=stride, seed=seed)
+    train, test = cut.signals
+    if train.values.shape[1] != test.values.shape[1]:
+        raise DataError(
+            f"{given}: the training part has {train.values.shape[1]} channels, the test part {test.values.shape[1]}."
+        )
+    coded = _coded(
+        Parts(cut.train, cut.test, cut.train_labels, cut.test_labels, cut.classes, train.columns or parts.columns),
+        given,
+    )
+    return Dataset(
+        name=name,
+        kind="signal",
+        **coded._replace(test_rows=cut.test_rows)._asdict(),
+        scaling=Scaling.fit(train.values[None]),
+        framing=cut.framing,
+        train_rows=cut.train_rows,
+        signals=cut.signals,
+        label_names=cut.classes,
     )
 
 
@@ -155,7 +181,11 @@ def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
 def _from_path(path: pathlib.Path, label: str | None) -> Parts:
     if path.is_dir():
         _refuse_label(label, path)
-        return arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
+        if arrays.is_idx_folder(path):
+            return arrays.load_idx(path)
+        if recordings.is_folder(path):
+            return Parts(train=recordings.read_folder(path))
+        return images.load_folder(path)
     known = formats.of(path)
     if known.kind == "table":
         frame, labels = tables.checked(known.read(path), path, label=label)
@@ -168,7 +198,7 @@ def _from_path(path: pathlib.Path, label: str | None) -> Parts:
         print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
-    return content if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+    return content if known.kind == "array" else Parts(train=content)
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:

@@ -12,17 +12,18 @@ from flaxae.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flaxae.data.signals import Signal
+
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: "np.ndarray | pd.DataFrame | Stream"
+    train: "np.ndarray | pd.DataFrame | Stream | Signal"
     test: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
     columns: tuple[str, ...] | None = None
-    rate: int | None = None  # of a recording, in Hz
     test_rows: np.ndarray | None = None  # of the source that the test examples are, or begin at
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxae import atomic
 from flaxae.errors import DataError
@@ -327,14 +327,16 @@ def time_line(
     channels: Sequence[str] | None = None,
     threshold: float | None = None,
     strange: Bool[np.ndarray, " time"] | None = None,
+    times: Shaped[np.ndarray, " time"] | None = None,
 ) -> None:
     """Draws a signal over its scores, flagged stretches shaded, labelled ones underlined, as a PNG.
 
     Args:
         first: the number of the first moment.
         rate: moments a second; without one, the axis counts moments.
+        times: of the moments, dates or numbers, which the axis then shows instead.
     """
-    x = (first + np.arange(len(signal))) / (rate or 1)
+    x = (first + np.arange(len(signal))) / (rate or 1) if times is None else times
     with figure_style():
         figure = new_figure(11.0, 5.4)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -355,7 +357,11 @@ def time_line(
                 solid_capstyle="butt", label=label,
             )  # fmt: skip
         top.set_ylabel("signal")
-        bottom.set(ylabel="score", xlabel="moment" if rate is None else "seconds", xlim=(x[0], x[-1]))
+        bottom.set(
+            ylabel="score",
+            xlabel="time" if times is not None else "moment" if rate is None else "seconds",
+            xlim=(x[0], x[-1]),
+        )
         for axes in (top, bottom):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
