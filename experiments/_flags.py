@@ -174,6 +174,8 @@ class Denoise(SweepFlags):
     """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit."""
     clip: bool = True
     """Clip noisy images to [0, 1]."""
+    noise_data: pathlib.Path | None = None
+    """Of sound: a file or folder of noise to mix into the clips, instead of white and coloured noise and babble."""
     batch_size: int = 64
     """Examples a step."""
     weight_decay: float = 0.0

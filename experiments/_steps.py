@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -230,8 +231,9 @@ def finish(
     usage: str,
     *,
     history: Mapping[str, Sequence[float]] | None = None,
+    sounds: Sequence[tuple[str, pathlib.Path]] = (),
 ) -> None:
-    """Write the report and results.json, print the tables. `figures` are captions and names."""
+    """Write the report and results.json, print the tables. `figures` are captions and names, `sounds` and files."""
     if history is not None:
         plots.curves(history, run.figure("curves"))
         figures = [
@@ -249,6 +251,7 @@ def finish(
         config=run.config,
         usage=usage,
         epochs=run.history(),
+        sounds=sounds,
     )
     run.write_results(results)
     for table in tables:

@@ -4,7 +4,8 @@
 
 trains on the embedded MNIST for about a minute on two CPU cores, to 20.3 dB PSNR on test digits that have 9.4 dB when
 noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images:
-`--data readings.csv`. A trained run cleans new data:
+`--data readings.csv`; of sound, `--data clips/`, it learns a mask of the spectrum, from clean clips and noise that is
+mixed in. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
 
@@ -32,7 +33,7 @@ from flaxae import (
 )
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.experiments import _flags, _sound, _steps, _sweep
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
 from flaxae.runs import Run, plots, report
@@ -45,6 +46,9 @@ LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "
 
 def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, into --output."""
+    if (config.from_ / "sound").is_dir():
+        _sound.apply(config)
+        return
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
     print(f"Denoised {config.input} into {config.output}.")
@@ -52,6 +56,9 @@ def apply(config: _flags.Denoise) -> None:
 
 def train(config: _flags.Denoise) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
+    if _sound.wanted(config):
+        _sound.train(config)
+        return
     dataset = _steps.load(config)
     preset = network(config, dataset.kind)
     decay = {"weight_decay": config.weight_decay, "ema": config.ema}

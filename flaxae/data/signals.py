@@ -143,13 +143,13 @@ def joined(signals: Sequence[Signal], source: object) -> Signal:
                 f"has {_told(first)}; expected the same of all."
             )
     offsets = np.cumsum([0, *(len(signal.values) for signal in signals)])
-    times = [signal.times for signal in signals]
-    labels = [signal.labels for signal in signals]
+    times = [signal.times for signal in signals if signal.times is not None]
+    labels = [signal.labels for signal in signals if signal.labels is not None]
     return first._replace(
         values=np.concatenate([signal.values for signal in signals]),
         begins=tuple(int(lo + begin) for lo, signal in zip(offsets, signals, strict=False) for begin in signal.begins),
-        times=None if any(part is None for part in times) else np.concatenate(times),
-        labels=None if any(part is None for part in labels) else np.concatenate(labels),
+        times=np.concatenate(times) if len(times) == len(signals) else None,
+        labels=np.concatenate(labels) if len(labels) == len(signals) else None,
         files=tuple(name for signal in signals for name in signal.files or ("",) * len(signal.begins)),
     )
 

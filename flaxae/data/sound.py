@@ -5,7 +5,7 @@ import io
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -92,10 +92,12 @@ def write_blocks(
     import soundfile
 
     kind = _KINDS.get(path.suffix.lower(), path.suffix[1:].upper())
-    wanted = subtype or _SUBTYPES.get(path.suffix.lower(), "FLOAT")
+    wanted: str = subtype or _SUBTYPES.get(path.suffix.lower(), "FLOAT")
     if not soundfile.check_format(kind, wanted):
-        wanted = _SUBTYPES.get(path.suffix.lower()) or ("PCM_24" if kind == "FLAC" else soundfile.default_subtype(kind))
-    with _sound_errors(path), soundfile.SoundFile(file, "w", rate, channels, wanted, format=kind) as out:
+        wanted = _SUBTYPES.get(path.suffix.lower()) or (
+            "PCM_24" if kind == "FLAC" else str(soundfile.default_subtype(kind))
+        )
+    with _sound_errors(path), soundfile.SoundFile(cast(Any, file), "w", rate, channels, wanted, format=kind) as out:
         for part in parts:
             whole = wanted.startswith("PCM_")
             out.write(np.clip(part, -1, 1) if whole else part)

@@ -316,6 +316,32 @@ def shares(
         save_figure(figure, path)
 
 
+def spectrograms(
+    levels: Mapping[str, Float[np.ndarray, "frames bins"]], path: str | os.PathLike[str], *, rate: int
+) -> None:
+    """Draws short-time spectra under each other, in dB, of frames that overlap by three quarters, as a PNG.
+
+    Args:
+        levels: in dB, by name; the frequencies of a frame rise evenly to half of `rate`.
+        rate: samples a second.
+    """
+    with figure_style():
+        figure = new_figure(11.0, 2.4 * len(levels))
+        axes = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+        top = max(float(values.max()) for values in levels.values())
+        for ax, (name, values) in zip(axes, levels.items(), strict=True):
+            seconds = len(values) * (values.shape[1] - 1) / 2 / rate  # from one frame to the next half as many as bins
+            ax.imshow(
+                values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, rate / 2000), vmin=top - 70, vmax=top,
+                cmap="magma",
+            )  # fmt: skip
+            ax.set(title=name, ylabel="kHz")
+            ax.grid(visible=False)
+        axes[-1].set_xlabel("seconds")
+        figure.set_layout_engine("constrained")
+        save_figure(figure, path)
+
+
 def time_line(
     signal: Float[np.ndarray, " time channels"],
     score: Float[np.ndarray, " time"],
