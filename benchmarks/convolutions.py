@@ -1,12 +1,12 @@
-"""Convolutional training on CPU: flaxae's form beside `lax` in the same scan, and torch where it is installed.
+"""Convolutional training on CPU: flaxae's convolutions beside those of `lax` in the same scan, and torch if installed.
 
     python -m benchmarks.convolutions [--rounds 5]
 
-The network: 28×28, 3×3 convolutions of stride 2 with 1 → 16 → 32 channels, dense 32, transposed back; Adam,
-shuffled, float32. In each round every contestant trains once on the same number of samples, so that what else
-the machine does falls on all alike; ratios are medians over the rounds, paired. The matrix peak is that of a
-1024 × 1024 product in the same round. Two minutes on two idle cores; on busy ones torch's threads wait for each
-other, and the comparison with it means nothing.
+The network: 28×28 images, 3×3 convolutions of stride 2 with 1 → 16 → 32 channels, dense 32, and transposed back;
+Adam, shuffled, float32. In each round every contestant trains once on the same number of samples, so that other
+work on the machine affects all of them alike. Ratios are paired, and medians over the rounds. The matrix peak is
+that of a 1024 × 1024 product in the same round. It takes two minutes on two idle cores; on busy ones torch's
+threads wait for each other, and the comparison with it means nothing.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from jax import lax
 from flaxae.nn import conv
 
 SAMPLES = 10_240
-LAX_SAMPLES = 1_024  # the slow one trains on few
+LAX_SAMPLES = 1_024  # fewer, because it is slow
 MULTIPLY_ADDS = 2 * (14 * 14 * 9 * 16 + 7 * 7 * 9 * 16 * 32 + 1568 * 32)  # one sample, forward
-# Forward, and backward to weights and inputs; no gradient to the image.
+# Forward, and backward to weights and inputs, but not to the image.
 FLOP = 2 * (3 * MULTIPLY_ADDS - 14 * 14 * 9 * 16)
 
 
 class Network(nnx.Module):
-    """[batch, 28, 28, 1] -> the same."""
+    """[batch, 28, 28, 1] -> [batch, 28, 28, 1]."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.down = nnx.List([conv.Conv(1, 16, stride=2, rngs=rngs), conv.Conv(16, 32, stride=2, rngs=rngs)])
@@ -82,7 +82,7 @@ def in_scan(batch: int, samples: int, images: np.ndarray, batch_minor: bool) -> 
 
 
 def in_torch(batch: int, images: np.ndarray, channels_last: bool, fused: bool) -> Callable[[], None]:
-    """The same in torch, eager, with the data preloaded as one tensor."""
+    """The same training in torch, eager, with the data preloaded as one tensor."""
     import torch
     from torch import nn
 

@@ -13,6 +13,7 @@ from flaxae.anomaly.series import SeriesDetector
 from flaxae.data import Dataset, Signal
 from flaxae.errors import ConfigError, unknown
 from flaxae.experiments import _flags, _steps
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 
 FALSE_ALARMS = 0.01
@@ -41,7 +42,7 @@ def train(config: _flags.Anomaly, dataset: Dataset) -> None:
         rule = affordable(config.threshold, config.false_alarms, config.fdr, detector)
         detector.save(run.folder / "detector")
         for line in _about(detector):
-            print(line)
+            say(line)
         first = 0 if dataset.test_rows is None else int(dataset.test_rows[0])
         evaluate(run, detector, dataset, later, rule, first=first, normal=normal, seconds=seconds)
 
@@ -65,8 +66,8 @@ def apply(config: _flags.Anomaly, loaded: trained.TrainedSeries) -> None:
     line.write(config.output.with_stem(f"{config.output.stem}_moments"), loaded.framing.rate)
     _steps.print_table(_strangest(found))
     for text in _about(loaded.detector, found.scores):
-        print(text)
-    print(f"{_flagged(found, line)}; {promise(rule, loaded.detector, found.scores)}. Scores: {config.output}.")
+        say(text)
+    say(f"{_flagged(found, line)}; {promise(rule, loaded.detector, found.scores)}. Scores: {config.output}.")
 
 
 def affordable(threshold: str | None, false_alarms: float | None, fdr: float | None, detector: SeriesDetector) -> Rule:

@@ -9,6 +9,7 @@ from flaxae.data import Signal
 from flaxae.data.recordings import is_folder
 from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _steps
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 
 SNR = 5.0  # dB, of the mixtures that are measured
@@ -37,7 +38,7 @@ def train(config: _flags.Denoise) -> None:
     test, known = [clips[i] for i in order[:held]], [clips[i] for i in order[held:]]
     seconds = sum(map(len, clips)) / rate
     what = "the noise given" if noises else "white noise, coloured noise and babble of the clips"
-    print(
+    say(
         f"{len(clips):,} clips, {seconds:,.0f} s at {rate:,} Hz: {len(known):,} to train on, {held:,} to test on. "
         f"Mixed in at {sound.SNR[0]:g} to {sound.SNR[1]:g} dB: {what}."
     )
@@ -63,7 +64,7 @@ def apply(config: _flags.Denoise) -> None:
     """Denoise the sound --input into --output, or each of a folder."""
     denoiser = sound.load(config.from_ / "sound")
     failed = denoiser.convert(config.input, config.output)
-    print(f"Denoised {config.input} into {config.output}.")
+    say(f"Denoised {config.input} into {config.output}.")
     if failed:
         raise ConfigError(f"{len(failed)} files could not be denoised: {', '.join(failed[:5])}.")
 

@@ -27,6 +27,7 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Identity
 from flaxae.nn.masks import Masks
 from flaxae.objectives import CompressedSpectrum
+from flaxae.printing import say
 from flaxae.training import checkpoints
 
 FRAME = 0.032  # seconds, about: the power of two samples that is nearest
@@ -336,7 +337,7 @@ class SoundDenoiser:
             try:
                 self._convert(path, target / path.relative_to(given))
             except errors.DataError as error:
-                print(f"left out: {error}")
+                say(f"left out: {error}")
                 failed.append(str(path))
         if len(failed) == len(paths):
             raise errors.DataError(f"{source}: none of its {len(paths)} files can be read.")
@@ -458,13 +459,13 @@ def read_clips(source: str | os.PathLike[str], rate: int | None = None) -> tuple
             read.append((each, data.sound.read_sound(each)))
         except errors.DataError as error:
             failed += 1
-            print(f"left out: {error}")
+            say(f"left out: {error}")
     if not read:
         raise errors.DataError(f"{path} holds no sound that can be read; expected {data.formats.listed('signal')}.")
     rates = [signal.rate for _, signal in read if signal.rate is not None]
     rate = rate or max(set(rates), key=rates.count)
     if (others := sum(given != rate for given in rates)) > 0:
-        print(f"{path}: {others:,} of {len(read):,} sounds are resampled to {rate:,} Hz.")
+        say(f"{path}: {others:,} of {len(read):,} sounds are resampled to {rate:,} Hz.")
     clips, names = [], []
     for each, signal in read:
         for channel in signal.values.T:

@@ -1,5 +1,6 @@
-"""A data set ready for training: what the sources give, checked, split, and with its scaling fitted."""
+"""A data set ready for training: checked, split, and with its scaling fitted."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,7 +12,8 @@ from jaxtyping import Int, Shaped
 
 from flaxae.data import arrays, files, formats, images, mnist, recordings, tables, tfds
 from flaxae.data.encoding import Encoding
-from flaxae.data.parts import Parts, as_examples
+from flaxae.data.images import Images
+from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
@@ -20,58 +22,73 @@ from flaxae.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
+SAMPLE_BYTES = 64 * 2**20  # the most bytes of a stream's sample, for methods that need data in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
-    Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32, categories
-    being columns of 0 and 1; signals [n, window, channels] of float32, in the order of time. `scaling` and `encoding`
-    were fitted on `train` alone. What is too large for memory has a `Stream` for `train`, which
-    `scaling(train)` is too, and as much for `test` as fits.
+    Images are [n, height, width, channels] of uint8, uint16 or float32. If they differ in size or are larger than
+    `images.SMALL`, they are `Images`, which `scaling(train)` leaves as they are (float32 in [0, 1], one by one). Tables
+    are [n, columns] of float32, with categories as columns of 0 and 1. Signals are [n, window, channels] of float32, in
+    the order of time. `scaling` and `encoding` were fitted on `train` alone. If the data are too large for memory,
+    `train` is a `Stream`, as is `scaling(train)`, and `test` has as much as fits.
     """
 
     name: str
     kind: Literal["image", "tabular", "signal"]
-    train: Shaped[np.ndarray, " train *shape"] | Stream
-    test: Shaped[np.ndarray, " test *shape"]
+    train: Shaped[np.ndarray, " train *shape"] | Stream | Images
+    test: Shaped[np.ndarray, " test *shape"] | Images
     train_labels: Int[np.ndarray, " train"] | None
     test_labels: Int[np.ndarray, " test"] | None
-    classes: tuple[str, ...] | None  # what the labels' codes mean
+    classes: tuple[str, ...] | None  # the names of the labels' codes
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     scaling: Scaling
-    encoding: Encoding | None = None  # of a table that holds more than numbers, or not all of them
+    encoding: Encoding | None = None  # of a table with categories or missing values
     framing: Framing | None = None  # of a signal
-    test_rows: Int[np.ndarray, " test"] | None = None  # of the source, that are the test examples (or their first
-    # moments); None where the source has a test part of its own
+    test_rows: Int[np.ndarray, " test"] | None = None  # the source's rows (or first moments of
+    # windows) that are the test examples; None if the source has a test part of its own
+    images: Images | None = None  # the images of both parts; `check` says which could not be read
+    test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (dtype object)
     train_rows: Int[np.ndarray, " train"] | None = None  # of a signal, the first moments of the training windows
     signals: tuple[Signal, Signal] | None = None  # that the windows were cut from, for training and testing
     label_names: tuple[str, ...] | None = None  # of the numbers that the signals' labels are, where they were texts
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
-        """The training examples in memory: all, or of a stream some from all over it."""
-        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else self.train
+        """The training examples in memory: all of them, or for a stream a sample from all over it."""
+        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else cast(np.ndarray, self.train)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
+        if isinstance(self.train, Images):
+            raise DataError(
+                f"{self.train.source} holds images of several sizes, or large ones. Bring all to one size, such as "
+                "size=64 (--size 64)."
+            )
         return self.train.shape[1:]
+
+    @property
+    def differ_in_size(self) -> bool:
+        """Whether the examples are images of any size, which are read one by one."""
+        return isinstance(self.train, Images)
 
 
 def load(
-    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream",
+    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream | Any",
     *,
     label: str | None = None,
     window: int | Literal["auto"] | None = None,
     stride: int | None = None,
+    size: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
     seed: int = 0,
 ) -> Dataset:
     """A data set from the package, TFDS, files or memory.
 
-    Of a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
+    In a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
 
     Args:
         source: one of
@@ -80,30 +97,45 @@ def load(
             - a `.npy` file, which is streamed, never read whole, if it is large;
             - a stream, see `Stream`;
             - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
-            - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
-              class, with or without `train` and `test` folders around them;
-            - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
-              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
+            - a folder of IDX files under MNIST's names, or a folder, zip or tar of images, flat or in a folder for
+              each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
+              pages: see `images.load`;
+            - an array (of NumPy, torch or JAX), [n, columns] or [n, height, width] or [n, height, width, channels]; a
+              pair (x, labels), with labels [n] or [n, 1]; or a pair (train, test) of such arrays or pairs, as from
+              Keras' `load_data`;
+            - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
             - a pandas DataFrame.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
             cut into windows of so many moments, or "auto" for its period. Training takes windows from every moment.
             See `recordings.cut` for labels, and `recordings.of_table` for clocks, gaps and missing moments.
         stride: a window is tested every so many moments; by default a sixteenth of the window.
-        seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
+        size: height and width, in pixels, to bring all images to: they are scaled to cover it, and the middle is cut
+            out. By default each keeps its own.
+        max_pixels: the most pixels that one image may have.
+        seed: for the random fifth that becomes the test part if the source has none. For a signal it is the last fifth.
 
     Raises:
         DataError: the source doesn't exist or can't be used; the message says what to do.
-        ConfigError: a window or stride that can't be.
+        ConfigError: the window or the stride is out of range.
     """
-    parts, name = _parts(source, label)
+    with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
+        return _loaded(source, label, window, stride, size, max_pixels, seed)
+
+
+def _loaded(
+    source: Any, label: str | None, window: int | None, stride: int | None, size: int | None, max_pixels: int, seed: int
+) -> Dataset:
+    parts, name = _parts(source, label, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = indicators = None
     if window is not None:
         return _of_windows(parts, name, given, window=window, stride=stride, seed=seed)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
-        parts = parts._replace(train=train, test=as_examples(test, given))
+        parts = parts._replace(train=train, test=as_examples(cast(np.ndarray, test), given))
+    elif isinstance(parts.train, Images):
+        parts = _divided_images(parts.train, parts, given, seed)
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
     elif isinstance(parts.train, Signal):
@@ -113,16 +145,18 @@ def load(
         indicators, encoding = encoding.indicators, None if encoding.is_plain else encoding
     else:
         parts = _checked(parts.train, parts, given, seed)
-    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # as all of these leave them
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # after all of the above
+    if not isinstance(train, Images) and (train.shape[1:] != test.shape[1:] or train.dtype != test.dtype):
         raise DataError(
             f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
             f"{test.shape[1:]}; they have to be the same."
         )
+    fields = _coded(parts, given)._asdict()
+    fields.pop("files")  # they are in `images`
     return Dataset(
         name=name,
-        kind="tabular" if train.ndim == 2 else "image",
-        **_coded(parts, given)._asdict(),
+        kind="image" if isinstance(train, Images) or train.ndim > 2 else "tabular",
+        **fields,
         scaling=Scaling.fit(train, indicators),
         encoding=encoding,
     )
@@ -132,6 +166,8 @@ def _of_windows(
     parts: Parts, name: str, given: str, *, window: int | Literal["auto"], stride: int | None, seed: int
 ) -> Dataset:
     labels = parts.train_labels, parts.test_labels
+    if isinstance(parts.train, Images) or isinstance(parts.test, Images):
+        raise DataError(f"{given} holds images; windows are cut from signals.")
     cut = recordings.cut(parts.train, parts.test, labels, given, window=window, stride=stride, seed=seed)
     train, test = cut.signals
     if train.values.shape[1] != test.values.shape[1]:
@@ -142,10 +178,12 @@ def _of_windows(
         Parts(cut.train, cut.test, cut.train_labels, cut.test_labels, cut.classes, train.columns or parts.columns),
         given,
     )
+    fields = coded._replace(test_rows=cut.test_rows)._asdict()
+    fields.pop("files")  # a signal's are in it
     return Dataset(
         name=name,
         kind="signal",
-        **coded._replace(test_rows=cut.test_rows)._asdict(),
+        **fields,
         scaling=Scaling.fit(train.values[None]),
         framing=cut.framing,
         train_rows=cut.train_rows,
@@ -154,54 +192,98 @@ def _of_windows(
     )
 
 
-def _parts(source: Any, label: str | None) -> tuple[Parts, str]:
+def _parts(source: Any, label: str | None, size: int | None, max_pixels: int) -> tuple[Parts, str]:
+    if size is not None and size < 1:
+        raise ConfigError(f"The size is {size}; it has to be at least 1 pixel.")
+    source = _of_numpy(source)
     if isinstance(source, np.ndarray | tuple):
         _refuse_label(label, "an array")
-        return _from_memory(source), "array"
+        return _sized(_from_memory(source), size), "array"
     if isinstance(source, Stream):
         _refuse_label(label, "a stream")
+        if source.ndim == 1:
+            raise DataError("The stream has one number an example; expected [columns], or images.")
         return Parts(train=source), "stream"
     if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
         frame, labels = tables.checked(source, "The table", label=label)
         return Parts(train=frame, train_labels=labels), "table"
     if not isinstance(source, str | os.PathLike):
-        raise DataError(
-            f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array, a DataFrame or a tuple."
-        )
+        _refuse_label(label, "images")
+        if images.sources.in_memory(source) is None:
+            raise DataError(
+                f"The source is a {type(source).__name__}; expected a name, a path, an array, a DataFrame, a tuple, or "
+                "images (a list of PIL images or arrays, or a Hugging Face data set)."
+            )
+        return images.load(source, size=size), "images"
     if source == "mnist":
         _refuse_label(label, "mnist")
-        return mnist.load(), "mnist"
+        return _sized(mnist.load(), size), "mnist"
     if isinstance(source, str) and source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
-        return tfds.load(name, label=label), name
+        return _sized(tfds.load(name, label=label), size), name
     path = files.existing(source, also=("mnist", "tfds:NAME"))
-    return _from_path(path, label), path.resolve().stem
+    return _from_path(path, label, size, max_pixels), path.resolve().stem
 
 
-def _from_path(path: pathlib.Path, label: str | None) -> Parts:
+def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixels: int) -> Parts:
     if path.is_dir():
         _refuse_label(label, path)
         if arrays.is_idx_folder(path):
-            return arrays.load_idx(path)
+            return _sized(arrays.load_idx(path), size)
         if recordings.is_folder(path):
             return Parts(train=recordings.read_folder(path))
-        return images.load_folder(path)
+        return images.load(path, size=size, max_pixels=max_pixels)
+    if images.sources.is_archive(path):
+        _refuse_label(label, path)
+        return images.load(path, size=size, max_pixels=max_pixels)
     known = formats.of(path)
     if known.kind == "table":
         frame, labels = tables.checked(known.read(path), path, label=label)
         return Parts(train=frame, train_labels=labels)
     _refuse_label(label, path)
     if known.kind == "image":
-        raise DataError(f"{path} is one image; expected a folder of them to train on.")
-    size = path.stat().st_size
-    if known.mapper is not None and size > arrays.MAP_BYTES:
-        print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        pages = images.load(path, size=size, max_pixels=max_pixels)
+        if len(pages.train) < 2:
+            raise DataError(f"{path} is one image; expected a folder of them to train on.")
+        return pages
+    length = path.stat().st_size
+    if known.mapper is not None and length > arrays.MAP_BYTES:
+        print(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
-    return content if known.kind == "array" else Parts(train=content)
+    return _sized(content, size) if known.kind == "array" else Parts(train=content)
+
+
+def _of_numpy(source: Any) -> Any:
+    """Arrays of torch and JAX, also in tuples, as NumPy arrays; anything else unchanged."""
+    if isinstance(source, tuple):
+        return tuple(map(_of_numpy, source))
+    is_array = hasattr(source, "__array__") and hasattr(source, "shape") and hasattr(source, "dtype")
+    is_frame = hasattr(source, "columns") or hasattr(source, "column_names")
+    return images.sources.as_array(source) if is_array and not is_frame else source
+
+
+def _sized(parts: Parts, size: int | None) -> Parts:
+    """Arrays of images brought to a size; tables unchanged."""
+    if size is None:
+        return parts
+    if not isinstance(parts.train, np.ndarray) or parts.train.ndim < 3:
+        raise ConfigError(f"The size is {size}, of images, but the data are none.")
+
+    def brought(x: np.ndarray) -> np.ndarray:
+        whole = images.open(x, alpha=False).resized(size)
+        return np.stack([whole.stored(i) for i in range(len(whole))])
+
+    return parts._replace(
+        train=brought(parts.train), test=None if parts.test is None else brought(np.asarray(parts.test))
+    )
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
+    if isinstance(source, np.ma.MaskedArray) and source.ndim == 2 and np.ma.is_masked(source):
+        import pandas as pd
+
+        return Parts(train=pd.DataFrame(with_gaps(source), columns=[f"x{i}" for i in range(source.shape[1])]))
     if isinstance(source, np.ndarray):
         return Parts(train=source)
     if len(source) != 2 or not all(isinstance(part, np.ndarray | tuple) for part in source):
@@ -226,7 +308,7 @@ def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
     train = as_examples(x, given, parts.columns)
     if parts.test is None:
         return _divided(train, parts, *_held_out(len(train), given, seed), given)
-    return parts._replace(train=train, test=as_examples(parts.test, given, parts.columns))
+    return parts._replace(train=train, test=as_examples(cast(np.ndarray, parts.test), given, parts.columns))
 
 
 def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
@@ -236,7 +318,7 @@ def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tupl
 
 
 def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the test part."""
+    """The rows of the training part and of the test part."""
     if examples < 2:
         raise DataError(f"{given} has {examples} example; expected 2 at least, for one is held out as the test part.")
     order = np.random.default_rng(seed).permutation(examples)
@@ -248,11 +330,22 @@ def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray, g
     if (labels := parts.train_labels) is not None:
         _check_labels(labels, len(x), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
-    return parts._replace(train=x[train], test=x[test], test_rows=test)
+    files = {} if parts.files is None else {"files": parts.files[train], "test_files": parts.files[test]}
+    return parts._replace(train=x[train], test=x[test], test_rows=test, **files)
+
+
+def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts:
+    if parts.test is not None:
+        return parts
+    kept, held_out = _held_out(len(train), given, seed)
+    if (labels := parts.train_labels) is not None:
+        parts = parts._replace(train_labels=labels[kept], test_labels=labels[held_out])
+    files = {} if parts.files is None else {"files": parts.files[kept], "test_files": parts.files[held_out]}
+    return parts._replace(train=train.select(kept), test=train.select(held_out), test_rows=held_out, **files)
 
 
 def _coded(parts: Parts, given: str) -> Parts:
-    """Labels of any values become codes into `classes`; labels of one part alone are kept."""
+    """Replace labels of any values by codes into `classes`; it is enough if one part has labels."""
     labels = {"train_labels": parts.train_labels, "test_labels": parts.test_labels}
     labels = {part: values for part, values in labels.items() if values is not None}
     for part, values in labels.items():

@@ -1,8 +1,8 @@
-"""Tables of numbers and categories, with values missing, as the numbers that networks see; and back.
+"""Encode tables of numbers and categories, with missing values, as numeric features; and back.
 
-A number stays one; where values are missing, the training part's median stands for them, and a feature beside it tells
-them apart. A category is a feature for each of its values that are frequent, one for the others, seen or not, and one
-for missing ones where there are any.
+A column of numbers becomes one feature. If values are missing, they are filled with the median of the training part,
+and a second feature marks them. A column of categories becomes a feature for each frequent category, one for all other
+categories, seen in training or not, and one for missing values if there are any.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from flaxae.errors import ConfigError, DataError, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_CATEGORIES = 32  # of a column, that have a feature of their own
+MAX_CATEGORIES = 32  # the most categories of a column that have a feature of their own
 OTHER = "other"
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "empty")  # as pandas' infer_dtype calls them
 _CATEGORIES = ("string", "boolean", "categorical", "mixed-integer")
@@ -36,12 +36,12 @@ _DATE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of numbers, or of `categories`, and what stands for values that are missing."""
+    """The encoding of one column, of numbers or of `categories`, and of its missing values."""
 
     name: str
     categories: tuple[str, ...] | None = None  # those with a feature of their own; None: the column holds numbers
-    missing: bool = False  # there is a feature for them; without one, missing numbers are refused
-    fill: float = 0.0  # the number that stands for them
+    missing: bool = False  # whether a feature marks missing values; without one, missing numbers are refused
+    fill: float = 0.0  # the number that replaces missing ones
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -52,21 +52,21 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What the columns of a table hold, and so which features they become. Fitted on a training part."""
+    """What the columns of a table hold, and so which features they become. It is fitted on the training part."""
 
     columns: tuple[Column, ...]
 
     @classmethod
     def fit(cls, frame: "pd.DataFrame", train: Int[np.ndarray, " rows"], source: object = "The table") -> "Encoding":
-        """The encoding of a table, by its training rows; which columns have missing values, all rows decide.
+        """The encoding of a table, fitted on its training rows. Missing values are looked for in all rows, though.
 
         `source` is for the messages, here and below.
 
-        A column without values is left out, with a warning. A category has a feature if it is one of the
-        MAX_CATEGORIES most frequent and occurs twice.
+        A column without values is left out, with a warning. A category has a feature of its own if it is one of the
+        MAX_CATEGORIES most frequent and occurs at least twice.
 
         Raises:
-            DataError: a column holds dates, or what is neither numbers nor categories, such as a name of each row.
+            DataError: a column holds dates, or neither numbers nor categories, such as a different name in each row.
         """
         empty = [name for name in frame.columns if frame[name].iloc[train].isna().all()]
         if len(empty) == frame.shape[1]:
@@ -77,7 +77,7 @@ class Encoding:
 
     @classmethod
     def of_numbers(cls, columns: Sequence[str]) -> "Encoding":
-        """The encoding of columns of numbers, none of them missing: the numbers as they are."""
+        """The encoding of columns of numbers without missing values, which leaves them as they are."""
         return cls(tuple(map(Column, columns)))
 
     @property
@@ -87,27 +87,28 @@ class Encoding:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features."""
+        """The names of the features."""
         return tuple(name for column in self.columns for name in column.features)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """For each feature the column that it was made of."""
+        """For each feature, the column that it comes from."""
         return tuple(column.name for column in self.columns for _ in column.features)
 
     @property
     def indicators(self) -> Bool[np.ndarray, " features"]:
-        """Which features are 0 or 1, telling whether a value is this category, or missing."""
+        """Which features are indicators: 0 or 1, for a category or for missing values."""
         return np.array([name != column.name for column in self.columns for name in column.features])
 
     def __call__(self, frame: "pd.DataFrame", source: object = "The table") -> Float[np.ndarray, " rows features"]:
         """The features of a table's rows, float32. Its columns may be in any order; others are ignored.
 
         Missing values are filled as in training, with a warning that counts them. A category that was not frequent
-        in training is "other".
+        in training is encoded as "other".
 
         Raises:
-            DataError: a column is missing or not numeric, or a number missing where none was in training, or infinite.
+            DataError: a column is missing or not numeric, a number is infinite, or a number is missing in a column that
+                had no missing values in training.
         """
         frame = frame.set_axis(frame.columns.map(str), axis=1)
         absent = [column.name for column in self.columns if column.name not in frame.columns]
@@ -128,10 +129,10 @@ class Encoding:
         return values
 
     def undo(self, values: Float[np.ndarray, " rows features"]) -> "pd.DataFrame":
-        """The table that features stand for: of each category the likeliest; nothing where "missing" is likelier.
+        """The table of these features, with the likeliest category of each column; empty if "missing" is likelier.
 
         Raises:
-            DataError: as many columns as there are features were expected.
+            DataError: `values` doesn't have one column per feature.
         """
         import pandas as pd
 
@@ -142,7 +143,7 @@ class Encoding:
         return pd.DataFrame({c.name: _decoded(c, part) for c, part in zip(self.columns, parts, strict=True)})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         categories = [None if column.categories is None else list(column.categories) for column in self.columns]
         columns = zip(map(dataclasses.asdict, self.columns), categories, strict=True)
         return {"columns": [column | {"categories": names} for column, names in columns]}
@@ -161,7 +162,7 @@ class Encoding:
 
 
 def numbers(column: "pd.Series", source: object) -> Float[np.ndarray, " rows"]:
-    """The numbers of a column, float64, missing ones NaN.
+    """The numbers of a column as float64, with NaN for missing ones.
 
     Raises:
         DataError: the column holds anything else; the message has the first such value, or says what to do with dates.
@@ -181,7 +182,7 @@ def numbers(column: "pd.Series", source: object) -> Float[np.ndarray, " rows"]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, or the text of one."""
+    """Whether `value` is a number, or a text that can be read as one."""
     try:
         float(value)
     except (TypeError, ValueError):
@@ -212,19 +213,19 @@ def _fitted(column: "pd.Series", train: np.ndarray, source: object) -> Column:
 
 
 def _encode(column: Column, values: "pd.Series", into: np.ndarray, source: object) -> None:
-    """Writes the column's features into zeros, [rows, features]."""
+    """Write the column's features into `into`, [rows, features], which is all zeros."""
     missing = values.isna().to_numpy()
     if column.missing:
         into[:, -1] = missing
     if column.categories is None:
-        with np.errstate(over="ignore"):  # what overflows is found to be infinite
+        with np.errstate(over="ignore"):  # overflows become infinite, which is checked below
             into[:, 0] = numbers(values, source)
         if column.missing:
             into[missing, 0] = column.fill
         return
     codes, texts = _factorized(values)
     index = {text: i for i, text in enumerate(column.categories)}
-    absent = -1 if column.missing else len(index)  # those of code -1 are missing
+    absent = -1 if column.missing else len(index)  # missing values have code -1
     which = np.array([*(index.get(text, len(index)) for text in texts), absent])[codes]
     into[np.arange(len(which)), which] = 1
 
@@ -238,7 +239,7 @@ def _decoded(column: Column, values: np.ndarray) -> np.ndarray:
 
 
 def _factorized(column: "pd.Series") -> tuple[np.ndarray, list[str]]:
-    """Codes, -1 where a value is missing, and what they stand for, as text that doesn't depend on the file's types."""
+    """Codes, -1 for missing values, and their categories, as text that doesn't depend on the types in the file."""
     import pandas as pd
 
     codes, uniques = pd.factorize(column)

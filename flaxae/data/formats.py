@@ -1,6 +1,6 @@
-"""The formats of files: the one table on which reading, writing, the messages and the flags' help stand.
+"""The table of file formats, which reading, writing, the messages and the flags' help all use.
 
-To add a format is to add an entry, and the functions that it names. Nothing heavy is imported before a file is read.
+To add a format, add an entry and the functions that it names. Nothing heavy is imported before a file is read.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ Kind = Literal["array", "signal", "table", "image"]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A file format.
 
-    What its files hold is by kind: an array, as `Parts` (which may be several arrays); a `Signal`; a table, as a
-    DataFrame; or an image, as [height, width, channels].
+    Its kind says what a file holds: an array, read as `Parts` (which may be several arrays); a `Signal`; a table, read
+    as a DataFrame; or an image, [height, width, channels].
 
     Args:
-        suffixes: the endings of its names, in lower case.
-        kind: of what its files hold.
-        reader: `reader(path)` gives what the file holds.
-        writer: `writer(file, path, content)` writes it (of arrays, one array) into a binary file that is open; `path`
-            is where it will be.
-        mapper: `mapper(path)` gives an array that is not read yet, for files larger than memory.
-        extra: in pyproject.toml, of the packages that the format needs beside those that are always there.
+        suffixes: the endings of file names, in lower case.
+        kind: what its files hold.
+        reader: `reader(path)` returns the content of the file.
+        writer: `writer(file, path, content)` writes the content (for arrays, one array) into an open binary file;
+            `path` is where the file will be.
+        mapper: `mapper(path)` returns a memory-mapped array, for files larger than memory.
+        extra: the extra in pyproject.toml with the packages that only this format needs.
     """
 
     suffixes: tuple[str, ...]
@@ -41,19 +41,21 @@ class Format:
     extra: str | None = None
 
     def read(self, path: pathlib.Path) -> Any:
-        """What the file holds.
+        """The content of the file. Any error of a library becomes one error with the file and the reason.
 
         Raises:
-            DataError: it can't be read, or a package is missing that the format needs.
+            DataError: it can't be read, or a package that the format needs is missing.
         """
-        with self._packages(path):
+        from flaxae.data.arrays import reading
+
+        with self._packages(path), reading(path):
             return self.reader(path)
 
     def write(self, file: IO[bytes], path: pathlib.Path, content: Any) -> None:
-        """Write what `read` gives (of arrays, one array) into a binary file that is open, and will be at `path`.
+        """Write content as `read` returns it (for arrays, one array) into an open binary file that will be at `path`.
 
         Raises:
-            DataError: the format can't hold that, or a package is missing that it needs.
+            DataError: the format can't hold the content, or a package that it needs is missing.
         """
         with self._packages(path):
             self.writer(file, path, content)
@@ -86,7 +88,24 @@ FORMATS = (
     Format((".csv",), "table", _later("tables.read_csv"), _later("tables.write_csv")),
     Format((".parquet",), "table", _later("tables.read_parquet"), _later("tables.write_parquet"), extra="parquet"),
     Format(
-        (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+        (
+            *(
+                ".png",
+                ".jpg",
+                ".jpeg",
+                ".jfif",
+                ".bmp",
+                ".tif",
+                ".tiff",
+                ".webp",
+                ".gif",
+                ".pbm",
+                ".pgm",
+                ".ppm",
+                ".pnm",
+            ),
+            *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".dcm"),
+        ),
         "image",
         _later("images.read_image"),
         _later("images.write_image"),
@@ -95,7 +114,7 @@ FORMATS = (
 
 
 def find(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a file by the ending of its name; None of one that is not in the table."""
+    """The format of a file by the ending of its name; None if it is not in the table."""
     suffix = pathlib.Path(path).suffix.lower()
     return next((known for known in FORMATS if suffix in known.suffixes), None)
 

@@ -5,7 +5,7 @@ import math
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -16,6 +16,7 @@ from flaxae.data.parts import as_examples
 from flaxae.data.signals import Framing, Signal, joined
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError, unknown
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,14 +55,15 @@ def of_table(
         DataError: a column is missing or not numeric, or too few moments are left.
     """
     clock, left_out = _clock(frame, source, columns)
-    times = None if clock is None else roles.moments(frame[clock], source)
+    times = None if clock is None else roles.moments(cast("pd.Series", frame[clock]), source)
     frame = frame.drop(columns=list(left_out))
     if times is None:
         return _without_missing(_channels(frame, source, columns)._replace(labels=labels), source)
     known = ~np.isnat(times) if times.dtype.kind == "M" else np.isfinite(times)
     if not known.all():
-        print(f"{source}: left out {np.sum(~known):,} rows without a time.")
-        frame, times, labels = frame[known], times[known], None if labels is None else labels[known]
+        say(f"{source}: left out {np.sum(~known):,} rows without a time.")
+        frame = cast("pd.DataFrame", frame[known])
+        times, labels = times[known], None if labels is None else labels[known]
     if (signal := _of_long_format(frame, times, source, columns, step)) is not None:
         return signal
     return _regular(_channels(frame, source, columns), times, labels, source, step)
@@ -148,14 +150,14 @@ def cut(
     for part, name in ((whole, "training"), (later, "test")):
         short = [hi - lo for lo, hi in part.stretches if hi - lo < window]
         if short:
-            print(
+            say(
                 f"{source}: left out {len(short)} stretches of the {name} part, {sum(short):,} moments, that are "
                 f"shorter than the window of {window}."
             )
     rows = signals.starts(len(whole.values), window, 1, whole.begins)
     most = max(1, WINDOW_BYTES // whole.values[:window].nbytes)
     if len(rows) > most:
-        print(f"{source}: trains on windows from {most:,} of its {len(rows):,} moments, drawn at random.")
+        say(f"{source}: trains on windows from {most:,} of its {len(rows):,} moments, drawn at random.")
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     tested = signals.starts(len(later.values), window, framing.stride, later.begins)
 
@@ -236,7 +238,7 @@ def read_folder(folder: pathlib.Path, *, columns: Sequence[str] | None = None, s
         raise DataError(f"{folder} holds no recordings; expected {formats.listed('signal', 'array', 'table')}.")
     if any(signal.times is None for signal in made):
         made = [signal._replace(times=None) for signal in made]
-    print(
+    say(
         f"{folder}: {len(made)} recordings, of {min(len(s.values) for s in made):,} to "
         f"{max(len(s.values) for s in made):,} moments."
     )
@@ -291,7 +293,7 @@ def _auto(train: Signal, test: Signal, source: object) -> int:
     window = LEAST_WINDOW if found is None else math.ceil(LEAST_WINDOW / found) * found
     window = max(2, min(window, shortest // 3))
     why = "no period was found" if found is None else f"the period is {found}"
-    print(f"{source}: the window is {window} moments ({why}).")
+    say(f"{source}: the window is {window} moments ({why}).")
     return window
 
 
@@ -316,18 +318,29 @@ def _clock(frame: "pd.DataFrame", source: object, columns: Sequence[str] | None)
             found = roles.find(frame, source, keep=[name for name in columns if name in frame.columns])
     clock = found.time
     for name in found.ids if clock is None else ():
-        values = frame[name]
-        if values.dtype.kind in "iuf" and values.notna().all() and (np.diff(values.to_numpy(float)) > 0).all():
+        values = frame[name].to_numpy()
+        if values.dtype.kind in "iuf" and bool((np.diff(values.astype(float)) > 0).all()):
             clock = name
             break
+    if clock is None:
+        clock = next((name for name in frame.columns if _rises_by_sensor(frame, name)), None)
+        return clock, (*found.left_out, *([] if clock is None else [clock]))
     return clock, found.left_out
+
+
+def _rises_by_sensor(frame: "pd.DataFrame", name: str) -> bool:
+    """Whether numbers that a clock's name is given to rise again and again, once for each value of another column."""
+    if roles.CLOCK.search(name) is None or frame[name].dtype.kind not in "iuf":
+        return False
+    falls = int((np.diff(frame[name].to_numpy(float)) < 0).sum())
+    return falls > 0 and any(frame[other].nunique() == falls + 1 for other in frame.columns if other != name)
 
 
 def _channels(frame: "pd.DataFrame", source: object, columns: Sequence[str] | None) -> Signal:
     columns = tuple(frame.columns if columns is None else columns)
     if absent := [name for name in columns if name not in frame.columns]:
         raise DataError(f"{source}: {unknown('column', absent[0], frame.columns)}")
-    values = np.stack([numbers(frame[name], source) for name in columns], axis=1)
+    values = np.stack([numbers(cast("pd.Series", frame[name]), source) for name in columns], axis=1)
     return Signal(values.astype(np.float32), columns=columns)
 
 
@@ -340,11 +353,12 @@ def _of_long_format(
     if len(np.unique(times)) > 0.6 * len(times):
         return None
     for name in frame.columns:
-        groups = frame[name].nunique()
-        if pd.api.types.is_float_dtype(frame[name].dtype) or not 2 <= groups <= max(2, len(frame) // 10):
+        sensor = cast("pd.Series", frame[name])
+        groups = sensor.nunique()
+        if pd.api.types.is_float_dtype(sensor.dtype) or not 2 <= groups <= max(2, len(frame) // 10):
             continue
-        keys = pd.DataFrame({"time": times, "sensor": frame[name].to_numpy()})
-        if keys.duplicated().any():
+        keys = pd.DataFrame({"time": times, "sensor": sensor.to_numpy()})
+        if bool(keys.duplicated().to_numpy().any()):
             continue
         measured = [other for other in frame.columns if other != name]
         parts = dict(iter(frame.assign(**{"\0time": times}).groupby(name, sort=True)))
@@ -352,12 +366,20 @@ def _of_long_format(
         if together:
             wide = frame[measured].set_axis(pd.MultiIndex.from_frame(keys)).unstack("sensor")
             wide.columns = [str(group) if len(measured) == 1 else f"{what} {group}" for what, group in wide.columns]
-            print(f"{source}: {name!r} tells {groups} sensors apart, which are the channels.")
+            say(f"{source}: {name!r} tells {groups} sensors apart, which are the channels.")
             index = wide.index.to_numpy()
-            return _regular(_channels(wide, source, columns or tuple(wide.columns)), index, None, source, step)
-        print(f"{source}: {name!r} tells {groups} recordings apart, whose times differ.")
+            return _regular(
+                _channels(cast("pd.DataFrame", wide), source, columns or tuple(wide.columns)), index, None, source, step
+            )
+        say(f"{source}: {name!r} tells {groups} recordings apart, whose times differ.")
         made = [
-            _regular(_channels(part[measured], source, columns), part["\0time"].to_numpy(), None, source, step)
+            _regular(
+                _channels(cast("pd.DataFrame", part[measured]), source, columns),
+                part["\0time"].to_numpy(),
+                None,
+                source,
+                step,
+            )
             for part in parts.values()
         ]
         named = [
@@ -380,14 +402,14 @@ def _regular(signal: Signal, times: Times, labels: np.ndarray | None, source: ob
     seconds = _seconds(times)
     if (np.diff(seconds) < 0).any():
         order = np.argsort(seconds, kind="stable")
-        print(f"{source}: its rows are not in order of time; they were put in order.")
+        say(f"{source}: its rows are not in order of time; they were put in order.")
         seconds, times, signal = seconds[order], times[order], signal._replace(values=signal.values[order])
         labels = None if labels is None else labels[order]
     if (twice := np.diff(seconds, prepend=-np.inf) == 0).any():
         if twice.mean() > 0.5:  # a clock too coarse for the sampling says nothing of it
-            print(f"{source}: most of its times are repeated, so they are not used: the rows are taken to be even.")
+            say(f"{source}: most of its times are repeated, so they are not used: the rows are taken to be even.")
             return _without_missing(signal._replace(labels=labels, times=times), source)
-        print(f"{source}: left out {twice.sum():,} rows whose time is another's.")
+        say(f"{source}: left out {twice.sum():,} rows whose time is another's.")
         seconds, times, signal = seconds[~twice], times[~twice], signal._replace(values=signal.values[~twice])
         labels = None if labels is None else labels[~twice]
     steps = np.diff(seconds)
@@ -402,18 +424,18 @@ def _regular(signal: Signal, times: Times, labels: np.ndarray | None, source: ob
         signal = signal._replace(begins=(0, *map(int, cuts)))
     else:
         if not even:
-            print(
+            say(
                 f"{source}: its moments are not evenly spaced; they are interpolated at steps of {_said(usual, times)}."
             )
         elif wanted != usual:
-            print(f"{source}: its steps of {_said(usual, times)} become {_said(wanted, times)}, as in training.")
+            say(f"{source}: its steps of {_said(usual, times)} become {_said(wanted, times)}, as in training.")
         else:
             missing = int(np.sum(np.rint(steps[(steps > 1.5 * usual) & (steps <= gap)] / usual) - 1))
-            print(f"{source}: {missing:,} moments are missing, {FILLED} in a row at most; they are interpolated.")
+            say(f"{source}: {missing:,} moments are missing, {FILLED} in a row at most; they are interpolated.")
         signal = _resampled(signal, seconds, cuts, wanted)
     if len(cuts):
-        first = signal.times[signal.begins[1]] if len(signal.begins) > 1 else times[cuts[0]]
-        print(
+        first = times[cuts[0]]
+        say(
             f"{source}: its times have {len(cuts)} gaps longer than {_said(gap, times)}, the first before "
             f"{_moment(first)}. It is cut there: no window lies on both sides."
         )
@@ -481,7 +503,7 @@ def _without_missing(signal: Signal, source: object) -> Signal:
         said.append(
             f"{left:,} moments are left out, more than {FILLED} in a row or at an end, and no window lies on both sides"
         )
-    print(f"{source}: {np.sum(bad):,} values are missing or not finite; {'; '.join(said)}.")
+    say(f"{source}: {np.sum(bad):,} values are missing or not finite; {'; '.join(said)}.")
     times = np.arange(len(values)) if signal.times is None and left else signal.times
     return signal._replace(values=values, times=times).where(usable)
 

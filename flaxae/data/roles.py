@@ -22,7 +22,7 @@ FEWEST = 10  # rows in which order or uniqueness are no chance
 CHANCE = 1e-3  # of distinct whole numbers being so by accident, below which they are names
 EPOCHS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # units of numbers that count from 1970
 _EPOCH = (3e8, 4.2e9)  # in seconds: 1979 to 2103
-_CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock)([^a-z]|$)", re.IGNORECASE)
+CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock)([^a-z]|$)", re.IGNORECASE)
 _NAME = re.compile(
     r"(^|[^a-z])(id|uid|uuid|guid|key|index|idx|serial|no|nr|number|row|record)([^a-z]|$)", re.IGNORECASE
 )
@@ -198,10 +198,10 @@ def _role(column: "pd.Series") -> str | None:
     steps = np.diff(values)
     monotone = (steps >= 0).all() or (steps <= 0).all()
     strictly = distinct == len(values)
-    if _epoch_unit(values) is not None and (monotone or _CLOCK.search(name)) and distinct > FEWEST:
+    if _epoch_unit(values) is not None and (monotone or CLOCK.search(name)) and distinct > FEWEST:
         return "a clock"
     if monotone and (strictly or distinct > len(values) / 2):
-        return "a clock" if _CLOCK.search(name) else "a counter"
+        return "a clock" if CLOCK.search(name) else "a counter"
     if strictly and (values == np.rint(values)).all():
         # Distinct by chance with probability exp(−n(n − 1) / 2R) at most, of n values in a range of R.
         by_chance = np.exp(-len(values) * (len(values) - 1) / (2 * (np.ptp(values) + 1)))

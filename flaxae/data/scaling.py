@@ -1,4 +1,4 @@
-"""From stored values to what networks see, and back."""
+"""The scaling from stored values to network inputs, and back."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,13 +7,15 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from flaxae.data.images import Images
+from flaxae.data.images.collection import range_of
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """The affine map x -> (x - offset) / scale, and the dtype that its values are stored in.
+    """The affine map x -> (x - offset) / scale, and the dtype of the stored values.
 
     `offset` and `scale` have one entry for all values, or one for each column (the last axis).
     """
@@ -25,52 +27,63 @@ class Scaling:
     @classmethod
     def fit(
         cls,
-        train: Shaped[np.ndarray, " examples *shape"] | Stream,
+        train: Shaped[np.ndarray, " examples *shape"] | Stream | Images,
         indicators: Bool[np.ndarray, " columns"] | None = None,
     ) -> "Scaling":
-        """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
+        """The scaling fitted on the training part, and on nothing else. A stream is read once from end to end.
 
-        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
-        is only centred. So are `indicators`, the columns of 0 and 1 that tell categories: divided by its deviation, a
-        rare one would outweigh all else, while as it is, rows of two categories are apart (squared) by 2, as two rows
-        are on average in a standardised number. Images, [n, height, width, channels], are brought to [0, 1]: 8-bit
-        by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
+        Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; constant ones are
+        only centred. `indicators`, the 0/1 columns of categories, are only centred too. Divided by its standard
+        deviation, a rare category would outweigh everything else; as it is, the squared distance between rows of two
+        categories is 2, like the mean squared distance of two rows in a standardised column. Images, [n, height, width,
+        channels], are scaled to [0, 1]: 8-bit by 255, 16-bit by the range in use (4095 for 12 bits in 16), floats by
+        their minimum and maximum unless they are in [0, 1] already. `Images` are scaled to [0, 1] when they are read;
+        their scaling is that of most of them.
         """
+        if isinstance(train, Images):
+            dtype, (low, high) = train.main_range
+            return cls((low,), (high - low,), dtype)
         if train.ndim < 4:
             offset, scale = _moments(train)
             if indicators is not None:
                 scale = np.where(indicators, 1.0, scale)
-        elif train.dtype in (np.uint8, np.uint16):
-            offset, scale = np.zeros(1), np.array([np.iinfo(train.dtype).max], np.float64)
+        elif train.dtype == np.uint8:
+            offset, scale = np.zeros(1), np.array([255.0])
         else:
-            ranges = [(part.min(), part.max()) for part in _parts(train)]
-            low, high = np.array([[min(low for low, _ in ranges)], [max(high for _, high in ranges)]], np.float64)
-            offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
+            ranges = [(float(part.min()), float(part.max())) for part in _parts(train)]
+            low, high = range_of(train.dtype, min(low for low, _ in ranges), max(high for _, high in ranges))
+            offset, scale = np.array([low]), np.array([high - low])
         scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
         return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name)
 
     @overload
     def __call__(self, x: Stream) -> Stream: ...
     @overload
+    def __call__(self, x: Images) -> Images: ...
+    @overload
     def __call__(self, x: Shaped[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]: ...
     @overload
     def __call__(self, x: Shaped[Array, " *shape"]) -> Float[Array, " *shape"]: ...
 
     def __call__(
-        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream
-    ) -> Float[np.ndarray | Array, " *shape"] | Stream:
-        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
+        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream | Images
+    ) -> Float[np.ndarray | Array, " *shape"] | Stream | Images:
+        """x scaled, in float32: on the host for NumPy arrays, on the device for JAX arrays, when read for streams.
+
+        `Images` scale themselves, and are given back as they are.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
         """
+        if isinstance(x, Images):
+            return x
         if isinstance(x, Stream):
             return x.scaled(self)
         offset, scale = self._constants(x)
         return (x.astype(np.float32) - offset) / scale
 
     def undo(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Shaped[np.ndarray, " *shape"]:
-        """Back to stored units and dtype; integers are rounded, and clipped to what the dtype holds.
+        """x in stored units and dtype again. Integers are rounded, and clipped to the range of the dtype.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
@@ -83,7 +96,7 @@ class Scaling:
         return values.astype(dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         return {"offset": list(self.offset), "scale": list(self.scale), "dtype": self.dtype}
 
     @classmethod
@@ -117,7 +130,7 @@ def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
 
 
 def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
+    """The mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
     count, mean, squares = 0, np.zeros(train.shape[-1]), np.zeros(train.shape[-1])
     for part in _parts(train):
         axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
@@ -133,5 +146,5 @@ _DTYPES = ("uint8", "uint16", "float32")
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a number, and one that float32 holds."""
+    """Whether `value` is a number that is finite in float32."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

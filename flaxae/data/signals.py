@@ -1,4 +1,4 @@
-"""Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
+"""Signals: long recordings of one or more channels, cut into windows and put together again."""
 
 import dataclasses
 import math
@@ -47,11 +47,11 @@ class Framing:
 
     @property
     def apart(self) -> int:
-        """How many windows later the first one begins that shares no moment with a window."""
+        """How many windows later the next window begins that shares no moment with a given one."""
         return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -207,12 +207,12 @@ def windows_at(
 def overlap_mean(
     values: Float[np.ndarray, " windows window *rest"], stride: int, length: int, begins: Sequence[int] = (0,)
 ) -> Float[np.ndarray, " length *rest"]:
-    """What `windows` cut, laid back: for each moment of a signal of that length, the mean of the windows that hold it.
+    """The inverse of `windows`: for each moment of a signal of that length, the mean over the windows that hold it.
 
     NaN for moments that none holds, of stretches that are shorter than a window.
 
     Raises:
-        DataError: there are not as many windows as `windows` cuts.
+        DataError: the number of windows is not the one that `windows` cuts.
     """
     window = values.shape[1]
     first = starts(length, window, stride, begins)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from flaxae.data.arrays import check_size, reading
 from flaxae.data.signals import Signal
 from flaxae.errors import DataError
+from flaxae.printing import say
 
 BLOCK = 2**18  # samples read at once
 _UNKNOWN = 2**32 - 2**16  # bytes: what a program says that writes into a pipe, and can't know
@@ -122,7 +123,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
         raw.seek(0)
         source: Any = raw
         if begin and claimed == 0 and there > 0:
-            print(f"{path}: its header says nothing of its length, as of a recording that was cut off; all is read.")
+            say(f"{path}: its header says nothing of its length, as of a recording that was cut off; all is read.")
             check_size(there, path)
             content = bytearray(raw.read())
             content[begin - 4 : begin] = struct.pack("<I", there)

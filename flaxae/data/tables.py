@@ -1,4 +1,4 @@
-"""Tables and their files: one row an example, or a moment of a signal."""
+"""Tables and their files: each row is an example, or a moment of a signal."""
 
 import csv
 import pathlib
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tuple["pd.DataFrame", np.ndarray | None]:
-    """A table with names for columns, without the label column, which comes apart.
+    """A table with its columns named and without the label column, and the labels.
 
     Raises:
-        DataError: the table is empty, two columns have one name, or the label column is missing or has missing values.
+        DataError: the table is empty, two columns have the same name, or the label column or one of its values is
+            missing.
     """
     frame = frame.set_axis(frame.columns.map(str), axis=1)
     if label is not None and label not in frame.columns:
@@ -47,7 +48,7 @@ def write_parquet(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") ->
 
 
 def write_csv(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
-    """Writes a table into an open binary file, with a line of names."""
+    """Writes a table into an open binary file, with a header line."""
     frame.to_csv(file, index=False)
 
 
@@ -67,9 +68,9 @@ def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
 
 
 def read_csv(path: pathlib.Path) -> "pd.DataFrame":
-    """The table of a `.csv` file, its fields separated by commas.
+    """The table of a `.csv` file, with fields separated by commas.
 
-    One whose first line is all numbers has no header, unless they count 0, 1, 2, … as pandas writes them; its columns
+    If the first line is all numbers, other than 0, 1, 2, … as pandas writes them, the file has no header; its columns
     are then called x0, x1, …
 
     Raises:
