@@ -506,14 +506,12 @@ class CompressedSpectrum:
     """The error of a short-time spectrum, [batch, frames, 2 × bins], as it is heard, and the energy that is wrong.
 
     Magnitudes are raised to `power`, which makes quiet parts count nearly as loud ones do (Braun & Tashev 2021):
-    the mean squared error of those, and of the compressed complex values. What is missing of a sound counts the more by
-    `missing`, for speech that is suppressed is understood less than noise that is left. To that `distortion` adds the
-    log ratio of error to signal, the negative SI-SDR in units of 10 dB, by which loud parts are right in phase too.
+    the mean squared error of those, and of the compressed complex values. To that `distortion` adds the log ratio of
+    error to signal, the negative SI-SDR in units of 10 dB, by which loud parts are right in phase too.
     """
 
     power: float = 0.3
     complex_part: float = 0.3
-    missing: float = 1.0
     distortion: float = 0.02
 
     def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
@@ -521,8 +519,7 @@ class CompressedSpectrum:
         made, wanted = model(batch, key).params, jnp.asarray(batch.wanted)
         made_magnitude, made_compressed = self._compressed(made)
         magnitude, compressed = self._compressed(wanted)
-        lacking = _mean_square(jnp.maximum(magnitude - made_magnitude, 0))
-        loss = (1 - self.complex_part) * (_mean_square(made_magnitude - magnitude) + self.missing * lacking)
+        loss = (1 - self.complex_part) * _mean_square(made_magnitude - magnitude)
         loss = loss + self.complex_part * 2 * _mean_square(made_compressed - compressed)
         energy = jnp.sum(jnp.square(wanted), axis=(1, 2)) + 1e-6
         share = jnp.sum(made * wanted, axis=(1, 2)) / energy

@@ -38,6 +38,7 @@ SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.2)  # that clips are played at, so that there ar
 BATCH = 12
 STEPS, EPOCH, VALIDATION, LEARNING_RATE = 2000, 100, 36, 2e-3
 BLOCK = 20.0  # seconds denoised at once, and the frames around that their masks depend on
+LEFT = 0.08  # of the noisy sound, in what is made of it: what a mask took away by mistake is heard again
 SILENCE = 1e-4  # a root mean square below which a clip counts as silent
 
 Samples = Float[np.ndarray, " samples"]
@@ -315,6 +316,7 @@ class SoundDenoiser:
         longer = np.pad(x, (0, frames * hop - len(x)), mode="reflect" if len(x) > 1 else "edge")
         spectrum = self.framing.spectrum(longer)
         clean = training.apply(Autoencoder.reconstruct, self.model, spectrum[None])[0]
+        clean = (1 - LEFT) * clean + LEFT * spectrum
         return self.framing.wave(clean, len(longer))[: len(x)]
 
     def convert(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[str]:

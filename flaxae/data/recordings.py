@@ -368,20 +368,11 @@ def _of_long_format(
             wide.columns = [str(group) if len(measured) == 1 else f"{what} {group}" for what, group in wide.columns]
             say(f"{source}: {name!r} tells {groups} sensors apart, which are the channels.")
             index = wide.index.to_numpy()
-            return _regular(
-                _channels(cast("pd.DataFrame", wide), source, columns or tuple(wide.columns)), index, None, source, step
-            )
+            signal = _channels(cast("pd.DataFrame", wide), source, columns or tuple(wide.columns))
+            return _regular(signal, index, None, source, step)
         say(f"{source}: {name!r} tells {groups} recordings apart, whose times differ.")
-        made = [
-            _regular(
-                _channels(cast("pd.DataFrame", part[measured]), source, columns),
-                part["\0time"].to_numpy(),
-                None,
-                source,
-                step,
-            )
-            for part in parts.values()
-        ]
+        cut = [(cast("pd.DataFrame", part[measured]), part["\0time"].to_numpy()) for part in parts.values()]
+        made = [_regular(_channels(part, source, columns), when, None, source, step) for part, when in cut]
         named = [
             signal._replace(files=(str(group),) * len(signal.begins)) for group, signal in zip(parts, made, strict=True)
         ]
