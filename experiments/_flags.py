@@ -184,14 +184,14 @@ class Denoise(SweepFlags):
     by default that is estimated."""
     test: str | None = None
     """Clean photographs to test on; by default a fifth of --data is kept for that."""
-    crop: int = 64
-    """Of photographs, train on pieces of so many pixels a side."""
+    crop: int = 128
+    """Of photographs, train on pieces of so many pixels a side. Of small ones all is near an edge."""
     clip: bool = True
     """Clip noisy images to [0, 1]; photographs never are."""
     noise_data: pathlib.Path | None = None
     """Of sound: a file or folder of noise to mix into the clips, instead of white and coloured noise and babble."""
     batch_size: int | None = None
-    """Examples per step; by default 64, and 16 pieces of photographs."""
+    """Examples per step; by default 64, and 8 pieces of photographs."""
     learning_rate: float | None = None
     """The peak, after a warm-up and before a cosine decay; by default 3e-3, and 1e-3 for photographs."""
     weight_decay: float = 0.0

@@ -73,10 +73,9 @@ paddings = st.sampled_from(["SAME", "VALID"])
 @given(
     shape=st.sampled_from([(2, 8, 8), (3, 13, 6), (1, 5, 21), (16, 9, 4)]),
     channels=st.sampled_from([(16, 16), (20, 17)]),
-    most=st.sampled_from([4, 2048]),
 )
 @few
-def test_winograd_is_a_convolution(channels_last, shape, channels, most):
+def test_winograd_is_a_convolution(channels_last, shape, channels):
     x, kernel = draw_normal(0, *shape, channels[0]), 0.1 * draw_normal(1, 3, 3, *channels)
 
     def ours(x, kernel):
@@ -84,7 +83,7 @@ def test_winograd_is_a_convolution(channels_last, shape, channels, most):
             assert convolutions._winograd_pays(from_nhwc(x), kernel)
             return in_nhwc(conv)(x, kernel)
 
-    with mock.patch.multiple(convolutions, LEAST_TILES=1, MOST_TILES=most):
+    with mock.patch.object(convolutions, "LEAST_TILES", 1):
         theirs = functools.partial(
             lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC
         )

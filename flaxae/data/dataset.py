@@ -18,6 +18,7 @@ from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,7 +249,7 @@ def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixe
         return pages
     length = path.stat().st_size
     if known.mapper is not None and length > arrays.MAP_BYTES:
-        print(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        say(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
     return _sized(content, size) if known.kind == "array" else Parts(train=content)
@@ -260,7 +261,9 @@ def _of_numpy(source: Any) -> Any:
         return tuple(map(_of_numpy, source))
     is_array = hasattr(source, "__array__") and hasattr(source, "shape") and hasattr(source, "dtype")
     is_frame = hasattr(source, "columns") or hasattr(source, "column_names")
-    return images.sources.as_array(source) if is_array and not is_frame else source
+    if isinstance(source, np.ma.MaskedArray) or is_frame or not is_array:
+        return source
+    return images.sources.as_array(source)
 
 
 def _sized(parts: Parts, size: int | None) -> Parts:

@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 
 from flaxae.data.stream import Stream
 from flaxae.errors import DataError
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,7 @@ def as_examples(
             "[n, height, width, 1]."
         )
     if x.ndim == 4 and is_channel_first(x.shape):
-        print(f"{source}: images of shape {x.shape[1:]} have their channels first; they are moved to the last axis.")
+        say(f"{source}: images of shape {x.shape[1:]} have their channels first; they are moved to the last axis.")
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
         with np.errstate(over="ignore"):  # overflows are found below

@@ -4,7 +4,7 @@ import csv
 import pathlib
 import re
 import warnings
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,8 +48,30 @@ def write_parquet(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") ->
 
 
 def write_csv(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
-    """Writes a table into an open binary file, with a header line."""
-    frame.to_csv(file, index=False)
+    """Writes a table into an open binary file, with a header line.
+
+    Text that a spreadsheet would take for a formula and compute, such as =HYPERLINK(…), has a ' before it, which
+    `read_csv` takes away again.
+    """
+    texts = {name: column.map(_no_formula) for name, column in frame.items() if column.dtype.kind not in "biuf"}
+    frame.assign(**texts).rename(columns=_no_formula).to_csv(file, index=False)
+
+
+_FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
+
+
+def _is_formula(text: str) -> bool:
+    """Whether text begins as formulas do, and is neither a number nor that one sign."""
+    return _FORMULA.match(text) is not None and not is_number(text)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _as_written(value: Any) -> Any:
+    """The inverse of `_no_formula`."""
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and _is_formula(value[1:]) else value
 
 
 def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
@@ -92,6 +114,8 @@ def read_csv(path: pathlib.Path) -> "pd.DataFrame":
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
             _refuse_ragged(path)
             raise DataError(f"{path} can't be read as a table: {error}") from error
+        texts = {name: column.map(_as_written) for name, column in frame.items() if column.dtype.kind not in "biuf"}
+        frame = frame.assign(**texts).rename(columns=_as_written)
         if frame.isna().to_numpy().any():  # pandas fills a short row
             _refuse_ragged(path)
     if len(frame.columns) == 1 and (other := re.search(r"[;\t|]", str(frame.columns[0]))):

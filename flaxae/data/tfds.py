@@ -24,6 +24,7 @@ from flaxae.data.files import writing
 from flaxae.data.parts import Parts
 from flaxae.data.stream import HELD_OUT_BYTES, Stream
 from flaxae.errors import DataError, missing, unknown
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -59,7 +60,7 @@ def load(name: str, *, label: str | None = None) -> Parts:
     if "train" not in splits:
         raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
     if _bytes(builder, used) > arrays.MAP_BYTES:
-        print(f"tfds:{name} is large: it is read a part at a time while training, never whole.")
+        say(f"tfds:{name} is large: it is read a part at a time while training, never whole.")
         test = Stream(_Inputs(_source(builder, "test"), used)).sample(HELD_OUT_BYTES) if "test" in splits else None
         return Parts(Stream(_Inputs(_source(builder, "train"), used)), test, columns=used.columns)
     parts = _read(builder, used)

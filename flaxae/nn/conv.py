@@ -357,7 +357,6 @@ def _patches(
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
-MOST_TILES = 2048  # at once: more of them, transformed, leave the cache
 
 
 def _winograd_fits(window: tuple[int, int], stride: tuple[int, int], padding: str) -> bool:
@@ -372,50 +371,30 @@ def _winograd_pays(x: Image, kernel: Float[Array, "kh kw in_channels out_channel
 
 
 def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"]) -> Image:
-    """A 3 × 3 "SAME" convolution by 36 products for each 4 × 4 pixels in place of 144 (Lavin & Gray 2016, F(4×4, 3×3)).
+    """A 3 × 3 "SAME" convolution with 36 products for 4 × 4 pixels instead of 144 (Lavin & Gray 2016, F(4×4, 3×3)).
 
     Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for every tile d of 6 × 6 pixels; the sums over channels are 36 matrix products.
     """
     first, height, width, last = x.shape
     rows, columns = -(-height // 4), -(-width // 4)
-    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
-    weights = jnp.einsum("ki,lj,ijco->klco", across, across, kernel).reshape(36, *kernel.shape[2:])
-    bands = -(-rows * columns * (last if _batch_minor() else first) // MOST_TILES)
-    at_once = -(-rows // min(bands, rows))  # rows of tiles
-    bands = -(-rows // at_once)
-    x = jnp.pad(x, ((0, 0), (1, 4 * at_once * bands - height + 3), (1, 4 * columns - width + 3), (0, 0)))
-    if bands == 1:
-        y = _winograd_band(x, weights)
-    else:
-        band = (first, 4 * at_once + 4, x.shape[2], last)
-        y = lax.map(
-            lambda i: _winograd_band(lax.dynamic_slice(x, (0, 4 * at_once * i, 0, 0), band), weights), jnp.arange(bands)
-        )
-        y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], -1, *y.shape[3:])
-    return y[:, :height, :width]
-
-
-def _winograd_band(
-    x: Float[Array, "first height width last"], weights: Float[Array, "36 in_channels out_channels"]
-) -> Image:
-    """Of padded images, one pixel more on top and on the left, and three below and on the right."""
-    first, height, width, last = x.shape
-    rows, columns, out_channels = height // 4 - 1, width // 4 - 1, weights.shape[2]
-    x = x.reshape(first, rows + 1, 4, width, last)
+    x = jnp.pad(x, ((0, 0), (1, 4 * rows - height + 3), (1, 4 * columns - width + 3), (0, 0)))
+    x = x.reshape(first, rows + 1, 4, 4 * columns + 4, last)
     half = jnp.stack(_winograd_input([x[:, i // 4 : i // 4 + rows, i % 4] for i in range(6)]))
     # The barriers keep XLA from computing the first half of a transform anew for each number of the second.
     half = lax.optimization_barrier(half).reshape(6, first, rows, columns + 1, 4, last)
     tiles = jnp.stack(_winograd_input([half[:, :, :, j // 4 : j // 4 + columns, j % 4] for j in range(6)]), axis=1)
     tiles = lax.optimization_barrier(tiles)
+    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
+    weights = jnp.einsum("ki,lj,ijco->klco", across, across, kernel).reshape(36, *kernel.shape[2:])
     if _batch_minor():
-        first = out_channels
-        made = weights.swapaxes(1, 2) @ tiles.reshape(36, x.shape[0], -1)
+        made = weights.swapaxes(1, 2) @ tiles.reshape(36, first, -1)
+        first = kernel.shape[3]
     else:
-        last = out_channels
-        made = tiles.reshape(36, -1, x.shape[-1]) @ weights
+        made = tiles.reshape(36, -1, last) @ weights
+        last = kernel.shape[3]
     back = jnp.asarray(np.kron(_WINOGRAD_OUTPUT, _WINOGRAD_OUTPUT), x.dtype)
     y = (back @ made.reshape(36, -1)).reshape(4, 4, first, rows, columns, last)
-    return y.transpose(2, 3, 0, 4, 1, 5).reshape(first, 4 * rows, 4 * columns, last)
+    return y.transpose(2, 3, 0, 4, 1, 5).reshape(first, 4 * rows, 4 * columns, last)[:, :height, :width]
 
 
 _WINOGRAD_KERNEL = np.array(
