@@ -241,6 +241,10 @@ class SoundDenoiser:
     rate: int
 
     @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    @property
     def framing(self) -> Framing:
         """How its sound is cut into frames."""
         return Framing.at(self.rate)
@@ -292,8 +296,8 @@ class SoundDenoiser:
 
     def _masked(self, blocks: Iterable[np.ndarray], level: float) -> Iterator[np.ndarray]:
         """Denoised, BLOCK seconds at a time, each with what its masks depend on before and after it."""
-        hop, body = self.framing.hop, self.model.config.body
-        around = (body.context + OVERLAP) * hop
+        hop = self.framing.hop
+        around = (self._config.body.context + OVERLAP) * hop
         size = round(BLOCK * self.rate) // hop * hop
         held, before, done = np.zeros((0, 0), np.float32), 0, False
         blocks = iter(blocks)
@@ -364,7 +368,7 @@ class SoundDenoiser:
         folder = pathlib.Path(folder)
         checkpoints.save(folder / "model", 0, nnx.split(self.model, nnx.Param, ...)[1:], keep=1)
         with atomic.replacing(folder / "sound.json") as unfinished:
-            settings = {"rate": self.rate, "model": self.model.config.to_dict()}
+            settings = {"rate": self.rate, "model": self._config.to_dict()}
             unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

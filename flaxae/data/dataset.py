@@ -125,7 +125,13 @@ def load(
 
 
 def _loaded(
-    source: Any, label: str | None, window: int | None, stride: int | None, size: int | None, max_pixels: int, seed: int
+    source: Any,
+    label: str | None,
+    window: int | Literal["auto"] | None,
+    stride: int | None,
+    size: int | None,
+    max_pixels: int,
+    seed: int,
 ) -> Dataset:
     parts, name = _parts(source, label, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name

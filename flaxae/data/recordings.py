@@ -3,12 +3,13 @@
 import itertools
 import math
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from flaxae.data import formats, roles, signals, tables
 from flaxae.data.encoding import numbers
@@ -27,6 +28,7 @@ MOST_RESAMPLED = 4  # times as many moments as there were, at most
 WINDOW_BYTES = 128 * 2**20  # of training windows; there is one from every moment, or as many moments as give so much
 AUTO_LAGS = 20_000  # that a period is sought among
 LEAST_WINDOW = 100  # of `--window auto`, in moments: whole periods, as many as have so many, or without a period that
+_CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock|seconds)([^a-z]|$)")
 Times = Shaped[np.ndarray, " time"]  # dates, or numbers
 
 
@@ -330,7 +332,7 @@ def _clock(frame: "pd.DataFrame", source: object, columns: Sequence[str] | None)
 
 def _rises_by_sensor(frame: "pd.DataFrame", name: str) -> bool:
     """Whether numbers that a clock's name is given to rise again and again, once for each value of another column."""
-    if roles.CLOCK.search(name) is None or frame[name].dtype.kind not in "iuf":
+    if _CLOCK.search(name.lower()) is None or frame[name].dtype.kind not in "iuf":
         return False
     falls = int((np.diff(frame[name].to_numpy(float)) < 0).sum())
     return falls > 0 and any(frame[other].nunique() == falls + 1 for other in frame.columns if other != name)
@@ -469,7 +471,8 @@ def _without_missing(signal: Signal, source: object) -> Signal:
     bad = ~np.isfinite(signal.values)
     if not bad.any():
         return signal
-    if (empty := bad.all(axis=0)).any():
+    empty: Bool[np.ndarray, " channels"] = np.asarray(bad.all(axis=0))
+    if empty.any():
         which = [str((signal.columns or range(len(empty)))[i]) for i in np.flatnonzero(empty)]
         raise DataError(f"{source}: the channels {', '.join(which)} hold no values. Leave them out.")
     values = signal.values.astype(np.float32)

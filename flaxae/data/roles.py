@@ -8,7 +8,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -22,7 +22,7 @@ FEWEST = 10  # rows in which order or uniqueness are no chance
 CHANCE = 1e-3  # of distinct whole numbers being so by accident, below which they are names
 EPOCHS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # units of numbers that count from 1970
 _EPOCH = (3e8, 4.2e9)  # in seconds: 1979 to 2103
-CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock)([^a-z]|$)", re.IGNORECASE)
+_CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock)([^a-z]|$)", re.IGNORECASE)
 _NAME = re.compile(
     r"(^|[^a-z])(id|uid|uuid|guid|key|index|idx|serial|no|nr|number|row|record)([^a-z]|$)", re.IGNORECASE
 )
@@ -105,7 +105,11 @@ def find(
             if name not in frame.columns:
                 raise DataError(f"{source}: {unknown(f'column for {flag}', name, frame.columns)}")
     given = {*ids, *drop, *([time] if time else [])}
-    found = {name: why for name in frame.columns if name not in given | {*keep} and (why := _role(frame[name]))}
+    found = {
+        name: why
+        for name in frame.columns
+        if name not in given | {*keep} and (why := _role(cast("pd.Series", frame[name])))
+    }
     times = [name for name, why in found.items() if why.startswith(("dates", "a clock"))]
     time = time or next(iter(times), None)
     names = [name for name in found if name != time]
@@ -198,10 +202,10 @@ def _role(column: "pd.Series") -> str | None:
     steps = np.diff(values)
     monotone = (steps >= 0).all() or (steps <= 0).all()
     strictly = distinct == len(values)
-    if _epoch_unit(values) is not None and (monotone or CLOCK.search(name)) and distinct > FEWEST:
+    if _epoch_unit(values) is not None and (monotone or _CLOCK.search(name)) and distinct > FEWEST:
         return "a clock"
     if monotone and (strictly or distinct > len(values) / 2):
-        return "a clock" if CLOCK.search(name) else "a counter"
+        return "a clock" if _CLOCK.search(name) else "a counter"
     if strictly and (values == np.rint(values)).all():
         # Distinct by chance with probability exp(−n(n − 1) / 2R) at most, of n values in a range of R.
         by_chance = np.exp(-len(values) * (len(values) - 1) / (2 * (np.ptp(values) + 1)))
