@@ -10,6 +10,7 @@ import tyro
 from flaxae.data import formats
 from flaxae.errors import ConfigError, unknown
 
+MAX_PIXELS = 89_478_485  # of one image, as `data.images` has it
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
@@ -24,8 +25,8 @@ class Flags:
     data: Annotated[
         str,
         tyro.conf.arg(
-            help=f"What to train on: `mnist`, `tfds:NAME`, or a path: of a file ({FORMATS}), or of a folder of images "
-            "or IDX files."
+            help=f"What to train on: `mnist`, `tfds:NAME`, or a path: of a file ({FORMATS}), or of a folder, zip or "
+            "tar of images, or a folder of IDX files."
         ),
     ] = "mnist"
     label: str | None = None
@@ -35,6 +36,10 @@ class Flags:
     auto of its period. A column of times is found, and gaps are cut at."""
     stride: int | None = None
     """A window is scored every so many moments, by default a sixteenth of it; training takes windows from all."""
+    size: int | None = None
+    """Bring images to so many pixels a side: scaled to cover it, and the middle cut out."""
+    max_pixels: int = MAX_PIXELS
+    """That one image may have: a small file may claim any size."""
     model: str | None
     """The preset to train."""
     epochs: int | None = None
@@ -49,7 +54,9 @@ class Flags:
     """Use the trained model of this run folder, on --input, instead of training one."""
     input: Annotated[
         pathlib.Path | None,
-        tyro.conf.arg(help=f"New data for the model given by --from: an image, a folder of images, {FORMATS}."),
+        tyro.conf.arg(
+            help=f"New data for the model given by --from: an image, a folder, zip or tar of images, {FORMATS}."
+        ),
     ] = None
     output: pathlib.Path | None = None
     """Where to write the model's result for --input, in the same format."""
@@ -67,6 +74,9 @@ class Flags:
         return self.from_ is not None
 
     def __post_init__(self) -> None:
+        for flag in ("size", "max_pixels"):
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be at least 1.")
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
@@ -151,6 +161,9 @@ class Anomaly(Flags):
     """How many autoencoders to train together; their scores are averaged."""
     held_out: float = 0.2
     """The fraction of the normal training examples to keep out of the training, for setting the threshold."""
+    maps: pathlib.Path | None = None
+    """A folder for a heat map of each image, of the test part or of --input: grey PNGs, half grey being what normal
+    images hardly reach."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,18 +7,20 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
+from flax import nnx
 from jax.sharding import Mesh
 from rich.text import Text
 
 from flaxae import autoencoder, baselines, data, experiments, interruption, presets, runs, stacked, trained, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.data import Dataset, Stream
+from flaxae.data import Dataset, Stream, images
+from flaxae.data.images import Images
 from flaxae.errors import DataError
 from flaxae.experiments import _flags
 from flaxae.likelihoods import Bernoulli, Gaussian
@@ -29,13 +31,100 @@ from flaxae.runs.report import Table
 from flaxae.training import History
 
 EPOCHS, STEPS = 10, 2000  # the default: so many epochs, and for a small data set at least so many steps
+SIDE = 64  # pixels, of pieces of images, and of whole ones where one size is needed
+AT_ONCE = 256  # images that a model is run on together
+MOST_PIECES, PIECES_BYTES = 20_000, 256 * 2**20
 PRETRAINING_EPOCHS = 2  # for each layer of a stack
 MOST_VALUES_FOR_PCA = 4096  # per example: PCA takes time with the cube of this number
 
 
 def load(config: _flags.Flags) -> Dataset:
     """The data set that the flags name."""
-    return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+    return data.load(
+        config.data,
+        label=config.label,
+        window=config.window,
+        stride=config.stride,
+        size=config.size,
+        max_pixels=config.max_pixels,
+        seed=config.seed,
+    )
+
+
+def whole(dataset: Dataset, config: _flags.Flags) -> Dataset:
+    """The data set, its images brought to one size if they differ or are large, with a line that says so."""
+    if not dataset.differ_in_size:
+        return dataset
+    say(f"Images are brought to {SIDE} × {SIDE} pixels, as this takes all of one size; --size N is another.")
+    return load(dataclasses.replace(config, size=SIDE))
+
+
+def pieces(dataset: Dataset, seed: int, *, flips: bool = True) -> Dataset:
+    """The data set, its images cut into random pieces if they differ in size or are large, with a line that says so."""
+    train, test = dataset.train, dataset.test
+    if not isinstance(train, Images) or not isinstance(test, Images):
+        return dataset
+    smallest = min(min(part.shape_of(i)[:2]) for part in (train, test) for i in range(len(part)))
+    side = max(16, min(SIDE, smallest // 8 * 8))  # which smaller images are mirrored to
+    bytes_each = 4 * side**2 * (train.channels or 1)
+    count = min(MOST_PIECES, PIECES_BYTES // bytes_each)
+    turned = ", turned and mirrored," if flips else ""
+    say(
+        f"Trains on {count:,} random pieces of {side} × {side} pixels{turned} of {len(train)} images; "
+        "--size N takes whole images, brought to that size."
+    )
+    cut = [
+        dataset.scaling.undo(next(images.crops(part, side, number, seed, flips=flips)))
+        for part, number in ((train, count), (test, max(1, count // 10)))
+    ]
+    return dataclasses.replace(
+        dataset, train=cut[0], test=cut[1], train_labels=None, test_labels=None, test_rows=None, test_files=None
+    )
+
+
+class OfImages(NamedTuple):
+    """What a model made of images, and which: those that could not be read are left out, see `Images.check`."""
+
+    images: Images
+    names: np.ndarray  # objects
+    made: np.ndarray
+
+
+def of_images(config: _flags.Flags, model: trained.Trained, method: Any, module: nnx.Module) -> OfImages:
+    """What a model's method makes of the images of --input, brought to its size, some at a time."""
+    found = model.images(config.input, fit=True, max_pixels=config.max_pixels)
+    say(found.summary())
+    names, made, batch = [], [], []
+
+    def run() -> None:
+        made.append(training.apply(method, module, training.check_examples(model.model, np.stack(batch))))
+        batch.clear()
+
+    for i, image in found.each(show=True):
+        names.append(found.names[i])
+        batch.append(image)
+        if len(batch) == AT_ONCE:
+            run()
+    if batch:
+        run()
+    if not made:
+        found.check()
+    return OfImages(found, np.array(names, object), np.concatenate(made))
+
+
+def announce(
+    dataset: Dataset,
+    model: autoencoder.Config,
+    *,
+    epochs: int,
+    batch_size: int,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """Print of images how large a model is and roughly how long it trains, before it does; `shape` is what it sees."""
+    if dataset.images is not None:
+        steps = epochs * max(1, len(dataset.train) // batch_size)
+        told = training.cost(model, shape or dataset.shape, steps=steps, batch_size=batch_size)
+        say(f"Trains {told}: {epochs} epochs, {steps:,} steps.")
 
 
 def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | Stream, float | np.ndarray]:
@@ -70,6 +159,8 @@ def in_memory(dataset: Dataset) -> Dataset:
 
 def new_file(dataset: Dataset, name: str = "new") -> str:
     """A file name for new data of the data set's kind."""
+    if dataset.images is not None:
+        return "images/"
     if dataset.kind == "tabular" or dataset.columns:
         return f"{name}.csv"
     return f"{name}.wav" if dataset.framing and dataset.framing.rate else f"{name}.npy"
@@ -87,7 +178,7 @@ def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) ->
 
 def settings(config: _flags.Flags) -> dict[str, Any]:
     """The flags that decide how the model is trained, for a run's config.json."""
-    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache", "max_pixels", "maps")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 
@@ -199,6 +290,7 @@ def train(
             resume=config.resume,
             **settings,
         )
+    announce(dataset, model, epochs=epochs(config, dataset, least=least), batch_size=config.batch_size)
     with resources(config, run, log=log) as given:
         history = training.fit(
             network,

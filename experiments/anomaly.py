@@ -15,6 +15,7 @@ it strange; for a signal, moments.csv has them for each moment. A trained run sc
 
 import dataclasses
 import math
+import pathlib
 import warnings
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import NearestNeighbors
 
 from flaxae import anomaly, autoencoder, data, experiments, presets, runs, trained
-from flaxae.anomaly import Detector, conformal, findings
+from flaxae.anomaly import Detector, conformal, findings, tiles
 from flaxae.anomaly.findings import Findings, Rule
-from flaxae.data import Dataset, Framing, formats
+from flaxae.data import Dataset, Framing, formats, images
 from flaxae.errors import ConfigError, DataError, RunError, unknown
 from flaxae.experiments import _flags, _series, _steps
 from flaxae.likelihoods import Gaussian
@@ -38,6 +39,7 @@ from flaxae.training import checkpoints
 NORMAL_DIGIT = "3"  # the default for MNIST
 FALSE_ALARMS = 0.01
 SHOWN = 10
+CROP = 96  # pixels a side of what is shown of a large image
 MOST_FOR_NEIGHBOURS = 10**11  # training examples × test examples × values, which the baseline's time grows with
 
 
@@ -64,6 +66,16 @@ def apply(config: _flags.Anomaly) -> None:
         raise RunError(f"{config.from_} is no run of --exp anomaly; it has no detector.")
     about, detector = loaded.trained, loaded.detector
     rule = saved_rule(config, saved, detector, about.framing)
+    if images.holds(config.input):
+        given = images_of(config, saved, about)
+        found, _ = findings.in_images(detector, given, rule, config.maps)
+        found.write(config.output)
+        _steps.print_table(strangest(found))
+        say(flagged_line(found, rule, config))
+        given.check()
+        return
+    if config.maps is not None:
+        raise ConfigError(f"--maps are of images; {config.input} holds none.")
     which, x = findings.read(about, config.input)
     x = about.scaling(x)
     found = findings.find(detector, x, which, about, rule)
@@ -72,7 +84,28 @@ def apply(config: _flags.Anomaly) -> None:
         line = findings.time_line(detector, x, found, about)
         line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
     _steps.print_table(strangest(found))
-    say(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
+    say(flagged_line(found, rule, config))
+
+
+def images_of(config: _flags.Anomaly, saved: SavedRun, about: trained.Trained) -> images.Images:
+    """Those of --input, in the channels of training, and brought to one size if those of training were."""
+    channels = about.shape[-1]
+    size = saved.config.get("settings", {}).get("size")
+    given = images.open(
+        config.input,
+        colours=channels - (channels in (2, 4)),
+        alpha=channels in (2, 4),
+        size=size,
+        max_pixels=config.max_pixels,
+    )
+    say(given.summary())
+    return given
+
+
+def flagged_line(found: Findings, rule: Rule, config: _flags.Anomaly) -> str:
+    """How many are flagged, by which rule, and where it is written."""
+    maps = "" if config.maps is None else f" Heat maps: {config.maps}."
+    return f"{np.sum(found.flagged):,} of {len(found.scores):,} are flagged; {rule}. Scores: {config.output}.{maps}"
 
 
 def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, framing: Framing | None) -> Rule:
@@ -122,27 +155,45 @@ def train(config: _flags.Anomaly) -> None:
     """Train and evaluate a detector in a run's folder."""
     if config.score is not None:
         anomaly.check_score(config.score)
-    dataset = _steps.in_memory(_steps.load(config))
+    dataset = _steps.load(config)
+    if config.maps is not None and dataset.kind != "image":
+        raise ConfigError(f"--maps are of images; {config.data} holds none.")
+    if not dataset.differ_in_size:
+        dataset = _steps.in_memory(dataset)
     if _series.wanted(config, dataset):
         _series.train(config, dataset)
         return
     parts = divide(config, dataset)
     given = (config.threshold, config.false_alarms, config.fdr)
     rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
-    x = dataset.scaling(dataset.train)
+    whole, pieces, train_part, held_out_part = dataset, dataset, parts.train, parts.held_out
+    if isinstance(dataset.train, images.Images):
+        if config.threshold == "f1":
+            raise ConfigError("--threshold f1 takes images of one size: --size 64.")
+        cut = dataclasses.replace(
+            dataset, train=dataset.train.select(parts.train), test=dataset.train.select(parts.held_out)
+        )
+        pieces = _steps.pieces(cut, config.seed, flips=False)
+        pieces = dataclasses.replace(pieces, train=np.concatenate([pieces.train, pieces.test]))
+        held_out_part = np.arange(len(pieces.train) - len(pieces.test), len(pieces.train))
+        train_part = np.arange(len(pieces.train) - len(pieces.test))
+    x = pieces.scaling(pieces.train)
     model = preset(config, dataset.kind, x)
-    about = {"detector": model.to_dict(), "data": trained.describe(model, dataset)["data"]}
+    planned = anomaly.training_settings(len(train_part), config=model, epochs=config.epochs)
+    seen = anomaly.Views(dataset.kind)(x[:1]).shape[1:]
+    _steps.announce(pieces, model, epochs=planned["epochs"], batch_size=planned["batch_size"], shape=seen)
+    about = {"detector": model.to_dict(), "data": trained.describe(model, pieces)["data"]}
     settings = {"settings": _steps.settings(config), **about}
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
     started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
     with started as run, _steps.resumable(run), _steps.resources(config, run) as resources:
         detector = anomaly.fit(
-            x[parts.train],
+            x[train_part],
             kind=dataset.kind,
             config=model,
             score=config.score,
             contamination=config.contamination,
-            held_out=x[parts.held_out],
+            held_out=x[held_out_part],
             members=config.members,
             epochs=config.epochs,
             seed=config.seed,
@@ -151,10 +202,13 @@ def train(config: _flags.Anomaly) -> None:
             show=True,
             on_epoch=resources["on_epoch"],
         )
+        if isinstance(whole.train, images.Images):
+            detector = tiles.calibrated(detector, whole.train.select(parts.held_out))
         detector.save(run.folder / "detector")
         if rule.name == "f1":
             rule = dataclasses.replace(rule, threshold=best_on_labels(config, detector, x, parts))
-        evaluate(run, detector, dataset, parts, rule, seed=config.seed)
+        evaluate(run, detector, dataset, parts, rule, seed=config.seed, maps=config.maps)
+    dataset.check()
 
 
 def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
@@ -224,13 +278,32 @@ def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, pa
     return conformal.f1_threshold(detector.score(x[chosen]), parts.strange[chosen])
 
 
-def evaluate(run: Run, detector: Detector, dataset: Dataset, parts: Parts, rule: Rule, *, seed: int) -> None:
+def evaluate(
+    run: Run,
+    detector: Detector,
+    dataset: Dataset,
+    parts: Parts,
+    rule: Rule,
+    *,
+    seed: int,
+    maps: pathlib.Path | None = None,
+) -> None:
     """Score the test part, and write anomalies.csv, the tables, results.json, the figures and the report."""
-    test, strange = dataset.scaling(dataset.test), parts.test_strange
-    which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
-    found = findings.find(detector, test, which, dataset, rule)
-    if dataset.test_labels is not None:
-        found.which["label"] = np.array(dataset.classes, object)[dataset.test_labels]
+    test, strange, labels = dataset.scaling(dataset.test), parts.test_strange, dataset.test_labels
+    if isinstance(test, images.Images):
+        found, hottest = findings.in_images(detector, test, rule, maps)
+        readable = np.isin(np.array(test.names, object), found.which["file"])
+        strange, labels = (None if values is None else values[readable] for values in (strange, labels))
+    else:
+        which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
+        which = which if dataset.test_files is None else dataset.test_files
+        found, hottest = findings.find(detector, test, which, dataset, rule), []
+        if maps is not None:
+            level, names = findings.heat_level(detector, rule), np.char.mod("%s", which.astype(str))
+            for name, heat in zip(names, tiles.heat_of(detector, test), strict=True):
+                findings.write_map(maps, str(name), heat, level)
+    if labels is not None:
+        found.which["label"] = np.array(dataset.classes, object)[labels]
     found.write(run.folder / "anomalies.csv")
 
     history = run.history()
@@ -243,9 +316,11 @@ def evaluate(run: Run, detector: Detector, dataset: Dataset, parts: Parts, rule:
         groups = {"held-out": detector.calibration, "test, normal": found.scores[~strange]}
         groups |= {"test, strange": found.scores[strange]}
         results |= {name: rate for name, rate in flagged_rates(found.flagged, strange).items() if rate is not None}
-        if 0 < strange.sum() < len(test):
-            train = dataset.scaling(dataset.train[np.concatenate([parts.train, parts.held_out])])
-            ranked = {"flaxae": found.scores, **baselines(train, test, seed=seed)}
+        if 0 < strange.sum() < len(strange):
+            ranked = {"flaxae": found.scores}
+            if not dataset.differ_in_size:
+                train = dataset.scaling(dataset.train[np.concatenate([parts.train, parts.held_out])])
+                ranked |= baselines(train, test, seed=seed)
             plots.detection(strange, ranked, run.figure("detection"))
             figures.append(("At every threshold: anomalies found, false alarms, precision.", "detection"))
             measured = {name: ranking(strange, scores) for name, scores in ranked.items()}
@@ -265,12 +340,16 @@ def evaluate(run: Run, detector: Detector, dataset: Dataset, parts: Parts, rule:
     groups = {name: scores for name, scores in groups.items() if len(scores)}
     plots.histograms(groups, run.figure("scores"), found.threshold)
     figures.insert(0, ("Scores of the held-out examples, which set the threshold, and of the test part.", "scores"))
-    figures += draw(run, detector, dataset, test, found, strange)
+    if isinstance(test, images.Images):
+        figures += draw_hottest(run, detector, test, hottest, findings.heat_level(detector, rule))
+    else:
+        figures += draw(run, detector, dataset, test, found, strange)
     curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
 
     tables.append(strangest(found))
     new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else _steps.new_file(dataset)
-    usage = experiments.command("anomaly", from_=run.folder, input=new, output="anomalies.csv")
+    mapped = {"maps": "maps/"} if dataset.kind == "image" else {}
+    usage = experiments.command("anomaly", from_=run.folder, input=new, output="anomalies.csv", **mapped)
     summary = (
         f"{found.flagged.sum():,} of {len(test):,} test examples are flagged; {rule}. Trained for {len(history)} "
         f"epochs in {history[-1]['seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
@@ -333,6 +412,35 @@ def strangest(found: Findings) -> Table:
     return report.Table("The strangest", [*found.which, "score", "p-value", "flagged", "because of"], rows)
 
 
+def draw_hottest(
+    run: Run, detector: Detector, given: images.Images, hottest: list[tuple[int, np.ndarray]], level: float
+) -> list[tuple[str, str]]:
+    """Draw the hottest places of the strangest images at 100 %; the caption and name."""
+    shown, why = [], []
+    for i, heat in hottest:
+        y, x = np.unravel_index(np.argmax(heat), heat.shape)
+        around = [
+            int(np.clip(at - CROP // 2, 0, max(0, side - CROP))) for at, side in zip((y, x), heat.shape, strict=True)
+        ]
+        part = np.ones((CROP, CROP, 3), np.float32)
+        piece = plots.drawable(given[i][around[0] : around[0] + CROP, around[1] : around[1] + CROP])
+        part[: piece.shape[0], : piece.shape[1]] = piece
+        hot = np.zeros((CROP, CROP), np.float32)
+        hot[: piece.shape[0], : piece.shape[1]] = heat[around[0] : around[0] + CROP, around[1] : around[1] + CROP]
+        shown.append(part)
+        why.append(hot)
+    crops, heats = np.stack(shown), np.stack(why)
+    half = max(1, (len(crops) + 1) // 2)
+    marked = plots.marked(crops, heats)
+    grid = {"The strangest": crops[:half], "why": marked[:half]}
+    if len(crops) == 2 * half:
+        grid |= {"The next": crops[half:], "why ": marked[half:]}
+    plots.image_grid(grid, run.figure("examples"))
+    return [
+        ("The hottest places of the strangest test images, at 100 %; what is strange in them is coloured.", "examples")
+    ]
+
+
 def draw(
     run: Run,
     detector: Detector,
@@ -347,9 +455,8 @@ def draw(
     ends = x[np.concatenate([order[:count], order[::-1][:count]])]
     rebuilt = detector.reconstruct(ends)
     if dataset.kind == "image":
-        why = plots.marked(ends, detector.contributions(ends).sum(axis=-1))
-        colours = slice(0, 3 if x.shape[-1] >= 3 else 1)
-        rows = [*(np.broadcast_to(images[..., colours], why.shape) for images in (ends, rebuilt)), why]
+        why = plots.marked(plots.drawable(ends), tiles.heat_of(detector, ends))
+        rows = [*(np.broadcast_to(plots.drawable(part), why.shape) for part in (ends, rebuilt)), why]
         grid = dict(zip(("Strangest", "rebuilt", "why"), (row[:count] for row in rows), strict=True))
         grid |= dict(zip(("Most normal", "rebuilt ", "why "), (row[count:] for row in rows), strict=True))
         plots.image_grid(grid, run.figure("examples"))

@@ -56,7 +56,13 @@ def apply(config: _flags.Denoise) -> None:
         _sound.apply(config)
         return
     model = trained.autoencoder_of(config.from_)
-    model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
+    model.convert(
+        config.input,
+        config.output,
+        lambda noisy: denoising.denoise(model, noisy),
+        of_image=lambda noisy, scaling: denoising.denoise(model, noisy, scaling=scaling),
+        max_pixels=config.max_pixels,
+    )
     say(f"Denoised {config.input} into {config.output}.")
 
 
@@ -91,6 +97,7 @@ def train(config: _flags.Denoise) -> None:
         model, history = _steps.train(config, run, dataset, preset, least=EPOCHS, **decay)
         processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
+    dataset.check()
 
 
 def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:

@@ -27,7 +27,7 @@ from sklearn.decomposition import PCA
 
 from flaxae import autoencoder, data, experiments, finetuning, runs, trained, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.data import Dataset
+from flaxae.data import Dataset, images
 from flaxae.errors import ConfigError, DataError
 from flaxae.experiments import _flags, _steps
 from flaxae.finetuning import Classifier, FineTuning
@@ -52,13 +52,19 @@ def apply(config: _flags.Finetune) -> None:
     loaded = load(config.from_)
     if not isinstance(loaded, TrainedClassifier):
         raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
-    given = loaded.trained.read(config.input)
-    if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp finetune takes {_flags.FORMATS}.")
-    probabilities = loaded.probabilities(given)
+    found = None
+    if images.holds(config.input):
+        found = _steps.of_images(config, loaded.trained, Classifier.probabilities, loaded.classifier)
+        probabilities = found.made
+    else:
+        probabilities = loaded.probabilities(loaded.trained.read(config.input))
     names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
-    table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
-    data.write(config.output, table, columns=["class", "probability"])
+    table, columns = [names, probabilities.max(axis=1).astype(object)], ["class", "probability"]
+    if found is not None:
+        table, columns = [found.names, *table], ["file", *columns]
+    data.write(config.output, np.column_stack(table), columns=columns)
+    if found is not None:
+        found.images.check()
     say(f"Wrote the classes of {config.input} into {config.output}.")
 
 
@@ -69,9 +75,11 @@ def save(run: Run, part: str, model: nnx.Module) -> None:
 
 def train(config: _flags.Finetune) -> None:
     """Pre-train, or take the encoder of --from, and compare all classifiers, in a run's folder."""
-    dataset = _steps.load(config)
+    dataset = _steps.whole(_steps.load(config), config)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise DataError(f"{config.data} has no labels to learn from. Name a table's column by --label.")
+    if len(dataset.classes) < 2:
+        raise DataError(f"{config.data} has one class, {dataset.classes[0]!r}; two at least are needed to tell apart.")
     numbers_of_labels(config.labels, dataset)
     if config.model is None:
         config = dataclasses.replace(config, model="transformed" if dataset.kind == "image" else "denoising")
@@ -89,6 +97,7 @@ def train(config: _flags.Finetune) -> None:
             model, history = start.model, None
             save(run, "best", model)
         compare(config, run, dataset, preset, model, history)
+    dataset.check()
 
 
 def pretrained(config: _flags.Finetune, dataset: Dataset) -> tuple[Trained, autoencoder.Config]:

@@ -49,7 +49,7 @@ def apply(config: _flags.Generate) -> None:
 
 def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
-    dataset = _steps.load(config)
+    dataset = _steps.whole(_steps.load(config), config)
     model = _steps.preset(config, dataset)
     binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
     if binarise:
@@ -61,6 +61,7 @@ def train(config: _flags.Generate) -> None:
         network, history = _steps.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(config, run, network, history, dataset, binarise=binarise)
+    dataset.check()
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from flaxae import experiments, trained, training
+from flaxae import denoising, experiments, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
@@ -31,13 +31,19 @@ MEMORISES = 1.5  # test error / training error above which the report says that 
 def apply(config: _flags.Reconstruct) -> None:
     """Reconstruct --input with the model of --from, and write the result to --output."""
     model = trained.autoencoder_of(config.from_)
-    model.convert(config.input, config.output, model.reconstruct)
+    model.convert(
+        config.input,
+        config.output,
+        model.reconstruct,
+        of_image=lambda image, scaling: denoising.denoise(model, image, scaling=scaling),  # of any size
+        max_pixels=config.max_pixels,
+    )
     say(f"Reconstructed {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reconstruct) -> None:
     """Train and evaluate in a run's folder: one model, or one for each size of the code."""
-    dataset = _steps.load(config)
+    dataset = _steps.pieces(_steps.load(config), config.seed)
     model = _steps.preset(config, dataset)
     with _steps.start("reconstruct", config, dataset, model) as run:
         if "latent" in _flags.axes(config):
@@ -48,6 +54,7 @@ def train(config: _flags.Reconstruct) -> None:
             network, history = _steps.train(config, run, dataset, model)
             processes.leave_to_first()
             evaluate(run, network, history, dataset)
+    dataset.check()
 
 
 def compare_sizes(config: _flags.Reconstruct, run: Run, dataset: Dataset) -> None:

@@ -17,8 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from flaxae import atomic, data, experiments, trained, training
 from flaxae.autoencoder import Autoencoder
-from flaxae.data import Dataset
-from flaxae.errors import ConfigError
+from flaxae.data import Dataset, images
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.parallel import processes
 from flaxae.printing import say
@@ -32,16 +31,20 @@ NEIGHBOURS = 10
 def apply(config: _flags.Reduce) -> None:
     """Encode --input with the model of --from, and write the codes to --output."""
     model = trained.autoencoder_of(config.from_)
-    given = model.read(config.input)
-    if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {_flags.FORMATS}.")
-    data.write(config.output, model.encode(given))
+    if images.holds(config.input):
+        found = _steps.of_images(config, model, Autoencoder.encode, model.model)
+        codes = found.made.reshape(len(found.made), -1)
+        table = np.column_stack([found.names, codes.astype(object)])
+        data.write(config.output, table, columns=["file", *(f"z{i}" for i in range(codes.shape[1]))])
+        found.images.check()
+    else:
+        data.write(config.output, model.encode(model.read(config.input)))
     say(f"Wrote the codes of {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reduce) -> None:
     """Train and evaluate in a run's folder."""
-    dataset = _steps.load(config)
+    dataset = _steps.whole(_steps.load(config), config)
     model = _steps.preset(config, dataset)
     with _steps.start("reduce", config, dataset, model) as run:
         if config.sweep:
@@ -50,6 +53,7 @@ def train(config: _flags.Reduce) -> None:
         network, history = _steps.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(run, network, history, dataset)
+    dataset.check()
 
 
 def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:

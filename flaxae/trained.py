@@ -16,6 +16,8 @@ from jaxtyping import Float, Shaped
 from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
+from flaxae.data.images import MAX_PIXELS
+from flaxae.printing import say
 from flaxae.training import checkpoints
 
 if TYPE_CHECKING:
@@ -65,16 +67,43 @@ class Trained:
         """
         return _read_signal(path, self.columns, self.shape[1], self._framing)
 
+    def images(
+        self, path: str | os.PathLike[str], *, fit: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> data.images.Images:
+        """Images of a folder, an archive or a file, in the channels that the model takes, read one by one.
+
+        A model of one channel is given the channels of colour images one by one, so that these keep them.
+
+        Args:
+            path: see `data.images.open`.
+            fit: bring them to the size, and to the channels, of the examples that the model was trained on.
+            max_pixels: that one image may have.
+
+        Raises:
+            DataError: there are none, or the model is of something else.
+        """
+        if self.kind != "image":
+            raise errors.DataError(f"{path} is of images; the model was trained on data of the kind {self.kind}.")
+        height, width, channels = self.shape
+        alpha = channels in (2, 4)
+        colours = "own" if channels == 1 and not fit else channels - alpha
+        size = (height, width) if fit else None
+        return data.images.open(path, colours=colours, alpha=alpha, size=size, max_pixels=max_pixels)
+
     def convert(
         self,
         source: str | os.PathLike[str],
         target: str | os.PathLike[str],
         function: Callable[[np.ndarray], np.ndarray],
+        *,
+        of_image: Callable[[np.ndarray, Scaling], np.ndarray],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Read new data, apply `function` to the examples (or to each image of a folder), and write the result.
+        """Read new data, apply `function` to the examples or `of_image` to each image, and write the result.
 
         A table is written with the columns of its source, with categories decoded. The windows of a signal are averaged
-        where they overlap, back to one signal.
+        where they overlap, back to one signal. Images are read and written one by one, in the format and depth and with
+        the colour profile, EXIF and alpha that they had; `of_image` is given the scaling to [0, 1] too.
 
         Raises:
             DataError: the source can't be read, or the target can't be written.
@@ -87,9 +116,19 @@ class Trained:
             values = np.where(np.isnan(laid), signal.values, laid)  # what is shorter than a window stays
             data.write(target, signal._replace(values=values), columns=self.columns)
             return
+        if data.images.holds(source):
+            images = self.images(source, max_pixels=max_pixels)
+            say(images.summary())
+
+            def converted(i: int, image: np.ndarray) -> np.ndarray:
+                low, high = images.range_of(i)
+                return of_image(image, Scaling((low,), (high - low,), image.dtype.name))
+
+            images.convert(target, converted)
+            return
         given = self.read(source)
-        made = {name: function(x) for name, x in given.items()} if isinstance(given, dict) else function(given)
-        data.write(target, made, columns=self.columns, encoding=self.encoding)
+        assert not isinstance(given, dict)
+        data.write(target, function(given), columns=self.columns, encoding=self.encoding)
 
     def encode(self, x: "Examples") -> Any:
         """The deterministic codes of x, [examples, *code]. A DataFrame's columns are taken by name."""

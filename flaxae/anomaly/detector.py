@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.anomaly import conformal
+from flaxae.anomaly.local import LEAST_SIDE, Local
 from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
 from flaxae.anomaly.views import Passed, Views
 from flaxae.autoencoder import Autoencoder, Config, own_objective
@@ -36,6 +37,7 @@ NEIGHBOURS_CONTAMINATED = 0.1  # of the references, if some are anomalies, which
 STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # defaults for training
 HELD_OUT = 0.2
 FILES = frozenset({"detector.json", "detector.npz", "models"})  # in the folder of a saved detector
+WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -64,6 +66,8 @@ class Detector:
     references: Float[np.ndarray, " references *shape"]  # scaled
     calibration: Float[np.ndarray, " normals"]  # sorted
     fitted: tuple[_Fitted, ...]
+    local: Local | None = None  # of images that are large enough for defects to be small in them
+    peaks: Float[np.ndarray, " normals"] | None = None  # the largest heat of each normal image, sorted
 
     @classmethod
     def of(
@@ -103,9 +107,15 @@ class Detector:
         neighbours = min(neighbours, len(references) - 1)
         fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
         detector = cls(config, tuple(models), views, score, neighbours, references, np.zeros(0, np.float32), fitted)
+        if views.kind == "image" and score == "combined" and min(references.shape[1:3]) >= LEAST_SIDE:
+            detector = dataclasses.replace(detector, local=Local.fit(references))
         own = np.arange(len(references))
         normal = detector.score(held_out) if len(held_out) else detector.score(references, own=own)
-        return dataclasses.replace(detector, calibration=np.sort(normal))
+        peaks = None
+        if detector.local is not None:
+            heat = detector.local.heat(held_out if len(held_out) else references)
+            peaks = np.sort(heat.max(axis=(1, 2)))
+        return dataclasses.replace(detector, calibration=np.sort(normal), peaks=peaks)
 
     def score(
         self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
@@ -122,11 +132,37 @@ class Detector:
             DataError: x is empty, not finite or of another shape.
         """
         x = self._checked(x)
-        scores = []
+        scores, count = [], 1
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
             scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
-        return np.stack(scores).mean(axis=0, dtype=np.float32)
+            count = parts.shape[-1]
+        whole = np.stack(scores).mean(axis=0, dtype=np.float32)
+        if self.local is None:
+            return whole
+        return (self.local.score(x) + WHOLE * whole / count).astype(np.float32)
+
+    def heat(self, x: Float[np.ndarray, " images height width channels"]) -> Float[np.ndarray, "images height width"]:
+        """How strange each pixel is, as a multiple of what is usual there.
+
+        Raises:
+            ConfigError: the detector is not of images, or of small ones.
+        """
+        return self._local.heat(self._checked(x))
+
+    def heat_level(self, rate: float) -> float:
+        """The heat that at most that fraction of normal images reaches anywhere, in expectation."""
+        assert self.peaks is not None
+        return conformal.threshold(self.peaks, max(rate, 1 / (len(self.peaks) + 1)))
+
+    @property
+    def _local(self) -> Local:
+        if self.local is None:
+            raise errors.ConfigError(
+                f"The detector has no heat maps: it takes images of at least {LEAST_SIDE} pixels a side, and the score "
+                "combined."
+            )
+        return self.local
 
     def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
         """The probability that a normal example scores at least as high as each example; see `conformal.p_values`."""
@@ -184,7 +220,9 @@ class Detector:
         try:
             with manifest.replacing(folder, FILES) as unfinished:
                 checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-                np.savez(unfinished / "detector.npz", references=self.references, calibration=self.calibration)
+                arrays: dict[str, Any] = {"references": self.references, "calibration": self.calibration}
+                arrays |= {} if self.peaks is None else {"peaks": self.peaks}
+                np.savez(unfinished / "detector.npz", allow_pickle=False, **arrays)
                 (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise errors.RunError(f"Can't write {folder}: {error}.") from error
@@ -213,7 +251,9 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     _, states = checkpoints.restore(folder / "models", [state] * members)
     models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
-    return Detector(config, models, views, score, neighbours, references, calibration, fitted)
+    peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
+    local = None if peaks is None else Local.fit(references)
+    return Detector(config, models, views, score, neighbours, references, calibration, fitted, local, peaks)
 
 
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:

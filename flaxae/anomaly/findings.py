@@ -9,12 +9,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from flaxae import data, errors
-from flaxae.anomaly import conformal
+from flaxae.anomaly import conformal, tiles
 from flaxae.anomaly.detector import Detector
+from flaxae.anomaly.local import Region, regions
 from flaxae.data import Dataset, files, formats
+from flaxae.data.images import Images
 from flaxae.trained import Trained
 
 CONTRIBUTORS = 3  # how many are named for each example
+KEPT = 10  # heat maps of the strangest images, for the report
 AT_ONCE = 4096  # examples explained at once, so that memory doesn't grow with their number
 RULES = ("conformal", "percentile", "f1", "fdr")
 
@@ -77,8 +80,10 @@ class Findings(NamedTuple):
     p_values: Float[np.ndarray, " examples"]
     flagged: Bool[np.ndarray, " examples"]
     threshold: float | None
-    contributors: Shaped[np.ndarray, "examples top"]  # names, the largest share first
+    contributors: Shaped[np.ndarray, "examples top"]  # names, or of images regions, the largest share first
     shares: Float[np.ndarray, "examples top"]
+    boxes: Int[np.ndarray, "examples top 4"] | None = None  # of the regions, if they are hotter than
+    # normal images get: x, y, width, height, else all 0
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write one row per example to a `.csv` or `.parquet` file."""
@@ -87,12 +92,15 @@ class Findings(NamedTuple):
         for i in range(self.shares.shape[1]):
             columns[f"top_{i + 1}"] = self.contributors[:, i]
             columns[f"share_{i + 1}"] = np.round(self.shares[:, i].astype(float), 4)
+            if self.boxes is not None:
+                names = ("x", "y", "width", "height")
+                columns |= {f"{name}_{i + 1}": self.boxes[:, i, j] for j, name in enumerate(names)}
         _write(path, columns)
 
     def because(self, i: int | np.integer) -> str:
         """The top contributors of one example in words."""
         named = zip(self.contributors[i], self.shares[i], strict=True)
-        return ", ".join(f"{name} {share:.0%}" for name, share in named)
+        return ", ".join(f"{name} {share:.0%}" for name, share in named if name)
 
 
 def find(
@@ -113,6 +121,11 @@ def find(
     """
     scores = detector.score(x)
     flagged, threshold = rule.flag(scores, detector.calibration)
+    if about.kind == "image":
+        parts = [x[i : i + tiles.AT_ONCE] for i in range(0, len(x), tiles.AT_ONCE)]
+        level = heat_level(detector, rule)
+        boxes = [_boxes(heat, level) for part in parts for heat in tiles.heat_of(detector, part)]
+        return _of_images(detector, which, scores, rule, boxes)
     names, tops, shares = [], [], []
     for start in range(0, len(x), AT_ONCE):
         names, parts = contributions(detector, x[start : start + AT_ONCE], about)
@@ -132,19 +145,86 @@ def find(
     return Findings(columns, scores, p, flagged, threshold, contributors, np.concatenate(shares))
 
 
+def in_images(
+    detector: Detector, images: Images, rule: Rule, maps: pathlib.Path | None = None
+) -> tuple[Findings, list[tuple[int, Float[np.ndarray, "height width"]]]]:
+    """Score, flag and explain images of any size, one by one.
+
+    Args:
+        detector: that scores.
+        images: in its channels; those that can't be read are left out, see `Images.check`.
+        rule: that flags.
+        maps: a folder for the heat maps, see `write_map`.
+
+    Returns:
+        What was found, and the numbers and heat of the strangest few.
+
+    Raises:
+        DataError: none of the images can be read, or a map not be written.
+    """
+    numbers, scores, boxes, hottest = [], [], [], []
+    level = heat_level(detector, rule)
+    for i, _, score, heat in tiles.look(detector, images, show=True):
+        numbers.append(i)
+        scores.append(score)
+        boxes.append(_boxes(heat, level))
+        hottest = sorted([*hottest, (score, i, heat)], key=lambda one: -one[0])[:KEPT]
+        if maps is not None:
+            write_map(maps, images.names[i], heat, level)
+    if not numbers:
+        images.check()
+    which = np.array(images.names, object)[numbers]
+    found = _of_images(detector, which, np.array(scores, np.float32), rule, boxes)
+    return found, [(i, heat) for _, i, heat in hottest]
+
+
+def heat_level(detector: Detector, rule: Rule) -> float:
+    """The heat from which on a place counts as found: what at most so many normal images reach anywhere."""
+    return detector.heat_level(rule.rate) if detector.peaks is not None else np.inf
+
+
+def write_map(folder: pathlib.Path, name: str, heat: Float[np.ndarray, "height width"], level: float) -> None:
+    """Write a heat map as a grey PNG of 16 bits, its size the image's: black is nothing, half grey `level`.
+
+    The folder has the names of the images, with .png behind those that end otherwise.
+    """
+    unit = level if np.isfinite(level) else 10.0
+    values = np.rint(65535 * -np.expm1(-np.log(2) * heat / unit)).astype(np.uint16)
+    path = folder / name.replace("#", "_")
+    data.write(path if path.suffix.lower() == ".png" else path.with_name(f"{path.name}.png"), values[..., None])
+
+
+def _boxes(heat: np.ndarray, level: float) -> tuple[list[Region], bool]:
+    """The regions that stand out most, and whether they do so more than in normal images, as far as that is known."""
+    return regions(heat, level, CONTRIBUTORS), not np.isfinite(level) or bool(heat.max() > level)
+
+
+def _of_images(
+    detector: Detector, which: np.ndarray, scores: np.ndarray, rule: Rule, found: list[tuple[list[Region], bool]]
+) -> Findings:
+    flagged, threshold = rule.flag(scores, detector.calibration)
+    boxes = np.zeros((len(found), CONTRIBUTORS, 4), int)
+    shares = np.zeros((len(found), CONTRIBUTORS), np.float32)
+    names = np.full((len(found), CONTRIBUTORS), "", object)
+    for i, (some, stand_out) in enumerate(found):
+        for j, region in enumerate(some):
+            boxes[i, j] = region[:4] if stand_out else 0
+            shares[i, j], names[i, j] = region.share, str(region)
+    p = conformal.p_values(scores, detector.calibration)
+    columns = {"file" if which.dtype == object else "row": which}
+    return Findings(columns, scores, p, flagged, threshold, names, shares, boxes)
+
+
 def contributions(
     detector: Detector, x: Float[np.ndarray, " examples *shape"], about: Dataset | Trained
 ) -> tuple[list[str], Float[np.ndarray, "examples contributors"]]:
     """The names of an example's parts, and their shares of its strangeness, which sum to 1.
 
-    The parts are a table's columns, an image's pixels ("y7 x12"), or a signal's moments. The features that a column was
+    The parts are a table's columns or a signal's moments. The features that a column was
     encoded as are summed. A signal has a share for each moment and channel but a name for each channel only, to which
     the caller appends the number of the moment.
     """
     shares = detector.contributions(x)
-    if about.kind == "image":
-        height, width = shares.shape[1:3]
-        return [f"y{y} x{x}" for y in range(height) for x in range(width)], shares.sum(axis=-1).reshape(len(x), -1)
     if about.kind == "signal":
         channels = about.columns or [f"channel {i}" for i in range(x.shape[2])]
         names = ["moment "] if len(channels) == 1 else [f"{name} at moment " for name in channels]
@@ -213,7 +293,9 @@ def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bo
 def read(
     about: Trained, path: str | os.PathLike[str]
 ) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
-    """New examples in stored units, and what identifies each: its row, file name, or the first moment of the window.
+    """New examples in stored units, and what identifies each: its row, or the first moment of the window.
+
+    Images are for `in_images`.
 
     Raises:
         DataError: the file can't be read, or its data don't fit those that the detector was trained on.
@@ -224,16 +306,11 @@ def read(
         window, stride = about.framing.window, about.framing.stride
         return data.starts(len(signal), window, stride), data.windows(signal, window, stride)
     given = about.read(path)
-    if not isinstance(given, dict) and about.kind == "image" and given.ndim == 3:
-        given = {path.name: given}
-    for name, example in given.items() if isinstance(given, dict) else {path.name: given[0]}.items():
-        if example.shape != about.shape or example.dtype != about.scaling.dtype:
-            raise errors.DataError(
-                f"{name} holds {example.dtype} of shape {example.shape}; the detector was trained on "
-                f"{about.scaling.dtype} of shape {about.shape}."
-            )
-    if isinstance(given, dict):
-        return np.array(list(given), object), np.stack(list(given.values()))
+    if isinstance(given, dict) or given.shape[1:] != about.shape or given.dtype != about.scaling.dtype:
+        holds = "images" if isinstance(given, dict) else f"{given.dtype} of shape {given.shape[1:]}"
+        raise errors.DataError(
+            f"{path.name} holds {holds}; the detector was trained on {about.scaling.dtype} of shape {about.shape}."
+        )
     return np.arange(len(given)), given
 
 

@@ -71,6 +71,15 @@ class Dataset:
             )
         return self.train.shape[1:]
 
+    def check(self) -> None:
+        """Say at the end of the work which images it was done without.
+
+        Raises:
+            DataError: some could not be read.
+        """
+        if self.images is not None:
+            self.images.check()
+
     @property
     def differ_in_size(self) -> bool:
         """Whether the examples are images of any size, which are read one by one."""

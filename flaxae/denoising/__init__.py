@@ -13,7 +13,9 @@ from flaxae.denoising.noise import noise_level as noise_level
 from flaxae.trained import Trained
 
 
-def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+def denoise(
+    trained: Trained, noisy: Shaped[np.ndarray, "..."], *, scaling: Scaling | None = None
+) -> Shaped[np.ndarray, "..."]:
     """The model's reconstruction of noisy data, in the shape, units and dtype of `noisy`.
 
     Images are [height, width, channels] or [images, height, width, channels]; the last axis may be missing if the
@@ -21,6 +23,9 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
     `tiles.reconstruct`. For other models, an image larger than those of the training is cut into tiles that overlap by
     half, and the results are blended; a smaller one is extended at its edges. A model of one channel denoises the
     channels of a colour image one by one. Other data are [examples, *shape] as in training.
+
+    Args:
+        scaling: of images, from their units to [0, 1]; by default by their dtype, or that of training.
 
     Raises:
         DataError: the shape doesn't fit the model, or values are not finite or out of range.
@@ -37,7 +42,7 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
             f"The data have shape {noisy.shape}; the model denoises images of {channels} channels: "
             "[height, width, channels] or [images, height, width, channels]."
         )
-    scaling = _scaling(trained, images.dtype)
+    scaling = scaling or _scaling(trained, images.dtype)
     by_channel = np.split(images, images.shape[-1], axis=-1) if channels == 1 else [images]
     through = _tiled if tiles.any_size(trained.model) is None else _windowed
     clean = [through(trained, part, scaling) for part in by_channel]

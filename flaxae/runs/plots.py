@@ -50,20 +50,21 @@ def image_grid(
 ) -> None:
     """Draws labelled rows of images, such as Clean, Noisy and Denoised, one example per column, as a PNG.
 
-    Images are [n, height, width, channels], grey (1 channel) or RGB (3), black at 0 and white at 1; values
-    outside are clipped. Pixels are enlarged by a whole factor and never smoothed.
-    Raises DataError if rows differ in shape, are empty, or have another number of channels.
+    Images are [n, height, width, channels], black at 0 and white at 1; values outside are clipped. With an even number
+    of up to 4 channels the last is alpha, over white; of more than 4, three are shown as RGB, the first, the middle and
+    the last. Pixels are enlarged by a whole factor and never smoothed.
+    Raises DataError if rows differ in shape or are empty.
     """
     shape = _common_shape(rows)
-    if len(shape) != 4 or shape[-1] not in (1, 3):
-        raise DataError(f"Images of shape {shape}: give [n, height, width, channels] with 1 or 3 channels.")
+    if len(shape) != 4:
+        raise DataError(f"Images of shape {shape}: give [n, height, width, channels].")
     n, height, width, _ = shape
     gap = max(1, round(width / 14))
     canvas = np.ones((len(rows) * (height + gap) - gap, n * (width + gap) - gap, 3), np.float32)
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(np.asarray(images)):
             top, left = row * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = np.clip(image, 0, 1)
+            canvas[top : top + height, left : left + width] = drawable(image)
     scale = max(1, min(1550 // canvas.shape[1], 160 // width))
     figure = new_figure(canvas.shape[1] * scale / _DPI, canvas.shape[0] * scale / _DPI)
     with figure_style():
@@ -77,6 +78,15 @@ def image_grid(
         if title:
             axes.set_title(title)
         save_figure(figure, path)
+
+
+def drawable(image: Float[np.ndarray, "*n height width channels"]) -> Float[np.ndarray, "*n height width shown"]:
+    """Images of any number of channels as grey or RGB within [0, 1], see `image_grid`."""
+    image, channels = np.clip(image, 0, 1), image.shape[-1]
+    if channels in (2, 4):
+        alpha = image[..., -1:]
+        return image[..., :-1] * alpha + 1 - alpha
+    return image if channels <= 3 else image[..., [0, channels // 2, channels - 1]]
 
 
 def line_grid(

@@ -2,6 +2,7 @@
 
 from flaxae.batches import Examples
 from flaxae.training import checkpoints, feed, fitting, loop, optimizers, population, precision, progress, step
+from flaxae.training.cost import cost
 from flaxae.training.examples import apply, check_examples, check_range, split
 from flaxae.training.fitting import History, fit
 from flaxae.training.optimizers import Optimizer
@@ -17,6 +18,7 @@ __all__ = [
     "check_examples",
     "check_range",
     "checkpoints",
+    "cost",
     "feed",
     "fit",
     "fit_population",

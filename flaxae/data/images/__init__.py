@@ -12,7 +12,8 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Shaped
 
-from flaxae.data.arrays import check_size
+from flaxae.data import formats
+from flaxae.data.arrays import check_size, is_idx_folder
 from flaxae.data.images import codec, sources
 from flaxae.data.images.codec import MAX_PIXELS
 from flaxae.data.images.collection import Images, open
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_PIXELS",
     "Images",
     "crops",
+    "holds",
     "load",
     "open",
     "pages",
@@ -96,6 +98,15 @@ def _stacked(images: Images) -> tuple[np.ndarray, Images]:
         except DataError as error:
             images.leave_out(i, error)
     return np.stack(kept), images.select(numbers)
+
+
+def holds(source: Any) -> bool:
+    """Whether a path is of images: a folder (but of IDX files), an archive, or a file that is one by its ending."""
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return not is_idx_folder(path)
+    known = formats.find(path)
+    return sources.is_archive(path) or (known is not None and known.kind == "image")
 
 
 def read_image(path: pathlib.Path) -> Shaped[np.ndarray, " height width channels"]:

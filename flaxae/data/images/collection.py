@@ -153,13 +153,54 @@ class Images(Sequence):
         """The type that one image is stored as: uint8, uint16, int32 or float32."""
         return self._header(self.items[i]).dtype
 
-    def each(self) -> Iterator[tuple[int, Float[np.ndarray, "height width channels"]]]:
-        """Number and pixels of each that can be read; the others are then in `unreadable`: see `check`."""
-        for i in range(len(self)):
+    def each(self, *, show: bool = False) -> Iterator[tuple[int, Float[np.ndarray, "height width channels"]]]:
+        """Number and pixels of each that can be read; the others are then in `unreadable`: see `check`.
+
+        `show` draws a bar of how many are done, on a terminal.
+        """
+        numbers = range(len(self))
+        for i in _with_a_bar(numbers) if show else numbers:
             try:
-                yield i, self[i]
+                image = self[i]
             except DataError as error:
                 self.leave_out(i, error)
+                continue
+            yield i, image
+
+    def convert(
+        self,
+        target: str | os.PathLike[str],
+        function: Callable[[int, Shaped[np.ndarray, "height width channels"]], Shaped[np.ndarray, "h w channels"]],
+    ) -> None:
+        """Write what `function` makes of each image, as `stored` gives it, into a folder, under the sources' names.
+
+        Of a single file, `target` is the file to write, unless it is a folder or has no ending.
+
+        Raises:
+            DataError: some could not be read, or be written; the rest is done.
+        """
+        target = pathlib.Path(target)
+        alone = self.is_file and bool(target.suffix) and not target.is_dir()
+        for i in _with_a_bar(range(len(self))):
+            try:
+                self._write(i, function(i, self.stored(i)), target if alone else target / self.items[i].file)
+            except DataError as error:
+                self.leave_out(i, error)
+        self.check()
+
+    def range_of(self, i: int) -> tuple[float, float]:
+        """Which of the values that `stored` gives become 0 and 1.
+
+        Raises:
+            DataError: it can't be read; it is then in `unreadable` too.
+        """
+        return self._range(self.items[i])
+
+    @property
+    def is_file(self) -> bool:
+        """Whether they are the pages of one file, and not of a folder or an archive."""
+        files = self.items[0].files
+        return files is not None and files.path.is_file() and not sources.is_archive(files.path)
 
     def leave_out(self, i: int, error: Exception | str) -> None:
         """Note that an image can't be used, and go on: `check` names it at the end."""
@@ -202,8 +243,13 @@ class Images(Sequence):
         Raises:
             DataError: the place can't be written, or the format can't hold such pixels.
         """
-        item, path = self.items[i], pathlib.Path(path)
-        self.shared.pages.setdefault(path, {})[item.header.page if item.header else i] = self.undo(i, image)
+        low, high = self.range_of(i)
+        values = np.asarray(image, np.float32) * np.float32(high - low) + np.float32(low)
+        self._write(i, _rounded(values, self.stored_type(i)), pathlib.Path(path))
+
+    def _write(self, i: int, stored: np.ndarray, path: pathlib.Path) -> None:
+        item = self.items[i]
+        self.shared.pages.setdefault(path, {})[item.header.page if item.header else i] = self.restored(i, stored)
         missing = item.pages - len(self.shared.pages[path])
         lost = [name for name in self.unreadable if name.startswith(f"{item.file}#")]
         if missing - len(lost) <= 0:
@@ -223,24 +269,23 @@ class Images(Sequence):
                 like = Content(original, item.files.called(item.file))
                 codec.encode(pages, file, str(path), path.suffix, like=like, header=item.header)
 
-    def undo(
-        self, i: int, image: Shaped[np.ndarray, " height width channels"]
-    ) -> Shaped[np.ndarray, "height width stored"]:
-        """Pixels in [0, 1] in the type, units and channels that image i is stored in."""
+    def restored(
+        self, i: int, stored: Shaped[np.ndarray, " height width channels"]
+    ) -> Shaped[np.ndarray, "height width own"]:
+        """What became of image i, in the units that `stored` gives, in the type and channels of its file."""
         item = self.items[i]
         header = self._header(item)
-        original = self._decoded(item) if header.alpha else None
-        low, high = self._range(item)
-        image = np.asarray(image, np.float32)
-        colours = header.channels - header.alpha
-        made, alpha = (image[..., :-1], image[..., -1:]) if self.alpha else (image, None)
-        if made.shape[-1] != colours and 1 in (colours, made.shape[-1]):
-            made = (made @ _LUMA)[..., None] if made.shape[-1] == 3 else made
-        values = _rounded(made * np.float32(high - low) + np.float32(low), header.dtype)
-        if header.alpha and original is not None and original.shape[:2] == values.shape[:2]:
-            kept = original[..., -1:] if alpha is None else _rounded(alpha * np.float32(high), header.dtype)
-            values = np.concatenate([values, kept], axis=-1)
-        return values
+        made, alpha = (stored[..., :-1], stored[..., -1:]) if self.alpha else (stored, None)
+        if made.shape[-1] == 3 and header.channels - header.alpha == 1:
+            made = (made.astype(np.float32) @ _LUMA)[..., None]
+        made = _rounded(made, header.dtype)
+        if header.alpha:
+            original = self._decoded(item)
+            if alpha is None and original.shape[:2] == made.shape[:2]:
+                alpha = original[..., -1:]
+            if alpha is not None:
+                made = np.concatenate([made, _rounded(alpha, header.dtype)], axis=-1)
+        return made
 
     def summary(self) -> str:
         """What was read, what converted and what left out, in one line."""
@@ -540,6 +585,8 @@ def _ranges(images: Images) -> dict[str, tuple[float, float]]:
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
     if np.dtype(dtype).kind in "ui":
         limits = np.iinfo(dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
@@ -562,6 +609,22 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         planes.append(np.asarray(plane.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)))
     made = np.stack(planes, axis=-1)
     return _rounded(np.clip(made, pixels.min(), pixels.max()), pixels.dtype.name)
+
+
+def _with_a_bar(numbers: range) -> Iterator[int]:
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("{task.completed} of {task.total} images"),
+        rich.progress.BarColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, disable=not console.is_terminal or len(numbers) < 2
+    ) as progress:
+        yield from progress.track(numbers)
 
 
 def _span(values: list[int]) -> str:
