@@ -431,7 +431,8 @@ def samples(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
     images = rng.integers(0, 255, (20, 6, 6), np.uint8)
     with gzip.open(idx / "train-images-idx3-ubyte.gz", "wb") as file:
         file.write(struct.pack(">HBBIII", 0, 8, 3, *images.shape) + images.tobytes())
-    windowed = [(path, {"window": 8}) for path in (folder / "f.wav", folder / "a.npy", folder / "d.csv")]
+    frame.drop(columns="kind").to_csv(folder / "g.csv", index=False)
+    windowed = [(path, {"window": 8}) for path in (folder / "f.wav", folder / "a.npy", folder / "g.csv")]
     files = [(path, {}) for path in sorted(folder.iterdir()) if path.suffix != ".wav"]
     return [*files, *windowed, (folder / "d.csv", {"label": "kind"})]
 

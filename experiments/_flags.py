@@ -31,10 +31,11 @@ class Flags:
     ] = "mnist"
     label: str | None = None
     """The column of a table, or the feature of a TFDS set, that holds the labels. It is not trained on."""
-    window: int | None = None
-    """Treat the data as a signal (a table's rows as moments), and cut it into windows of so many moments."""
+    window: int | Literal["auto"] | None = None
+    """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments, or for
+    auto of its period. A column of times is found, and gaps are cut at."""
     stride: int | None = None
-    """How many moments after one window the next begins; by default half a window."""
+    """A window is scored every so many moments, by default a sixteenth of it; training takes windows from all."""
     size: int | None = None
     """Bring images to so many pixels a side: scaled to cover it, and the middle cut out."""
     max_pixels: int = MAX_PIXELS
@@ -200,6 +201,8 @@ class Denoise(SweepFlags):
     """Of photographs, train on pieces of so many pixels a side. Of small ones all is near an edge."""
     clip: bool = True
     """Clip noisy images to [0, 1]; photographs never are."""
+    noise_data: pathlib.Path | None = None
+    """Of sound: a file or folder of noise to mix into the clips, instead of white and coloured noise and babble."""
     batch_size: int | None = None
     """Examples per step; by default 64, and 8 pieces of photographs."""
     learning_rate: float | None = None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | St
     if dataset.framing is None or not 0 < fraction < 1:
         return x, fraction
     held_out = math.ceil(fraction * len(x))
-    kept = len(x) - held_out - dataset.framing.apart
+    kept = int(np.sum(dataset.train_rows + dataset.framing.window <= dataset.train_rows[-held_out]))
     if kept < 1:
         raise DataError(
             f"{len(x)} windows can't be split into some to train on and some to validate on that share no moment: "
@@ -331,8 +332,9 @@ def finish(
     usage: str,
     *,
     history: Mapping[str, Sequence[float]] | None = None,
+    sounds: Sequence[tuple[str, pathlib.Path]] = (),
 ) -> None:
-    """Write the report and results.json, and print the tables. `figures` are pairs of caption and name."""
+    """Write the report and results.json, print the tables. `figures` are captions and names, `sounds` and files."""
     if history is not None:
         plots.curves(history, run.figure("curves"))
         figures = [
@@ -350,6 +352,7 @@ def finish(
         config=run.config,
         usage=usage,
         epochs=run.history(),
+        sounds=sounds,
     )
     run.write_results(results)
     for table in tables:

@@ -29,7 +29,7 @@ from flaxae.anomaly import Detector, conformal, findings, tiles
 from flaxae.anomaly.findings import Findings, Rule
 from flaxae.data import Dataset, Framing, formats, images
 from flaxae.errors import ConfigError, DataError, RunError, unknown
-from flaxae.experiments import _flags, _steps
+from flaxae.experiments import _flags, _series, _steps
 from flaxae.likelihoods import Gaussian
 from flaxae.printing import say
 from flaxae.runs import Run, SavedRun, plots, report
@@ -60,6 +60,9 @@ def apply(config: _flags.Anomaly) -> None:
         raise ConfigError(f"--output is {config.output}; scores are a table: {formats.listed('table')}.")
     saved = runs.open(config.from_)
     loaded = trained.load(config.from_)
+    if isinstance(loaded, trained.TrainedSeries):
+        _series.apply(config, loaded)
+        return
     if not isinstance(loaded, trained.TrainedDetector):
         raise RunError(f"{config.from_} is no run of --exp anomaly; it has no detector.")
     about, detector = loaded.trained, loaded.detector
@@ -134,7 +137,7 @@ def affordable(
         return rule
     worth, which = normals, "held-out examples"
     if framing is not None:
-        worth, which = max(1, normals // framing.apart), "held-out windows without a moment in common"
+        worth, which = max(1, normals // framing.window), "held-out windows without a moment in common"
     least = 1 / (worth + 1)
     if false_alarms is None and rule.rate < least:
         warnings.warn(
@@ -154,10 +157,13 @@ def train(config: _flags.Anomaly) -> None:
     if config.score is not None:
         anomaly.check_score(config.score)
     dataset = _steps.load(config)
-    if not dataset.differ_in_size:
-        dataset = _steps.in_memory(dataset)
     if config.maps is not None and dataset.kind != "image":
         raise ConfigError(f"--maps are of images; {config.data} holds none.")
+    if not dataset.differ_in_size:
+        dataset = _steps.in_memory(dataset)
+    if _series.wanted(config, dataset):
+        _series.train(config, dataset)
+        return
     parts = divide(config, dataset)
     given = (config.threshold, config.false_alarms, config.fdr)
     rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
@@ -222,7 +228,7 @@ def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
         )
     if config.threshold == "f1" and (strange is None or strange.all() or not strange.any()):
         raise ConfigError("--threshold f1 is chosen on labels of the training part, normal and strange ones.")
-    apart = dataset.framing.apart if dataset.framing else None
+    apart = dataset.framing.window if dataset.framing else None  # its windows are from every moment
     train, held_out = anomaly.hold_out(examples, config.held_out, config.seed, apart=apart)
     if len(held_out) == 0:
         raise DataError(

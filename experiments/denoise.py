@@ -5,7 +5,8 @@
 trains on the embedded MNIST for about a minute on two CPU cores, to 20.3 dB PSNR on test digits that have 9.4 dB when
 noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images:
 `--data readings.csv`. Photographs, which are large or differ in size, train a U-Net on pieces of them, for any level
-of noise; `--target clean/` is for pairs, `--noisy` where there are no clean ones. A trained run cleans new data:
+of noise; `--target clean/` is for pairs, `--noisy` where there are no clean ones. Of sound, `--data clips/`, a mask of
+the spectrum is learnt, from clean clips and noise that is mixed in. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
 
@@ -36,7 +37,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.data.images import Images
 from flaxae.errors import ConfigError
-from flaxae.experiments import _flags, _photographs, _steps, _sweep
+from flaxae.experiments import _flags, _photographs, _sound, _steps, _sweep
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
 from flaxae.printing import say
@@ -51,6 +52,9 @@ LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "
 
 def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, and write the result to --output."""
+    if (config.from_ / "sound").is_dir():
+        _sound.apply(config)
+        return
     model = trained.autoencoder_of(config.from_)
     model.convert(
         config.input,
@@ -64,6 +68,9 @@ def apply(config: _flags.Denoise) -> None:
 
 def train(config: _flags.Denoise) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
+    if _sound.wanted(config):
+        _sound.train(config)
+        return
     dataset = _steps.load(config)
     if isinstance(dataset.train, Images):
         _photographs.train(config, dataset)

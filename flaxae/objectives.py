@@ -498,3 +498,37 @@ def _mean_square(x: Float[Array, " batch *shape"]) -> Loss:
 
 def _name(part: Any) -> str:
     return "none" if part is None else getattr(part, "__name__", type(part).__name__)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class CompressedSpectrum:
+    """The error of a short-time spectrum, [batch, frames, 2 × bins], as it is heard, and the energy that is wrong.
+
+    Magnitudes are raised to `power`, which makes quiet parts count nearly as loud ones do (Braun & Tashev 2021):
+    the mean squared error of those, and of the compressed complex values. To that `distortion` adds the log ratio of
+    error to signal, the negative SI-SDR in units of 10 dB, by which loud parts are right in phase too.
+    """
+
+    power: float = 0.3
+    complex_part: float = 0.3
+    distortion: float = 0.02
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
+        batch = Batch.of(batch)
+        made, wanted = model(batch, key).params, jnp.asarray(batch.wanted)
+        made_magnitude, made_compressed = self._compressed(made)
+        magnitude, compressed = self._compressed(wanted)
+        loss = (1 - self.complex_part) * _mean_square(made_magnitude - magnitude)
+        loss = loss + self.complex_part * 2 * _mean_square(made_compressed - compressed)
+        energy = jnp.sum(jnp.square(wanted), axis=(1, 2)) + 1e-6
+        share = jnp.sum(made * wanted, axis=(1, 2)) / energy
+        right = jnp.square(share) * energy
+        wrong = jnp.sum(jnp.square(made - share[:, None, None] * wanted), axis=(1, 2))
+        return loss + self.distortion * (jnp.log10(wrong + 1e-6) - jnp.log10(right + 1e-6))
+
+    def _compressed(self, x: Array) -> tuple[Array, Array]:
+        real, imaginary = jnp.split(x, 2, axis=-1)
+        square = jnp.square(real) + jnp.square(imaginary) + 1e-6
+        factor = square ** ((self.power - 1) / 2)
+        return square ** (self.power / 2), jnp.concatenate([factor * real, factor * imaginary], axis=-1)

@@ -12,7 +12,7 @@ from flaxae import errors, objectives
 from flaxae.augmentation import Transform
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise, GaussianRange, Patches
-from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
+from flaxae.likelihoods import Bernoulli, Laplace, Likelihood
 from flaxae.nn.convnet import ConvNet, FullyConvolutional
 from flaxae.nn.heads import Deterministic, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
@@ -30,7 +30,7 @@ from flaxae.objectives import (
 )
 
 BERNOULLI = Bernoulli()
-GAUSSIAN = Gaussian()
+LAPLACE = Laplace()
 
 
 def vanilla(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
@@ -169,19 +169,13 @@ def transformed(latent: int = 64, likelihood: Likelihood = BERNOULLI, noise: flo
     )
 
 
-def unet(likelihood: Likelihood = GAUSSIAN, noise: tuple[float, float] = (5 / 255, 55 / 255)) -> Config:
-    """A residual U-Net that undoes noise of any level in that range, of images of any size.
+def unet(likelihood: Likelihood = LAPLACE, noise: tuple[float, float] = (5 / 255, 55 / 255)) -> Config:
+    """A residual U-Net that undoes noise of any level in that range, on images of any size.
 
-    It is trained for PSNR, each image weighing alike. With the Gaussian likelihood it changes the image; with others,
-    their parameters.
+    Under the Laplace likelihood, the absolute error is trained, in which no level of noise outweighs the others by far.
+    For likelihoods of real values, what it finds is added to the image.
     """
-    return Config(
-        body=UNet(),
-        head=Identity(),
-        likelihood=likelihood,
-        objective=objectives.profile_likelihood,
-        corruption=GaussianRange(*noise),
-    )
+    return Config(body=UNet(), head=Identity(), likelihood=likelihood, corruption=GaussianRange(*noise))
 
 
 def grid(latent: int = 8, likelihood: Likelihood = BERNOULLI) -> Config:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flaxae import anomaly, finetuning
+    from flaxae.anomaly import series
 
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
@@ -54,7 +55,8 @@ class Trained:
         """
         if self.framing is None:
             return data.read(path, columns=self.columns, encoding=self.encoding)
-        return data.windows(self.read_signal(path).values, self.framing.window, self.framing.stride)
+        signal = self.read_signal(path)
+        return data.windows(signal.values, self.framing.window, self.framing.stride, signal.begins)
 
     def read_signal(self, path: str | os.PathLike[str]) -> Signal:
         """A whole new signal from a file, see `data.read_signal`.
@@ -63,20 +65,7 @@ class Trained:
             DataError: there is no such file, its channels or its rate differ from those of the training, or it is
                 shorter than one window.
         """
-        signal, framing = data.read_signal(path, columns=self.columns), self._framing
-        if signal.rate is not None and framing.rate is not None and signal.rate != framing.rate:
-            raise errors.DataError(
-                f"{path} has {signal.rate} samples a second; the model was trained on {framing.rate}. Resample it."
-            )
-        if signal.values.shape[1] != self.shape[1]:
-            raise errors.DataError(
-                f"{path} has {signal.values.shape[1]} channels; the model was trained on {self.shape[1]}."
-            )
-        if len(signal.values) < framing.window:
-            raise errors.DataError(
-                f"{path} has {len(signal.values)} moments; expected {framing.window} at least, the model's window."
-            )
-        return signal
+        return _read_signal(path, self.columns, self.shape[1], self._framing)
 
     def images(
         self, path: str | os.PathLike[str], *, fit: bool = False, max_pixels: int = MAX_PIXELS
@@ -121,8 +110,10 @@ class Trained:
         """
         if self.framing is not None:
             signal = self.read_signal(source)
-            made = function(data.windows(signal.values, self.framing.window, self.framing.stride))
-            values = data.overlap_mean(made, self.framing.stride, len(signal.values))
+            window, stride = self.framing.window, self.framing.stride
+            made = function(data.windows(signal.values, window, stride, signal.begins))
+            laid = data.overlap_mean(made, stride, len(signal.values), signal.begins)
+            values = np.where(np.isnan(laid), signal.values, laid)  # what is shorter than a window stays
             data.write(target, signal._replace(values=values), columns=self.columns)
             return
         if data.images.holds(source):
@@ -225,6 +216,52 @@ class TrainedClassifier:
         return np.array(self.classes, object)[self.probabilities(x).argmax(axis=1)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedSeries:
+    """A detector of a signal's strange windows, and what it was; its methods take signals in their own units."""
+
+    detector: "series.SeriesDetector"
+    scaling: Scaling
+    columns: tuple[str, ...] | None  # of the channels
+    framing: Framing
+
+    def read_signal(self, path: str | os.PathLike[str]) -> Signal:
+        """A new signal from a file or folder: see `data.read_signal`.
+
+        Raises:
+            DataError: there is none, or it has other channels or another rate than the detector was trained on.
+        """
+        return _read_signal(path, self.columns, self.detector.references.shape[2], self.framing)
+
+    def score(
+        self, x: "Float[np.ndarray, ' time channels'] | Float[np.ndarray, ' time']"
+    ) -> Float[np.ndarray, " time"]:
+        """How strange each moment is: the mean score of the windows that hold it."""
+        from flaxae.anomaly import series
+        from flaxae.anomaly.findings import Rule
+
+        signal = Signal(self.scaling(x[:, None] if x.ndim == 1 else x))
+        return series.find(self.detector, signal, self.framing, Rule("percentile"))[1].score
+
+
+def _read_signal(
+    path: str | os.PathLike[str], columns: tuple[str, ...] | None, channels: int, framing: Framing
+) -> Signal:
+    signal = data.read_signal(path, columns=columns, step=framing.step)
+    if signal.rate is not None and framing.rate is not None and signal.rate != framing.rate:
+        raise errors.DataError(
+            f"{path} has {signal.rate} samples a second; the model was trained on {framing.rate}. Resample it."
+        )
+    if signal.values.shape[1] != channels:
+        raise errors.DataError(f"{path} has {signal.values.shape[1]} channels; the model was trained on {channels}.")
+    if max(hi - lo for lo, hi in signal.stretches) < framing.window:
+        raise errors.DataError(
+            f"{path} has {len(signal.values)} moments; expected {framing.window} at least without a gap, the "
+            "model's window."
+        )
+    return signal
+
+
 def _is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "set_axis")
 
@@ -324,6 +361,15 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import estimators
 
         return estimators.of_name(saved["estimator"]).load(folder)
+    if saved.get("detector") == "series":
+        from flaxae.anomaly import series
+
+        detector = series.load(folder / "detector")
+        about = saved["data"]
+        columns = None if about["columns"] is None else tuple(about["columns"])
+        return TrainedSeries(
+            detector, Scaling.from_dict(about["scaling"]), columns, Framing.from_dict(about["framing"])
+        )
     if "detector" in saved:
         from flaxae import anomaly
 

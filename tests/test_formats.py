@@ -32,7 +32,8 @@ def test_every_format_is_read_as_it_was_written(tmp_path, suffix):
     if isinstance(content, Signal):
         read = data.read_signal(path)
         assert read.rate == content.rate
-        np.testing.assert_array_equal(read.values, content.values)
+        if suffix not in (".ogg", ".opus", ".mp3"):  # which keep what is heard
+            np.testing.assert_allclose(read.values, content.values, atol=2e-7)
         return
     read = data.read(path)
     assert read.dtype == content.dtype

@@ -137,6 +137,7 @@ def test_noisy_images_alone_teach_to_denoise(objective, rng):
     clean = clean[..., None].astype(np.float32)
     noisy = clean + 0.2 * rng.standard_normal(clean.shape).astype(np.float32)
     config = dataclasses.replace(presets.unet(), body=UNet((8, 8), 1), objective=objective, corruption=None)
+    assert photographs.of_noisy(0.1).objective.objective is objectives.negative_log_likelihood  # of squared error
     model = autoencoder.build(config, (16, 16, 1))
     training.fit(model, noisy, epochs=15, batch_size=32, learning_rate=5e-3, validation=0.0, show=False)
     error = np.square(training.apply(Autoencoder.reconstruct, model, noisy) - clean).mean()
@@ -149,8 +150,8 @@ def test_noisy_images_alone_teach_to_denoise(objective, rng):
 def quick(monkeypatch):
     """A tiny U-Net, trained for few steps."""
     monkeypatch.setattr(photographs, "EPOCH", 2)
-    config = dataclasses.replace(presets.unet(), body=UNet((4, 6), 1))
-    monkeypatch.setattr(presets, "unet", lambda: config)
+    whole = presets.unet
+    monkeypatch.setattr(presets, "unet", lambda *given: dataclasses.replace(whole(*given), body=UNet((4, 6), 1)))
 
 
 @pytest.fixture

@@ -350,8 +350,9 @@ def test_other_data_of_the_same_shape_are_noticed_when_a_run_is_resumed(digits, 
     for changed in (other, x[::-1]):
         with pytest.raises(errors.CheckpointError, match="with other data: they have the shape"):
             train(changed, resume=True)
+    train(x, validation=x[:9])
     with pytest.raises(errors.CheckpointError, match="with other data"):
-        train(x, validation=other[:7], resume=True)
+        train(x, validation=other[:9], resume=True)
 
 
 def test_another_number_of_cores_at_resume_is_said(digits, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from flaxae import errors
 
 
 def p_values(
-    scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
+    scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"], worth: int | None = None
 ) -> Float[np.ndarray, " examples"]:
     """The conformal p-value of each score: (1 + #{calibration ≥ score}) / (1 + normals), in (0, 1].
 
@@ -23,17 +23,21 @@ def p_values(
     Args:
         scores: higher is stranger.
         calibration: the scores of normal examples that played no part in fitting the score.
+        worth: of windows that overlap, how many there are that don't: they are blocks, of which each counts by the
+            fraction of it that scores so high (conformal risk control: Angelopoulos et al. 2024, theorem 1).
     """
     _check(calibration)
     ordered = np.sort(calibration)
     as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return (1 + as_high) / (1 + len(ordered))
+    worth = len(ordered) if worth is None else worth
+    return (1 + as_high / len(ordered) * worth) / (1 + worth)
 
 
-def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -> float:
-    """The score threshold at which, in expectation, at most a fraction `false_alarms` of normal examples is flagged.
+def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float, worth: int | None = None) -> float:
+    """The score above which an example is flagged so that at most `false_alarms` of normal ones are, in expectation.
 
-    `score > threshold` is equivalent to `p_values(score) <= false_alarms`, ties included.
+    `worth` is as in `p_values`, and `score > threshold` says the same as `p_values(score) <= false_alarms`, ties
+    included.
 
     Raises:
         ConfigError: `false_alarms` is not in (0, 1), or so small that no example could be flagged: that takes at least
@@ -41,9 +45,10 @@ def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -
     """
     _check(calibration)
     normals = len(calibration)
-    check_false_alarms(normals, false_alarms)
-    allowed = math.floor(false_alarms * (normals + 1) + 1e-9)  # how many ranks from the top are flagged
-    return float(np.sort(calibration)[normals - allowed])
+    worth = normals if worth is None else worth
+    check_false_alarms(worth, false_alarms)
+    above = math.floor((false_alarms * (worth + 1) - 1) / worth * normals + 1e-9)  # how many of them may score higher
+    return float(np.sort(calibration)[normals - 1 - above])
 
 
 def check_false_alarms(normals: int, false_alarms: float) -> None:

@@ -12,7 +12,7 @@ from flaxae import data, errors
 from flaxae.anomaly import conformal, tiles
 from flaxae.anomaly.detector import Detector
 from flaxae.anomaly.local import Region, regions
-from flaxae.data import Dataset
+from flaxae.data import Dataset, files, formats
 from flaxae.data.images import Images
 from flaxae.trained import Trained
 
@@ -52,15 +52,21 @@ class Rule:
         }[self.name]
 
     def flag(
-        self, scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
+        self,
+        scores: Float[np.ndarray, " examples"],
+        calibration: Float[np.ndarray, " normals"],
+        worth: int | None = None,
     ) -> tuple[Bool[np.ndarray, " examples"], float | None]:
-        """Which scores are flagged, and the threshold; the threshold is None if `fdr` flags none."""
+        """Which are flagged, and the score above which they are; None where `fdr` flags none.
+
+        `worth` is that of `conformal.p_values`.
+        """
         if self.name == "fdr":
-            flagged = conformal.benjamini_hochberg(conformal.p_values(scores, calibration), self.rate)
+            flagged = conformal.benjamini_hochberg(conformal.p_values(scores, calibration, worth), self.rate)
             return flagged, float(np.nextafter(scores[flagged].min(), -np.inf)) if flagged.any() else None
         threshold = self.threshold
         if self.name == "conformal":
-            threshold = conformal.threshold(calibration, self.rate)
+            threshold = conformal.threshold(calibration, self.rate, worth)
         elif self.name == "percentile":
             threshold = conformal.percentile_threshold(calibration, 100 * (1 - self.rate))
         return scores > threshold, threshold
@@ -231,17 +237,24 @@ def contributions(
 
 
 class TimeLine(NamedTuple):
-    """Findings per moment of a signal: the means over the windows that hold it, and whether any of them is flagged."""
+    """Windows laid back on their signal: for each moment the means over its windows, and whether one is flagged.
+
+    Scores are NaN where no window lies: in stretches that are shorter.
+    """
 
     first: int  # the number of the first moment
     score: Float[np.ndarray, " time"]
     share: Float[np.ndarray, " time"]  # the moment's share of the strangeness of its windows
     flagged: Bool[np.ndarray, " time"]
+    times: Shaped[np.ndarray, " time"] | None = None  # of the signal's clock
+    files: Shaped[np.ndarray, " time"] | None = None  # that each moment is of
 
     def write(self, path: str | os.PathLike[str], rate: int | None) -> None:
         """Write one row per moment to a `.csv` or `.parquet` file."""
         moments = self.first + np.arange(len(self.score))
         seconds = {} if rate is None else {"second": moments / rate}
+        seconds |= {} if self.times is None else {"time": self.times}
+        seconds |= {} if self.files is None else {"file": self.files}
         values = {"score": np.round(self.score.astype(float), 5), "share": np.round(self.share.astype(float), 5)}
         _write(path, {"moment": moments, **seconds, **values, "flagged": self.flagged.astype(int)})
 
@@ -302,5 +315,8 @@ def read(
 
 
 def _write(path: str | os.PathLike[str], columns: dict[str, Any]) -> None:
-    values = np.column_stack([np.asarray(values).astype(object) for values in columns.values()])
-    data.write(path, values, columns=list(columns))
+    import pandas as pd
+
+    known = formats.of(path)
+    with files.writing(pathlib.Path(path)) as file:
+        known.write(file, pathlib.Path(path), pd.DataFrame(columns))

@@ -6,8 +6,11 @@ from . import formats as formats
 from . import images as images
 from . import mnist as mnist
 from . import parts as parts
+from . import recordings as recordings
+from . import roles as roles
 from . import scaling as scaling
 from . import signals as signals
+from . import sound as sound
 from . import stream as stream
 from . import tables as tables
 from . import tfds as tfds

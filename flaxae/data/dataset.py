@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
+from flaxae.data import arrays, files, formats, images, mnist, recordings, tables, tfds
 from flaxae.data.encoding import Encoding
 from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.scaling import Scaling
-from flaxae.data.signals import Framing
+from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
 from flaxae.printing import say
@@ -52,6 +52,9 @@ class Dataset:
     # windows) that are the test examples; None if the source has a test part of its own
     images: Images | None = None  # the images of both parts; `check` says which could not be read
     test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (dtype object)
+    train_rows: Int[np.ndarray, " train"] | None = None  # of a signal, the first moments of the training windows
+    signals: tuple[Signal, Signal] | None = None  # that the windows were cut from, for training and testing
+    label_names: tuple[str, ...] | None = None  # of the numbers that the signals' labels are, where they were texts
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
@@ -87,7 +90,7 @@ def load(
     source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream | Any",
     *,
     label: str | None = None,
-    window: int | None = None,
+    window: int | Literal["auto"] | None = None,
     stride: int | None = None,
     size: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
@@ -113,10 +116,10 @@ def load(
             - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
             - a pandas DataFrame.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
-        window: take the source for a signal, [time] or [time, channels] or a table whose rows are moments in order, and
-            cut it into windows of so many moments. Labels must then be numbers; a window has the largest of its
-            moments' labels.
-        stride: how many moments after one window the next begins; by default half a window.
+        window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
+            cut into windows of so many moments, or "auto" for its period. Training takes windows from every moment.
+            See `recordings.cut` for labels, and `recordings.of_table` for clocks, gaps and missing moments.
+        stride: a window is tested every so many moments; by default a sixteenth of the window.
         size: height and width, in pixels, to bring all images to: they are scaled to cover it, and the middle is cut
             out. By default each keeps its own.
         max_pixels: the most pixels that one image may have.
@@ -131,14 +134,19 @@ def load(
 
 
 def _loaded(
-    source: Any, label: str | None, window: int | None, stride: int | None, size: int | None, max_pixels: int, seed: int
+    source: Any,
+    label: str | None,
+    window: int | Literal["auto"] | None,
+    stride: int | None,
+    size: int | None,
+    max_pixels: int,
+    seed: int,
 ) -> Dataset:
     parts, name = _parts(source, label, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
-    encoding = framing = indicators = None
+    encoding = indicators = None
     if window is not None:
-        framing = Framing(window, max(1, window // 2) if stride is None else stride, parts.rate)
-        parts = signals.cut(parts, framing, given)
+        return _of_windows(parts, name, given, window=window, stride=stride, seed=seed)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
         parts = parts._replace(train=train, test=as_examples(cast(np.ndarray, test), given))
@@ -146,7 +154,7 @@ def _loaded(
         parts = _divided_images(parts.train, parts, given, seed)
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
-    elif parts.rate is not None:
+    elif isinstance(parts.train, Signal):
         raise DataError(f"{given} is a signal; say how many moments make an example: window=256, or --window 256.")
     elif not isinstance(parts.train, np.ndarray):
         parts, encoding = _encoded(parts.train, parts, given, seed)
@@ -160,15 +168,43 @@ def _loaded(
             f"{test.shape[1:]}; they have to be the same."
         )
     fields = _coded(parts, given)._asdict()
-    for field in ("rate", "files"):  # the first is in the framing, the second in `images`
-        fields.pop(field)
+    fields.pop("files")  # they are in `images`
     return Dataset(
         name=name,
-        kind="signal" if framing else "image" if isinstance(train, Images) or train.ndim > 2 else "tabular",
+        kind="image" if isinstance(train, Images) or train.ndim > 2 else "tabular",
         **fields,
         scaling=Scaling.fit(train, indicators),
         encoding=encoding,
-        framing=framing,
+    )
+
+
+def _of_windows(
+    parts: Parts, name: str, given: str, *, window: int | Literal["auto"], stride: int | None, seed: int
+) -> Dataset:
+    labels = parts.train_labels, parts.test_labels
+    if isinstance(parts.train, Images) or isinstance(parts.test, Images):
+        raise DataError(f"{given} holds images; windows are cut from signals.")
+    cut = recordings.cut(parts.train, parts.test, labels, given, window=window, stride=stride, seed=seed)
+    train, test = cut.signals
+    if train.values.shape[1] != test.values.shape[1]:
+        raise DataError(
+            f"{given}: the training part has {train.values.shape[1]} channels, the test part {test.values.shape[1]}."
+        )
+    coded = _coded(
+        Parts(cut.train, cut.test, cut.train_labels, cut.test_labels, cut.classes, train.columns or parts.columns),
+        given,
+    )
+    fields = coded._replace(test_rows=cut.test_rows)._asdict()
+    fields.pop("files")  # a signal's are in it
+    return Dataset(
+        name=name,
+        kind="signal",
+        **fields,
+        scaling=Scaling.fit(train.values[None]),
+        framing=cut.framing,
+        train_rows=cut.train_rows,
+        signals=cut.signals,
+        label_names=cut.classes,
     )
 
 
@@ -210,6 +246,8 @@ def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixe
         _refuse_label(label, path)
         if arrays.is_idx_folder(path):
             return _sized(arrays.load_idx(path), size)
+        if recordings.is_folder(path):
+            return Parts(train=recordings.read_folder(path))
         return images.load(path, size=size, max_pixels=max_pixels)
     if images.sources.is_archive(path):
         _refuse_label(label, path)
@@ -229,7 +267,7 @@ def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixe
         say(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
-    return _sized(content, size) if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+    return _sized(content, size) if known.kind == "array" else Parts(train=content)
 
 
 def _of_numpy(source: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from flaxae import atomic
-from flaxae.data import formats, images, signals, tables
+from flaxae.data import formats, images, recordings, tables
 from flaxae.data.arrays import reading
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import as_examples
@@ -62,26 +62,22 @@ def _read(
     return content
 
 
-def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> Signal:
-    """A recording: a `.wav`, an array [time] or [time, channels], or a table with one row per moment.
+def read_signal(
+    path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, step: float | None = None
+) -> Signal:
+    """A recording, or a folder of them: sound, an array of [time] or [time, channels], or a table of the moments.
 
     Args:
-        path: of the file.
-        columns: the channels to take from a table, in this order; None is all of its columns.
+        path: of the file or folder.
+        columns: the channels to take from a table, in this order; None is all of its columns of numbers.
+        step: of a table's clock, between moments; None is its own.
 
     Raises:
         DataError: there is no such file, or it can't be used: see the message.
     """
     path = existing(path)
-    known = formats.find(path)
-    if known is None or known.kind == "image":
-        raise DataError(f"{path} is no signal; expected {', '.join(formats.suffixes('array', 'signal', 'table'))}.")
     with reading(path):
-        content = known.read(path)
-        if known.kind == "signal":
-            return content
-        x = content.train if known.kind == "array" else tables.checked(content, path, label=None)[0]
-        return Signal(signals.as_signal(x, path, columns))
+        return recordings.read(path, columns=columns, step=step)
 
 
 def write(
@@ -161,6 +157,8 @@ def _write_file(
     content = array = data.values if isinstance(data, Signal) else data
     if known.kind == "table":
         content = encoding.undo(array) if encoding else _frame(path, array, columns)
+        if isinstance(data, Signal) and data.times is not None:
+            content.insert(0, "time", data.times)
     elif known.kind == "signal":
         if not isinstance(data, Signal):
             raise DataError(

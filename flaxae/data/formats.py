@@ -79,7 +79,12 @@ def _later(name: str) -> Callable[..., Any]:
 FORMATS = (
     Format((".npy",), "array", _later("arrays.load_npy"), _later("arrays.write_npy"), _later("arrays.map_npy")),
     Format((".npz",), "array", _later("arrays.load_npz"), _later("arrays.write_npz")),
-    Format((".wav",), "signal", _later("signals.read_wav"), _later("signals.write_wav")),
+    Format(
+        (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"),
+        "signal",
+        _later("sound.read_sound"),
+        _later("sound.write_sound"),
+    ),
     Format((".csv",), "table", _later("tables.read_csv"), _later("tables.write_csv")),
     Format((".parquet",), "table", _later("tables.read_parquet"), _later("tables.write_parquet"), extra="parquet"),
     Format(

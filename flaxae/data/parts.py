@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flaxae.data.images import Images
+    from flaxae.data.signals import Signal
 
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: "np.ndarray | pd.DataFrame | Stream | Images"
+    train: "np.ndarray | pd.DataFrame | Stream | Images | Signal"
     test: "np.ndarray | Images | None" = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None  # if given, the labels are codes into it; None: the labels are any values
     columns: tuple[str, ...] | None = None
-    rate: int | None = None  # of a recording, in Hz
     test_rows: np.ndarray | None = None  # the source's rows that are the test examples, or that they begin at
     images: "Images | None" = None  # the images of the examples; some may turn out to be unreadable
     files: np.ndarray | None = None  # the names of the images of `train`

@@ -2,33 +2,34 @@
 
 import dataclasses
 import math
-import pathlib
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
-from flaxae.data.arrays import MAX_BYTES, check_size, reading
-from flaxae.data.encoding import Encoding
-from flaxae.data.images import Images
-from flaxae.data.parts import Parts, as_examples
-from flaxae.data.stream import Stream
+from flaxae.data.arrays import MAX_BYTES
 from flaxae.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in Hz, if known."""
+    """How a signal is cut: windows of `window` moments.
+
+    Args:
+        window: moments.
+        stride: a window is scored, or laid back, every so many moments; training takes windows from every moment.
+        rate: of a recording, in moments a second.
+        step: of a clock, between moments: seconds of dates, or what else its numbers count.
+    """
 
     window: int
     stride: int
     rate: int | None = None
+    step: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("window", "stride", "rate"):
@@ -37,6 +38,8 @@ class Framing:
                 raise ConfigError(f"The {name} of a signal is {value}; it has to be at least 1.")
         if self.window < 2:
             raise ConfigError("The window is 1 moment; expected 2 at least. Single moments are rows of a table.")
+        if self.step is not None and not 0 < self.step < math.inf:
+            raise ConfigError(f"The step of a signal is {self.step}; it has to be above 0.")
         if self.stride > self.window:
             raise ConfigError(
                 f"The stride, {self.stride}, is more than the window, {self.window}: moments in between would be lost."
@@ -58,172 +61,168 @@ class Framing:
         Raises:
             ConfigError: a field is missing, unknown, or has a value that no framing can have.
         """
-        if set(fields) != {"window", "stride", "rate"}:
-            raise ConfigError(f"A framing is {fields!r}; expected the fields window, stride and rate.")
+        if set(fields) - {"step"} != {"window", "stride", "rate"}:  # older runs have no step
+            raise ConfigError(f"A framing is {fields!r}; expected the fields window, stride, rate and step.")
         required = [fields["window"], fields["stride"], *([fields["rate"]] if fields["rate"] is not None else [])]
-        if any(type(value) is not int for value in required):
-            raise ConfigError(f"A framing is {fields!r}; expected whole numbers.")
+        if any(type(value) is not int for value in required) or not isinstance(fields.get("step"), float | None):
+            raise ConfigError(f"A framing is {fields!r}; expected whole numbers, and a step that is any number.")
         return cls(**fields)
 
 
 class Signal(NamedTuple):
-    """A recording before it is cut: float32 [time, channels], and its rate in Hz if the file has it."""
+    """A recording, or several one after the other, not yet cut into windows."""
 
-    values: np.ndarray
-    rate: int | None = None
+    values: Float[np.ndarray, " time channels"]
+    rate: int | None = None  # in Hz, where the file says it
+    begins: tuple[int, ...] = (0,)  # the first moment of each stretch without a gap: no window lies in two
+    times: Shaped[np.ndarray, " time"] | None = None  # of each moment: dates, or numbers such as seconds
+    columns: tuple[str, ...] | None = None  # names of the channels
+    labels: Shaped[np.ndarray, " time"] | None = None  # of each moment
+    files: tuple[str, ...] | None = None  # that each stretch is of
+    subtype: str | None = None  # of the samples in a sound file, such as PCM_16
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """First and one past the last moment of each stretch."""
+        return list(zip(self.begins, [*self.begins[1:], len(self.values)], strict=True))
+
+    def part(self, lo: int, hi: int) -> "Signal":
+        """Moments `lo` to `hi`."""
+        kept = [i for i, (begin, end) in enumerate(self.stretches) if begin < hi and end > lo]
+        return self._replace(
+            values=self.values[lo:hi],
+            begins=tuple(max(self.begins[i] - lo, 0) for i in kept),
+            times=None if self.times is None else self.times[lo:hi],
+            labels=None if self.labels is None else self.labels[lo:hi],
+            files=None if self.files is None else tuple(self.files[i] for i in kept),
+        )
+
+    def where(self, usable: Bool[np.ndarray, " time"]) -> "Signal":
+        """The moments that are usable, cut where others are left out.
+
+        Raises:
+            DataError: none is.
+        """
+        begins, files, kept, count = [], [], [], 0
+        for i, (lo, hi) in enumerate(self.stretches):
+            for first, last in runs(usable[lo:hi]):
+                begins.append(count)
+                files.append("" if self.files is None else self.files[i])
+                kept.append(np.arange(lo + first, lo + last))
+                count += last - first
+        if not kept:
+            raise DataError("No moment of the signal can be used.")
+        index = np.concatenate(kept)
+        return self._replace(
+            values=self.values[index],
+            begins=tuple(begins),
+            times=None if self.times is None else self.times[index],
+            labels=None if self.labels is None else self.labels[index],
+            files=None if self.files is None else tuple(files),
+        )
 
 
-def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]:
-    """The first moment of each window that `windows` cuts from a signal of that length.
+def runs(where: Bool[np.ndarray, " time"]) -> list[tuple[int, int]]:
+    """First and one past the last of each run that is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], where.astype(np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def joined(signals: Sequence[Signal], source: object) -> Signal:
+    """Recordings one after the other, each a stretch of its own.
 
     Raises:
-        DataError: the signal is shorter than one window.
+        DataError: they have other channels or other rates.
     """
-    if length < window:
-        raise DataError(f"The signal has {length} moments; expected {window} at least, a window.")
-    return np.union1d(np.arange(0, length - window + 1, stride), [length - window])
+    first = signals[0]
+    for signal in signals:
+        about = (signal.values.shape[1], signal.columns, signal.rate)
+        if about != (first.values.shape[1], first.columns, first.rate):
+            raise DataError(
+                f"{source}: {(signal.files or ('a recording',))[0]} has {_told(signal)}, {(first.files or ('',))[0]} "
+                f"has {_told(first)}; expected the same of all."
+            )
+    offsets = np.cumsum([0, *(len(signal.values) for signal in signals)])
+    times = [signal.times for signal in signals if signal.times is not None]
+    labels = [signal.labels for signal in signals if signal.labels is not None]
+    return first._replace(
+        values=np.concatenate([signal.values for signal in signals]),
+        begins=tuple(int(lo + begin) for lo, signal in zip(offsets, signals, strict=False) for begin in signal.begins),
+        times=np.concatenate(times) if len(times) == len(signals) else None,
+        labels=np.concatenate(labels) if len(labels) == len(signals) else None,
+        files=tuple(name for signal in signals for name in signal.files or ("",) * len(signal.begins)),
+    )
 
 
-def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int) -> Shaped[np.ndarray, "..."]:
-    """[windows, window, *rest]: one window every `stride` moments, and a last one flush with the end of the signal.
+def _told(signal: Signal) -> str:
+    names = "" if signal.columns is None else f" ({', '.join(signal.columns)})"
+    rate = "" if signal.rate is None else f" at {signal.rate} Hz"
+    return f"{signal.values.shape[1]} channels{names}{rate}"
+
+
+def starts(length: int, window: int, stride: int, begins: Sequence[int] = (0,)) -> Int[np.ndarray, " windows"]:
+    """The first moment of each of `windows` of a signal of that length, whose stretches begin at `begins`.
+
+    Raises:
+        DataError: no stretch is as long as one window.
+    """
+    ends = [*begins[1:], length]
+    made = [
+        begin + np.union1d(np.arange(0, end - begin - window + 1, stride), [end - begin - window])
+        for begin, end in zip(begins, ends, strict=True)
+        if end - begin >= window
+    ]
+    if not made:
+        longest = max(end - begin for begin, end in zip(begins, ends, strict=True))
+        what = "The signal has" if len(ends) == 1 else "The longest stretch of the signal without a gap has"
+        raise DataError(f"{what} {longest} moments; expected {window} at least, a window.")
+    return np.concatenate(made)
+
+
+def windows(
+    signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int, begins: Sequence[int] = (0,)
+) -> Shaped[np.ndarray, "..."]:
+    """[windows, window, *rest]: of each stretch one every `stride` moments, and one flush with its end.
 
     Raises:
         DataError: the signal is shorter than one window, or the windows would be too large for memory.
     """
-    begins = starts(len(signal), window, stride)
-    if (size := len(begins) * signal[:window].nbytes) > MAX_BYTES:
+    return windows_at(signal, starts(len(signal), window, stride, begins), window)
+
+
+def windows_at(
+    signal: Shaped[np.ndarray, " time *rest"], first: Int[np.ndarray, " windows"], window: int
+) -> Shaped[np.ndarray, "..."]:
+    """[windows, window, *rest]: those that begin at these moments.
+
+    Raises:
+        DataError: they would be too large for memory.
+    """
+    if (size := len(first) * signal[:window].nbytes) > MAX_BYTES:
         raise DataError(f"The windows would take {size:,} bytes; the limit is {MAX_BYTES:,}. Choose a larger stride.")
-    cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[begins]  # the window is the last axis
+    cut = np.lib.stride_tricks.sliding_window_view(signal, window, axis=0)[first]  # the window is the last axis
     return np.ascontiguousarray(np.moveaxis(cut, -1, 1))
 
 
 def overlap_mean(
-    values: Float[np.ndarray, " windows window *rest"], stride: int, length: int
+    values: Float[np.ndarray, " windows window *rest"], stride: int, length: int, begins: Sequence[int] = (0,)
 ) -> Float[np.ndarray, " length *rest"]:
     """The inverse of `windows`: for each moment of a signal of that length, the mean over the windows that hold it.
+
+    NaN for moments that none holds, of stretches that are shorter than a window.
 
     Raises:
         DataError: the number of windows is not the one that `windows` cuts.
     """
     window = values.shape[1]
-    begins = starts(length, window, stride)
-    if len(begins) != len(values):
+    first = starts(length, window, stride, begins)
+    if len(first) != len(values):
         raise DataError(
-            f"There are {len(values)} windows; {len(begins)} of {window} moments, one every {stride}, make {length}."
+            f"There are {len(values)} windows; {len(first)} of {window} moments, one every {stride}, make {length}."
         )
     total, count = np.zeros((length, *values.shape[2:])), np.zeros(length)
     for moment in range(window):
-        total[begins + moment] += values[:, moment]
-        count[begins + moment] += 1
+        total[first + moment] += values[:, moment]
+        count[first + moment] += 1
+    count = np.where(count == 0, np.nan, count)
     return (total / count.reshape(-1, *[1] * (values.ndim - 2))).astype(values.dtype)
-
-
-def as_signal(
-    x: "np.ndarray | pd.DataFrame", source: object, columns: Sequence[str] | None = None
-) -> Float[np.ndarray, " time channels"]:
-    """A checked signal, float32 [time, channels]. Without an axis of channels, x is one channel.
-
-    Args:
-        x: [time], [time, channels], or a table, whose columns are the channels.
-        source: for the messages.
-        columns: the columns of a table to take, in this order; None is all of them.
-
-    Raises:
-        DataError: x has another shape, or values that are missing, not finite or not numbers.
-    """
-    if not isinstance(x, np.ndarray):
-        return Encoding.of_numbers(columns or tuple(x.columns))(x, source)
-    if x.ndim not in (1, 2):
-        raise DataError(f"{source} has shape {x.shape}; expected a signal, [time] or [time, channels].")
-    return as_examples(x[:, None] if x.ndim == 1 else x, str(source))
-
-
-def cut(parts: Parts, framing: Framing, source: object) -> Parts:
-    """The windows of a source's signals. If it has no test part, the last fifth of the time becomes the test part.
-
-    No window is in both parts. A window's label is the largest of its moments' labels.
-
-    Raises:
-        DataError: a signal is a stream, shorter than two windows, or invalid (see `as_signal`), or the labels are not
-            numbers.
-    """
-    if isinstance(parts.train, Stream):
-        raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
-    if isinstance(parts.train, Images) or isinstance(parts.test, Images):
-        raise DataError(f"{source} holds images; windows are cut from signals.")
-    train = as_signal(parts.train, source)
-    labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
-    if parts.test is not None:
-        test = as_signal(parts.test, source)
-        test_labels = _moments(parts.test_labels, test, source)
-    else:
-        if len(train) < 2 * framing.window:
-            raise DataError(
-                f"{source} has {len(train)} moments (its shape is {train.shape}); expected {2 * framing.window} at "
-                f"least: one window of {framing.window} to train on, and one to test. Choose a smaller window."
-            )
-        end = len(train) - max(framing.window, len(train) // 5)
-        train, test = train[:end], train[end:]
-        if labels is not None:
-            labels, test_labels = labels[:end], labels[end:]
-
-    def frame(x: np.ndarray) -> np.ndarray:
-        return windows(x, framing.window, framing.stride)
-
-    largest = [None if values is None else frame(values).max(axis=1) for values in (labels, test_labels)]
-    columns = parts.columns if isinstance(parts.train, np.ndarray) else tuple(parts.train.columns)
-    return parts._replace(
-        train=frame(train),
-        test=frame(test),
-        train_labels=largest[0],
-        test_labels=largest[1],
-        columns=columns,
-        test_rows=end + starts(len(test), framing.window, framing.stride),
-    )
-
-
-def read_wav(path: pathlib.Path) -> Signal:
-    """The samples of a `.wav` file, scaled so that full scale is [-1, 1].
-
-    Raises:
-        DataError: the file is unreadable, damaged or too large.
-    """
-    from scipy.io import wavfile
-
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # the file was cut short
-        warnings.filterwarnings("ignore", ".*not understood, skipping", wavfile.WavFileWarning)
-        check_size(path.stat().st_size, path)
-        try:
-            rate, samples = wavfile.read(path)
-        except (wavfile.WavFileWarning, struct.error) as error:
-            raise DataError(f"{path} can't be read: {error} It may be damaged.") from error
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    if samples.dtype.kind == "f":
-        return Signal(samples.astype(np.float32), rate)
-    middle, full = (128, 128) if samples.dtype == np.uint8 else (0, -int(np.iinfo(samples.dtype).min))
-    return Signal(((samples.astype(np.float64) - middle) / full).astype(np.float32), rate)
-
-
-def write_wav(file: IO[bytes], path: pathlib.Path, signal: Signal) -> None:
-    """Writes samples, float32, into an open binary file.
-
-    Raises:
-        DataError: the rate is not known.
-    """
-    from scipy.io import wavfile
-
-    if signal.rate is None:
-        raise DataError(f"{path}: the signal has no rate, which a .wav needs. Write .npy or .csv.")
-    wavfile.write(file, signal.rate, signal.values.astype(np.float32))
-
-
-def _moments(labels: np.ndarray | None, signal: np.ndarray, source: object) -> np.ndarray | None:
-    if labels is None:
-        return None
-    if labels.dtype.kind not in "buif" or labels.size != len(signal):
-        raise DataError(
-            f"{source}: the labels are {labels.dtype} of shape {labels.shape}; expected a number for each of "
-            f"{len(signal)} moments, such as 0 for normal and 1 for strange."
-        )
-    return labels.reshape(-1)

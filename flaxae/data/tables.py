@@ -4,6 +4,7 @@ import csv
 import pathlib
 import re
 import warnings
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,8 +54,7 @@ def write_csv(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> Non
     Text that a spreadsheet would take for a formula and compute, such as =HYPERLINK(…), has a ' before it, which
     `read_csv` takes away again.
     """
-    texts = {name: column.map(_no_formula) for name, column in frame.items() if column.dtype.kind not in "biuf"}
-    frame.assign(**texts).rename(columns=_no_formula).to_csv(file, index=False)
+    _with_texts(frame, _no_formula).to_csv(file, index=False)
 
 
 _FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
@@ -63,6 +63,15 @@ _FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
 def _is_formula(text: str) -> bool:
     """Whether text begins as formulas do, and is neither a number nor that one sign."""
     return _FORMULA.match(text) is not None and not is_number(text)
+
+
+def _with_texts(frame: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
+    """A table with its texts and the names of its columns changed; numbers as they are."""
+    changed = frame.rename(columns=change)
+    for i, (_, column) in enumerate(frame.items()):
+        if column.dtype.kind not in "biuf":
+            changed.isetitem(i, column.map(change))
+    return changed
 
 
 def _no_formula(value: Any) -> Any:
@@ -114,8 +123,7 @@ def read_csv(path: pathlib.Path) -> "pd.DataFrame":
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
             _refuse_ragged(path)
             raise DataError(f"{path} can't be read as a table: {error}") from error
-        texts = {name: column.map(_as_written) for name, column in frame.items() if column.dtype.kind not in "biuf"}
-        frame = frame.assign(**texts).rename(columns=_as_written)
+        frame = _with_texts(frame, _as_written)
         if frame.isna().to_numpy().any():  # pandas fills a short row
             _refuse_ragged(path)
     if len(frame.columns) == 1 and (other := re.search(r"[;\t|]", str(frame.columns[0]))):

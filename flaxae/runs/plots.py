@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxae import atomic
 from flaxae.errors import DataError
@@ -326,6 +326,32 @@ def shares(
         save_figure(figure, path)
 
 
+def spectrograms(
+    levels: Mapping[str, Float[np.ndarray, "frames bins"]], path: str | os.PathLike[str], *, rate: int
+) -> None:
+    """Draws short-time spectra under each other, in dB, of frames that overlap by three quarters, as a PNG.
+
+    Args:
+        levels: in dB, by name; the frequencies of a frame rise evenly to half of `rate`.
+        rate: samples a second.
+    """
+    with figure_style():
+        figure = new_figure(11.0, 2.4 * len(levels))
+        axes = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+        top = max(float(values.max()) for values in levels.values())
+        for ax, (name, values) in zip(axes, levels.items(), strict=True):
+            seconds = len(values) * (values.shape[1] - 1) / 2 / rate  # from one frame to the next half as many as bins
+            ax.imshow(
+                values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, rate / 2000), vmin=top - 70, vmax=top,
+                cmap="magma",
+            )  # fmt: skip
+            ax.set(title=name, ylabel="kHz")
+            ax.grid(visible=False)
+        axes[-1].set_xlabel("seconds")
+        figure.set_layout_engine("constrained")
+        save_figure(figure, path)
+
+
 def time_line(
     signal: Float[np.ndarray, " time channels"],
     score: Float[np.ndarray, " time"],
@@ -337,14 +363,16 @@ def time_line(
     channels: Sequence[str] | None = None,
     threshold: float | None = None,
     strange: Bool[np.ndarray, " time"] | None = None,
+    times: Shaped[np.ndarray, " time"] | None = None,
 ) -> None:
     """Draws a signal over its scores, flagged stretches shaded, labelled ones underlined, as a PNG.
 
     Args:
         first: the number of the first moment.
-        rate: moments per second; without one, the axis counts moments.
+        rate: moments a second; without one, the axis counts moments.
+        times: of the moments, dates or numbers, which the axis then shows instead.
     """
-    x = (first + np.arange(len(signal))) / (rate or 1)
+    x = (first + np.arange(len(signal))) / (rate or 1) if times is None else times
     with figure_style():
         figure = new_figure(11.0, 5.4)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -365,7 +393,11 @@ def time_line(
                 solid_capstyle="butt", label=label,
             )  # fmt: skip
         top.set_ylabel("signal")
-        bottom.set(ylabel="score", xlabel="moment" if rate is None else "seconds", xlim=(x[0], x[-1]))
+        bottom.set(
+            ylabel="score",
+            xlabel="time" if times is not None else "moment" if rate is None else "seconds",
+            xlim=(x[0], x[-1]),
+        )
         for axes in (top, bottom):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -109,6 +109,7 @@ def write(
     config: Mapping[str, object],
     usage: str,
     epochs: Sequence[Mapping[str, Any]] = (),
+    sounds: Sequence[tuple[str, str | os.PathLike[str]]] = (),
 ) -> None:
     """Writes the page of a run: one HTML file with its figures inside, no scripts, nothing loaded from outside.
 
@@ -123,24 +124,27 @@ def write(
         config: the settings; mappings inside are shown with dotted names.
         usage: Python or shell lines that use the trained model.
         epochs: the lines of metrics.jsonl, for the hardware and the speed of the training.
+        sounds: caption and sound file of each player, FLAC or WAV.
 
     Versions and devices are added. All text is escaped, and unprintable characters are shown as in Python: \\x1b.
 
     Raises:
-        DataError: a figure can't be read or isn't a PNG.
+        DataError: a figure can't be read or isn't a PNG, or a sound can't be read.
         OSError: the page can't be written.
     """
     import markupsafe
 
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     page = _template().render(
-        policy=f"default-src 'none'; img-src data:; style-src '{_sha256(style)}'; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; img-src data:; {'media-src data:; ' if sounds else ''}"
+        f"style-src '{_sha256(style)}'; base-uri 'none'; form-action 'none'",
         style=markupsafe.Markup(style),
         title=title,
         summary=summary.strip().split("\n\n"),
         command=command,
         tables=tables,
         figures=[_figure(caption, png) for caption, png in figures],
+        sounds=[_player(caption, path) for caption, path in sounds],
         usage=usage.strip(),
         config=_flat(config),
         training=_speed(epochs),
@@ -207,6 +211,20 @@ def _figure(caption: str, png: str | os.PathLike[str]) -> _Figure:
         raise DataError(f"Figure {os.fspath(png)!r} isn't a PNG: the page holds only PNG images.")
     width = int.from_bytes(data[16:20]) // 2  # every figure at the same scale, so that their text has one size
     return _Figure(caption, width, base64.b64encode(data).decode())
+
+
+class _Player(NamedTuple):
+    caption: str
+    kind: str
+    base64: str
+
+
+def _player(caption: str, path: str | os.PathLike[str]) -> _Player:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"Sound {os.fspath(path)!r} can't be read ({error.strerror}): write it first.") from error
+    return _Player(caption, f"audio/{Path(path).suffix[1:]}", base64.b64encode(content).decode())
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -268,6 +268,15 @@ def _restore(
     if folder is None:
         raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
     step, run = checkpoints.restore(pathlib.Path(folder, "latest"), like)
+    changed = [
+        f"{name} was {_said(run.settings[name])} and is now {_said(value)}"
+        for name, value in like.settings.items()
+        if not np.array_equal(np.asarray(run.settings[name]), np.asarray(value))
+    ]
+    if changed:
+        raise errors.CheckpointError(
+            f"Can't resume with other settings: {'; '.join(changed)}. Give the same ones, or start another run."
+        )
     before = checkpoints.known(pathlib.Path(folder, "latest"), step)
     if "data" in about and before.get("data", about["data"]) != about["data"]:
         raise errors.CheckpointError(
@@ -284,15 +293,6 @@ def _restore(
             f"{folder} is resumed under other conditions ({'; '.join(others)}): sums are rounded otherwise, so that "
             "the weights are as good, but not the same bits as without the interruption.",
             stacklevel=4,
-        )
-    changed = [
-        f"{name} was {_said(run.settings[name])} and is now {_said(value)}"
-        for name, value in like.settings.items()
-        if not np.array_equal(np.asarray(run.settings[name]), np.asarray(value))
-    ]
-    if changed:
-        raise errors.CheckpointError(
-            f"Can't resume with other settings: {'; '.join(changed)}. Give the same ones, or start another run."
         )
     return step, run._replace(history={name: np.array(values) for name, values in run.history.items()})
 
