@@ -41,7 +41,7 @@ BLOCK = 20.0  # seconds denoised at once, and the frames around that their masks
 LEFT = 0.08  # of the noisy sound, in what is made of it: what a mask took away by mistake is heard again
 SILENCE = 1e-4  # a root mean square below which a clip counts as silent
 
-Samples = Float[np.ndarray, " samples"]
+Samples = Float[np.ndarray, " _"]  # of any length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +203,8 @@ def _cut(x: Samples, length: int, rng: np.random.Generator) -> Samples:
 
 
 def resampled(
-    x: Float[np.ndarray, " samples *channels"], rate: float, to: float
-) -> Float[np.ndarray, " more *channels"]:
+    x: Float[np.ndarray, " _ *channels"], rate: int | float, to: int | float
+) -> Float[np.ndarray, " _ *channels"]:
     """Sound at another number of samples a second, by soxr."""
     if rate == to:
         return x
@@ -266,8 +266,8 @@ class SoundDenoiser:
         return made.reshape(x.shape)
 
     def stream(
-        self, blocks: Iterable[Float[np.ndarray, "samples channels"]], rate: int, level: float, samples: int
-    ) -> Iterator[Float[np.ndarray, "samples channels"]]:
+        self, blocks: Iterable[Float[np.ndarray, "_ channels"]], rate: int, level: float, samples: int
+    ) -> Iterator[Float[np.ndarray, "_ channels"]]:
         """Denoise blocks of a sound that need not fit in memory.
 
         Args:

@@ -182,7 +182,7 @@ def cut(
 def period(values: Float[np.ndarray, "time channels"]) -> int | None:
     """The period of a signal, in moments: the first of the high peaks of its autocorrelation; None without one.
 
-    What changes more slowly than a fiftieth of the signal's length is taken out first.
+    What changes more slowly than over a quarter of the signal is taken out first.
     """
     from scipy.ndimage import uniform_filter1d
     from scipy.signal import find_peaks
@@ -287,13 +287,20 @@ def _coded(
     return codes, tuple(classes.tolist())
 
 
-def _auto(train: Signal, test: Signal, source: object) -> int:
-    """The window that fits a signal: whole periods, as far as the stretches are long enough."""
+def fitting_window(train: Signal, shortest: int) -> int:
+    """The window of "auto": whole periods, as many as have LEAST_WINDOW moments, a third of the shortest at most."""
+    return _fitting(train, shortest)[0]
+
+
+def _fitting(train: Signal, shortest: int) -> tuple[int, int | None]:
     lo, hi = max(train.stretches, key=lambda stretch: stretch[1] - stretch[0])
-    shortest = min(hi - lo, max(hi - lo for lo, hi in test.stretches))
     found = period(train.values[lo:hi])
     window = LEAST_WINDOW if found is None else math.ceil(LEAST_WINDOW / found) * found
-    window = max(2, min(window, shortest // 3))
+    return max(2, min(window, min(hi - lo, shortest) // 3)), found
+
+
+def _auto(train: Signal, test: Signal, source: object) -> int:
+    window, found = _fitting(train, max(hi - lo for lo, hi in test.stretches))
     why = "no period was found" if found is None else f"the period is {found}"
     say(f"{source}: the window is {window} moments ({why}).")
     return window

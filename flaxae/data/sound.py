@@ -37,6 +37,10 @@ def about(path: pathlib.Path) -> About:
     Raises:
         DataError: the file can't be read, or is cut short.
     """
+    with path.open("rb") as raw, reading(path):
+        begin, claimed = _wav_data(raw)
+    if begin and claimed == 0:
+        say(f"{path}: its header says nothing of its length, as of a recording that was cut off; all is read.")
     with _opened(path) as file:
         return About(file.samplerate, file.channels, file.subtype, file.frames)
 
@@ -123,7 +127,6 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
         raw.seek(0)
         source: Any = raw
         if begin and claimed == 0 and there > 0:
-            say(f"{path}: its header says nothing of its length, as of a recording that was cut off; all is read.")
             check_size(there, path)
             content = bytearray(raw.read())
             content[begin - 4 : begin] = struct.pack("<I", there)

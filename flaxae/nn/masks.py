@@ -17,6 +17,7 @@ TAPS = 5  # frames that a block looks at
 FLOOR = 1e-4  # of magnitudes, under their logarithm: 80 dB under a root mean square of 1
 
 Spectrum = Float[Array, "batch frames parts"]
+Found = Float[Array, "batch frames width"]
 
 
 @specs.register
@@ -65,7 +66,7 @@ class MaskEncoder(nnx.Module):
         self.inputs = nnx.Linear(bins, spec.width, rngs=rngs)
         self.blocks = nnx.List([Block(spec.width, dilation, rngs=rngs) for dilation in spec.dilations])
 
-    def __call__(self, x: Spectrum, key: Key[Array, ""] | None = None) -> tuple[Spectrum, Spectrum]:
+    def __call__(self, x: Spectrum, key: Key[Array, ""] | None = None) -> tuple[Found, Spectrum]:
         x = jnp.asarray(x)
         real, imaginary = jnp.split(x, 2, axis=-1)
         level = 0.5 * jnp.log(jnp.square(real) + jnp.square(imaginary) + FLOOR**2)
@@ -84,7 +85,7 @@ class Block(nnx.Module):
         self.linear = nnx.Linear(width, width, rngs=rngs)
         self.dilation = dilation
 
-    def __call__(self, x: Spectrum) -> Spectrum:
+    def __call__(self, x: Found) -> Found:
         reach = TAPS // 2 * self.dilation
         padded = jnp.pad(self.norm(x), ((0, 0), (reach, reach), (0, 0)))
         frames = x.shape[1]
@@ -98,7 +99,7 @@ class MaskDecoder(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.outputs = nnx.Linear(width, 2 * bins, rngs=rngs)
 
-    def __call__(self, z: tuple[Spectrum, Spectrum], key: Key[Array, ""] | None = None) -> Spectrum:
+    def __call__(self, z: tuple[Found, Spectrum], key: Key[Array, ""] | None = None) -> Spectrum:
         found, x = z
         real, imaginary = jnp.split(x, 2, axis=-1)
         level, turn = jnp.split(self.outputs(self.norm(found)), 2, axis=-1)
