@@ -107,7 +107,7 @@ def root_mean_square(x: np.ndarray) -> float:
     return math.sqrt(float(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
 
 
-def mixed(clean: Samples, noise: Samples, snr: float) -> Samples:
+def mixed(clean: Samples, noise: Samples, snr: int | float) -> Samples:
     """The sum of a sound and noise, at that ratio of their energies in dB. Silence stays as it is."""
     level = root_mean_square(noise)
     if level == 0:

@@ -96,7 +96,7 @@ class Trained:
         target: str | os.PathLike[str],
         function: Callable[[np.ndarray], np.ndarray],
         *,
-        of_image: Callable[[np.ndarray, Scaling], np.ndarray],
+        of_image: Callable[[np.ndarray, Scaling], np.ndarray] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Read new data, apply `function` to the examples or `of_image` to each image, and write the result.
@@ -119,10 +119,13 @@ class Trained:
         if data.images.holds(source):
             images = self.images(source, max_pixels=max_pixels)
             say(images.summary())
+            if of_image is None:
+                raise errors.ConfigError(f"{source} holds images: say by `of_image` what becomes of each.")
+            made_of = of_image
 
             def converted(i: int, image: np.ndarray) -> np.ndarray:
                 low, high = images.range_of(i)
-                return of_image(image, Scaling((low,), (high - low,), image.dtype.name))
+                return made_of(image, Scaling((low,), (high - low,), image.dtype.name))
 
             images.convert(target, converted)
             return

@@ -171,8 +171,10 @@ def test_files_and_folders_are_converted(tmp_path, denoiser, rng, capsys):
 def test_training_lowers_the_error_and_what_is_saved_does_the_same(tmp_path, clips, rng, monkeypatch):
     monkeypatch.setattr(sound, "default_config", lambda: SMALL)
     history = []
-    trained = sound.fit(clips, RATE, steps=40, seed=1, show=False, on_epoch=lambda epoch: history.append(epoch["loss"]))
-    assert len(history) == 1
+    trained = sound.fit(
+        clips, RATE, steps=200, seed=1, show=False, on_epoch=lambda epoch: history.append(epoch["loss"])
+    )
+    assert all(np.isfinite(history))
     noisy = sound.mixed(np.tile(clips[1], 3), rng.normal(size=4500).astype(np.float32), 0)
     assert sound.si_sdr(trained.denoise(noisy), np.tile(clips[1], 3)) > sound.si_sdr(noisy, np.tile(clips[1], 3))
     trained.save(tmp_path / "saved")

@@ -28,6 +28,11 @@ def look(detector: Detector, images: Images, *, show: bool = False) -> Iterator[
             images.leave_out(i, f"{images.names[i]} has {image.shape[-1]} channels; the detector was trained on "
                                 f"{detector.references.shape[-1]}.")  # fmt: skip
             continue
+        height, width = detector.references.shape[1:3]
+        if image.shape[0] < height or image.shape[1] < width:
+            images.leave_out(i, f"{images.names[i]} has {image.shape[0]} × {image.shape[1]} pixels, fewer than the "
+                                f"{height} × {width} that the detector was trained on.")  # fmt: skip
+            continue
         if image.shape == detector.references.shape[1:]:
             batch.append((i, image))
             if len(batch) == AT_ONCE:
@@ -72,18 +77,16 @@ def _together(detector: Detector, batch: list[tuple[int, np.ndarray]]) -> Iterat
 def _in_tiles(detector: Detector, image: np.ndarray) -> tuple[float, np.ndarray]:
     """The largest score of the tiles, and their heat, the mean where they overlap."""
     tile, size = detector.references.shape[1:3], image.shape[:2]
-    missing = [max(0, side - given) for side, given in zip(tile, size, strict=True)]
-    padded = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
-    corners = list(itertools.product(*map(_starts, padded.shape[:2], tile)))
-    total, times, highest = np.zeros(padded.shape[:2], np.float32), np.zeros(padded.shape[:2], np.float32), -np.inf
+    corners = list(itertools.product(*map(_starts, size, tile)))
+    total, times, highest = np.zeros(size, np.float32), np.zeros(size, np.float32), -np.inf
     for first in range(0, len(corners), AT_ONCE):
         some = corners[first : first + AT_ONCE]
-        x = np.stack([padded[y : y + tile[0], x : x + tile[1]] for y, x in some])
+        x = np.stack([image[y : y + tile[0], x : x + tile[1]] for y, x in some])
         highest = max(highest, float(detector.score(x).max()))
         for (y, left), heat in zip(some, heat_of(detector, x), strict=True):
             total[y : y + tile[0], left : left + tile[1]] += heat
             times[y : y + tile[0], left : left + tile[1]] += 1
-    return highest, (total / times)[: size[0], : size[1]]
+    return highest, total / times
 
 
 def _starts(extent: int, tile: int) -> list[int]:

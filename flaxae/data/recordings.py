@@ -467,7 +467,9 @@ def _resampled(
     )
 
 
-def _at(times: Times | None, seconds: Float[np.ndarray, " time"], at: Float[np.ndarray, " moments"]) -> Times:
+def _at(
+    times: Times | None, seconds: Float[np.ndarray, " time"], at: Float[np.ndarray, " moments"]
+) -> Shaped[np.ndarray, " moments"]:
     if times is None or times.dtype.kind != "M":
         return at
     return times[0] + np.rint((at - seconds[0]) * 1e9).astype("timedelta64[ns]")
