@@ -54,6 +54,14 @@ class Config:
     ] = "mnist"
     label: str | None = None
     """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
+    time: str | None = None
+    """The column of a table that tells the time, carried into the results and not trained on; by default found."""
+    id: tuple[str, ...] = ()
+    """Columns of a table that name its rows, carried into the results and not trained on; by default found."""
+    drop: tuple[str, ...] = ()
+    """Columns of a table to leave out."""
+    keep: tuple[str, ...] = ()
+    """Columns of a table to train on even if they look like clocks, counters or names of rows."""
     window: int | None = None
     """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments."""
     stride: int | None = None
@@ -103,11 +111,12 @@ class Config:
             )
 
 
-def load(config: Config) -> "Dataset":
-    """The data that the flags ask for."""
+def load(config: Config, **more: Any) -> "Dataset":
+    """The data that the flags ask for; `more` are further arguments of `data.load`."""
     from flaxae import data
 
-    return data.load(config.data, label=config.label, window=config.window, stride=config.stride, seed=config.seed)
+    columns = {"label": config.label, "time": config.time, "ids": config.id, "drop": config.drop, "keep": config.keep}
+    return data.load(config.data, **columns, **more, window=config.window, stride=config.stride, seed=config.seed)
 
 
 def parts(config: Config, dataset: "Dataset") -> "tuple[np.ndarray | Stream, float | np.ndarray]":

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 
 from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
-from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
+from flaxae.data import Dataset, Encoding, Framing, Roles, Scaling, Signal
 from flaxae.training import checkpoints
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
-PARTS = {"encoding": Encoding, "framing": Framing}  # of what is known of the data, where they have them
+PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # of what is known of the data, where they have them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class Trained:
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     encoding: Encoding | None = None
     framing: Framing | None = None
+    roles: Roles | None = None  # of a table's columns
 
     def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
         """New data from a file or folder: see `data.read`; of a signal the windows.

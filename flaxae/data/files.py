@@ -44,9 +44,22 @@ def read(
         raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")
     content = known.read(path)
     if known.kind == "table":
-        frame, _ = tables.checked(content, path, label=None)
+        frame = tables.checked(content, path)
         return (encoding or Encoding.of_numbers(tuple(columns or frame.columns)))(frame, path)
     return content if known.kind == "image" else as_examples(content.train, path)
+
+
+def read_table(path: str | os.PathLike[str]) -> "pd.DataFrame":
+    """A table of any format, as it is.
+
+    Raises:
+        DataError: there is no such file, it can't be used, or it holds no table.
+    """
+    path = existing(path)
+    known = None if path.is_dir() else formats.of(path)
+    if known is None or known.kind != "table":
+        raise DataError(f"{path} is no table; expected {', '.join(formats.suffixes('table'))}.")
+    return tables.checked(known.read(path), path)
 
 
 def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> Signal:
@@ -66,7 +79,7 @@ def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None =
     content = known.read(path)
     if known.kind == "signal":
         return content
-    x = content.train if known.kind == "array" else tables.checked(content, path, label=None)[0]
+    x = content.train if known.kind == "array" else tables.checked(content, path)
     return Signal(signals.as_signal(x, path, columns))
 
 

@@ -28,17 +28,19 @@ class Format:
         kind: of what its files hold.
         reader: `reader(path)` gives what the file holds.
         writer: `writer(file, path, content)` writes it (of arrays, one array) into a binary file that is open; `path`
-            is where it will be.
+            is where it will be; None of a format that is only read.
         mapper: `mapper(path)` gives an array that is not read yet, for files larger than memory.
         extra: in pyproject.toml, of the packages that the format needs beside those that are always there.
+        compressed: endings that may follow those of the format, such as .gz, whose files are packed.
     """
 
     suffixes: tuple[str, ...]
     kind: Kind
     reader: Callable[[pathlib.Path], Any]
-    writer: Callable[[IO[bytes], pathlib.Path, Any], None]
+    writer: Callable[[IO[bytes], pathlib.Path, Any], None] | None
     mapper: Callable[[pathlib.Path], Any] | None = None
     extra: str | None = None
+    compressed: tuple[str, ...] = ()
 
     def read(self, path: pathlib.Path) -> Any:
         """What the file holds.
@@ -55,6 +57,8 @@ class Format:
         Raises:
             DataError: the format can't hold that, or a package is missing that it needs.
         """
+        if self.writer is None:
+            raise DataError(f"{path.suffix} files are only read; write .csv or .npy.")
         with self._packages(path):
             self.writer(file, path, content)
 
@@ -78,7 +82,18 @@ FORMATS = (
     Format((".npy",), "array", _later("arrays.load_npy"), _later("arrays.write_npy"), _later("arrays.map_npy")),
     Format((".npz",), "array", _later("arrays.load_npz"), _later("arrays.write_npz")),
     Format((".wav",), "signal", _later("signals.read_wav"), _later("signals.write_wav")),
-    Format((".csv",), "table", _later("tables.read_csv"), _later("tables.write_csv")),
+    Format((".mat",), "array", _later("arrays.load_mat"), _later("arrays.write_mat"), extra="mat"),
+    Format(
+        (".csv", ".tsv", ".tab", ".txt", ".dat", ".data", ".out"),
+        "table",
+        _later("tables.read_text"),
+        _later("tables.write_text"),
+        compressed=(".gz", ".zip", ".xz", ".bz2"),
+    ),
+    Format((".xlsx", ".xlsm"), "table", _later("tables.read_excel"), _later("tables.write_excel"), extra="excel"),
+    Format((".json", ".jsonl", ".ndjson"), "table", _later("tables.read_json"), _later("tables.write_json")),
+    Format((".arff",), "table", _later("tables.read_arff"), None),
+    Format((".feather",), "table", _later("tables.read_feather"), _later("tables.write_feather"), extra="parquet"),
     Format((".parquet",), "table", _later("tables.read_parquet"), _later("tables.write_parquet"), extra="parquet"),
     Format(
         (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
@@ -91,8 +106,11 @@ FORMATS = (
 
 def find(path: str | os.PathLike[str]) -> Format | None:
     """The format of a file by the ending of its name; None of one that is not in the table."""
-    suffix = pathlib.Path(path).suffix.lower()
-    return next((known for known in FORMATS if suffix in known.suffixes), None)
+    *before, suffix = ("", "", *(part.lower() for part in pathlib.Path(path).suffixes))
+    for known in FORMATS:
+        if suffix in known.suffixes or (suffix in known.compressed and before[-1] in known.suffixes):
+            return known
+    return None
 
 
 def of(path: str | os.PathLike[str]) -> Format:

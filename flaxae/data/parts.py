@@ -12,6 +12,8 @@ from flaxae.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flaxae.data.roles import Roles
+
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
@@ -24,6 +26,9 @@ class Parts(NamedTuple):
     columns: tuple[str, ...] | None = None
     rate: int | None = None  # of a recording, in Hz
     test_rows: np.ndarray | None = None  # of the source that the test examples are, or begin at
+    train_rows: np.ndarray | None = None
+    roles: "Roles | None" = None  # of a table's columns
+    carried: "pd.DataFrame | None" = None  # of all rows of the source, the columns that say what they are about
 
 
 def as_examples(

@@ -1,5 +1,6 @@
 """Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
 
+import collections
 import dataclasses
 import math
 import pathlib
@@ -149,6 +150,7 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     if isinstance(parts.train, Stream):
         raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
     train = as_signal(parts.train, source)
+    parts = _named(parts)
     labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
     if parts.test is not None:
         test = as_signal(parts.test, source)
@@ -213,6 +215,24 @@ def write_wav(file: IO[bytes], path: pathlib.Path, signal: Signal) -> None:
     if signal.rate is None:
         raise DataError(f"{path}: the signal has no rate, which a .wav needs. Write .npy or .csv.")
     wavfile.write(file, signal.rate, signal.values.astype(np.float32))
+
+
+def _named(parts: Parts) -> Parts:
+    """The labels of moments as numbers where they are names: 0 for the most frequent, more for rarer; −1 for none."""
+    given = {name: getattr(parts, name) for name in ("train_labels", "test_labels")}
+    given = {name: labels.reshape(-1) for name, labels in given.items() if labels is not None}
+    if not given or all(labels.dtype.kind in "buif" for labels in given.values()):
+        return parts
+    labels = np.concatenate([labels.astype(object) for labels in given.values()])
+    known = [label for label in labels.tolist() if label is not None]
+    counts = collections.Counter(map(str, known))
+    classes = sorted(counts, key=lambda name: (-counts[name], name))
+    codes = {None: -1, **{name: code for code, name in enumerate(classes)}}
+    numbered = {
+        name: np.array([codes[None if label is None else str(label)] for label in part.tolist()])
+        for name, part in given.items()
+    }
+    return parts._replace(classes=tuple(classes), **numbered)
 
 
 def _moments(labels: np.ndarray | None, signal: np.ndarray, source: object) -> np.ndarray | None:
