@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flaxae.data.scaling import robust_moments
 from flaxae.errors import ConfigError
 
 MOST = 128  # features that covariances are kept of; of more, medians stand for what is missing
@@ -31,6 +32,7 @@ class Filling:
     def fit(cls, x: Float[np.ndarray, "rows features"]) -> "Filling":
         """Fitted to rows in which NaN is what is missing; no feature is missing everywhere."""
         centre, scale = robust_moments(x)
+        scale = np.where(scale > 0, scale, 1.0)
         features = x.shape[1]
         if features > MOST:
             return cls(centre, scale, None)
@@ -88,18 +90,6 @@ class Filling:
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise ConfigError(f"A filling of {features} features is damaged: {error}.") from error
         return made
-
-
-def robust_moments(
-    x: Float[np.ndarray, "rows columns"],
-) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-    """Each column's centre and scale, that a glitch doesn't move: mean and deviation of its inner 98 %; NaN ignored."""
-    low, high = np.nanquantile(x, [0.01, 0.99], axis=0)
-    inner = np.clip(x, low, high)
-    centre, scale = np.nanmean(inner, axis=0), np.nanstd(inner, axis=0)
-    flat = scale <= 1e-9 * np.maximum(np.abs(centre), 1e-30)
-    plain = np.where(flat, np.nanstd(x, axis=0), scale)
-    return centre, np.where(plain > 1e-9 * np.maximum(np.abs(centre), 1e-30), plain, 1.0)
 
 
 def _expected(
