@@ -15,11 +15,11 @@ import time
 
 import numpy as np
 import tyro
-from flaxae.experiments import denoise
 from jaxtyping import Float
 
 from flaxae import autoencoder, data, metrics, training
 from flaxae.autoencoder import Autoencoder
+from flaxae.experiments import _flags, denoise
 
 NOISE = 0.5
 
@@ -72,7 +72,7 @@ def report(name: str, reconstruction: np.ndarray, clean: np.ndarray, seconds: fl
 
 def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
     """A preset under the defaults of `--exp denoise`; gives a function that denoises."""
-    defaults = denoise.Config(model=name, noise=NOISE)
+    defaults = _flags.Denoise(model=name, noise=NOISE)
     model = autoencoder.build(denoise.network(defaults, "image"), train.shape[1:], seed=config.seed)
     training.fit(
         model,

@@ -35,11 +35,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tyro
 from flax import nnx
-from flaxae.experiments import finetune
 
 from flaxae import autoencoder, corruptions, data, finetuning, presets, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
+from flaxae.experiments import finetune
 from flaxae.finetuning import FineTuning, Labels, Probabilities, Targets, propagation
 from flaxae.training import checkpoints
 

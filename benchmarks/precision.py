@@ -18,10 +18,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tyro
-from flaxae.experiments import denoise
 
 from flaxae import autoencoder, data, density, metrics, presets, training
 from flaxae.autoencoder import Autoencoder
+from flaxae.experiments import _flags, denoise
 from flaxae.objectives import ELBO, Binarised
 from flaxae.training import population
 from flaxae.training.precision import PRECISIONS
@@ -52,7 +52,7 @@ class Contest(NamedTuple):
 def contests() -> dict[str, Contest]:
     return {
         "vanilla": Contest(presets.vanilla(), "MSE ↓", error),
-        "denoising": Contest(denoise.network(denoise.Config(model="denoising"), "image"), "PSNR (dB) ↑", psnr),
+        "denoising": Contest(denoise.network(_flags.Denoise(model="denoising"), "image"), "PSNR (dB) ↑", psnr),
         "variational": Contest(
             dataclasses.replace(presets.variational(), objective=Binarised(ELBO())), "−ELBO (nats) ↓", negative_elbo
         ),

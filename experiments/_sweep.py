@@ -1,116 +1,65 @@
 """Sweeps: settings varied, over several seeds, all trained as one program; a table, a figure, and the best kept."""
 
-import dataclasses
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from flaxae.experiments import _presets
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
-from flaxae import experiments
-from flaxae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from jax.sharding import Mesh
-
-    from flaxae import autoencoder
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.objectives import Objective
-    from flaxae.runs import Run
-    from flaxae.training.population import Population
+from flaxae import autoencoder, experiments, objectives
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
+from flaxae.experiments import _flags, _steps
+from flaxae.objectives import Objective
+from flaxae.parallel import distributed, processes
+from flaxae.runs import Run, plots, report
+from flaxae.training import checkpoints, population, step
+from flaxae.training.population import Population
 
 NAMES = {"lr": "learning_rate", "noise": "level"}  # of settings that `fit_population` calls otherwise
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_presets.Config):
-    """Flags of an experiment whose settings can be swept."""
-
-    sweep: tuple[str, ...] = ()
-    """Settings to vary: lr, and noise, beta, … of a model that has it. `lr=1e-3,1e-2 noise=0.1,0.3` trains all four
-    combinations and keeps the best model."""
-    seeds: int = 1
-    """How many models are trained for each of a sweep's values, from different weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
-        if self.seeds > 1 and not self.sweep:
-            raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
-        if self.sweep and "latent" not in axes(self) and self.model == "stacked":
-            raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
 
 class Measure(NamedTuple):
     """What the models of a sweep are compared by on examples not trained on: the mean of an objective, low is good."""
 
-    objective: "Objective"
+    objective: Objective
     name: str  # in results.json
     label: str  # for people, with its unit and what it was measured under
 
 
 def reconstruction() -> Measure:
     """The error of what a model makes of examples as they are."""
-    from flaxae import objectives
-
     return Measure(objectives.squared_error, "mse", "MSE")
 
 
-def axes(config: Config) -> dict[str, list[int | float]]:
-    """The names and ascending values of --sweep; sizes of the code are whole numbers.
-
-    Raises:
-        ConfigError: it is not of the form lr=1e-4,1e-3, or has a setting twice.
-    """
-    found = {}
-    for text in config.sweep:
-        name, _, values = text.partition("=")
-        try:
-            kind = int if name == "latent" else float
-            numbers = sorted({kind(value) for value in values.split(",")})
-            least = 1 if name == "latent" else 0
-            if not name or name in found or not all(least <= number < math.inf for number in numbers):
-                raise ValueError
-        except ValueError:
-            raise ConfigError(
-                f"--sweep has {text!r}; expected a setting and its values, each setting once, such as "
-                "lr=1e-4,1e-3,1e-2, noise=0.1,0.3, or sizes of the code, latent=2,8,32,128."
-            ) from None
-        found[name] = numbers
-    return found
-
-
 def compare(
-    config: Config,
-    run: "Run",
-    dataset: "Dataset",
-    model: "autoencoder.Config",
+    config: _flags.SweepFlags,
+    run: Run,
+    dataset: Dataset,
+    model: autoencoder.Config,
     measure: Measure,
     *,
-    epochs: int,
+    least: int = _steps.EPOCHS,
     **settings: Any,
 ) -> None:
     """Train a model for every combination and seed; keep the one that measures best on validation as the run's.
 
-    `epochs` and `settings` are as in `fit_population`.
+    `least` is as in `_steps.epochs`; `settings` are as in `fit_population`.
     """
-    from flaxae.parallel import processes
-    from flaxae.training import population
-
-    varied = axes(config)
+    varied = _flags.axes(config)
     for name in varied:
-        experiments.check_name("sweep", name, variable(model))
+        _flags.check_name("sweep", name, variable(model))
     settings |= {"learning_rate": config.learning_rate, **{NAMES.get(name, name): varied[name] for name in varied}}
-    x, validation = experiments.parts(config, dataset)
-    with experiments.resources(config, run) as resources:
+    x, validation = _steps.parts(config, dataset)
+    with _steps.resources(config, run) as resources:
         trained = population.fit_population(
             model,
             x,
             seeds=range(config.seed, config.seed + config.seeds),
-            epochs=epochs,
+            epochs=_steps.epochs(config, dataset, least=least),
             batch_size=config.batch_size,
             validation=validation,
             patience=config.patience,
@@ -128,32 +77,23 @@ def compare(
     evaluate(config, run, dataset, trained, measure)
 
 
-def keep(run: "Run", model: "Autoencoder", mesh: "Mesh | None") -> None:
+def keep(run: Run, model: Autoencoder, mesh: Mesh | None) -> None:
     """Save the model where `training.fit` saves a run's. Called by all processes."""
-    from flax import nnx
-
-    from flaxae.parallel import distributed
-    from flaxae.training import checkpoints
-
     weights = nnx.split(model, nnx.Param, ...)[1:]
     weights = distributed.place(weights, mesh or distributed.default_mesh())
     checkpoints.save(run.checkpoints / "best", 0, weights, keep=1)
 
 
-def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Population", measure: Measure) -> None:
+def evaluate(config: _flags.SweepFlags, run: Run, dataset: Dataset, trained: Population, measure: Measure) -> None:
     """Measure all on the test set: the table, the figure, results.json, the report."""
-    import numpy as np
-
-    from flaxae.runs import plots, report
-
-    varied, members = axes(config), trained.members
+    varied, members = _flags.axes(config), trained.members
     groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, a member a seed
     for i, member in enumerate(members):
         groups[tuple(member.settings[NAMES.get(name, name)] for name in varied)].append(i)
     validation = np.array([member.score for member in members])
     test = np.array([on_test(config, dataset, member.model, measure) for member in members])
 
-    def over_seeds(values: "np.ndarray") -> str:
+    def over_seeds(values: np.ndarray) -> str:
         return f"{values.mean():.4g} ± {values.std():.2g}" if len(values) > 1 else f"{values[0]:.4g}"
 
     seeds = f"mean ± deviation over {config.seeds} seeds" if config.seeds > 1 else "one seed"
@@ -205,36 +145,31 @@ def evaluate(config: Config, run: "Run", dataset: "Dataset", trained: "Populatio
     figures = [(f"{measure.label} of test examples over {first}: {seeds}.", "sweep")]
     finite = {name: value for name, value in results.items() if math.isfinite(value)}  # a huge rate may leave others
     title = f"A sweep of {' and '.join(varied)} on {dataset.name}"
-    _presets.finish(run, title, summary, [table], figures, finite, usage(config, run, dataset))
+    _steps.finish(run, title, summary, [table], figures, finite, usage(config, run, dataset))
 
 
 def _named(name: str, value: int | float) -> str:
     return f"{name} {value:g}"
 
 
-def on_test(config: Config, dataset: "Dataset", model: "Autoencoder", measure: Measure) -> float:
+def on_test(config: _flags.SweepFlags, dataset: Dataset, model: Autoencoder, measure: Measure) -> float:
     """The measure on the test examples, under the same noise for every model."""
-    import jax
-    from flax import nnx
-
-    from flaxae.training import step
-
     graphdef, *weights = nnx.split(model, nnx.Param, ...)
     test, key = dataset.scaling(dataset.test), jax.random.key(config.seed)
     return float(step.evaluate(graphdef, measure.objective, config.batch_size, *weights, test, key)["loss"])
 
 
-def variable(model: "autoencoder.Config") -> tuple[str, ...]:
+def variable(model: autoencoder.Config) -> tuple[str, ...]:
     """The settings that models of that kind can be swept over."""
     flags = {setting: flag for flag, setting in NAMES.items()}
     return ("lr", *(flags.get(name, name) for name in model.hyper))
 
 
-def usage(config: Config, run: "Run", dataset: "Dataset") -> str:
+def usage(config: _flags.SweepFlags, run: Run, dataset: Dataset) -> str:
     """The command that uses the model that was kept."""
     flags = {
         "from": run.folder,
-        "input": experiments.new_file(dataset),
-        "output": experiments.new_file(dataset, "made"),
+        "input": _steps.new_file(dataset),
+        "output": _steps.new_file(dataset, "made"),
     }
     return experiments.command(run.folder.parent.name, **{flag: flags[flag] for flag in config.used_with})

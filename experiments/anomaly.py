@@ -3,11 +3,13 @@
     python run.py --exp anomaly
 
 trains on one digit of the embedded MNIST and tells the nine others from it. The same command takes a table, a signal
-or a folder of images: `--data readings.csv`. All of it is taken to be normal; if up to a twentieth may not be,
-`--contamination 0.05`. With `--label COLUMN` (or a folder for each class) the detector is evaluated too: the most
-frequent class counts as normal, and no label is used in training. `--normal CLASS` trains on that class alone.
+or a folder of images: `--data readings.csv`. It is taken to be normal, but for what stands apart in a table; if up to
+a twentieth may be strange, `--contamination 0.05`. With `--label COLUMN` (or a folder for each class) the detector is
+evaluated too: the most frequent class counts as normal, and no label is used in training. `--normal CLASS` trains on
+that class alone.
 
-The run's anomalies.csv has the scores of the test part: row (counted from 0), score, p_value, flagged, and what made
+The run's anomalies.csv has the scores of the test part, or of all rows of a table, each by a detector that did not
+train on it: row (counted from 0), score, p_value, flagged, and what made
 it strange; a signal's moments.csv has them on the time line. A trained run scores new data:
 
     python run.py --exp anomaly --from runs/anomaly/1 --input new.csv --output anomalies.csv
@@ -16,22 +18,22 @@ it strange; a signal's moments.csv has them on the time line. A trained run scor
 import dataclasses
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-from flaxae.experiments import _presets
+import numpy as np
+from sklearn import metrics
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import NearestNeighbors
 
-from flaxae import experiments
+from flaxae import anomaly, autoencoder, data, experiments, presets, runs, trained
+from flaxae.anomaly import Detector, conformal, findings
+from flaxae.anomaly.findings import Findings, Rule
+from flaxae.data import Dataset, Framing, formats
 from flaxae.errors import ConfigError, DataError, RunError, unknown
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae import autoencoder
-    from flaxae.anomaly import Detector
-    from flaxae.anomaly.findings import Findings, Rule
-    from flaxae.data import Dataset, Framing
-    from flaxae.runs import Run, SavedRun
-    from flaxae.runs.report import Table
+from flaxae.experiments import _flags, _steps
+from flaxae.likelihoods import Gaussian
+from flaxae.runs import Run, SavedRun, plots, report
+from flaxae.runs.report import Table
 
 NORMAL_DIGIT = "3"  # of MNIST, by default
 FALSE_ALARMS = 0.01
@@ -39,62 +41,18 @@ SHOWN = 10
 MOST_FOR_NEIGHBOURS = 10**11  # products: the baseline takes time with training examples × test examples × values
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(experiments.Config):
-    """Flags of the anomaly experiment."""
-
-    model: str | None = None
-    """The preset to train, such as variational for --score likelihood; by default one chosen for the kind of data."""
-    latent: int | None = None
-    """Size of the code; by default the preset's."""
-    normal: str | None = None
-    """The normal class, which alone is trained on; by default labels only evaluate, the most frequent being normal."""
-    score: str | None = None
-    """How strange is measured: by default combined, or neighbours under contamination; a wrong name lists the ways."""
-    false_alarms: float | None = None
-    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's. Of a signal's windows
-    it holds as far as the time to come is like that held out."""
-    threshold: Literal["conformal", "percentile", "f1"] | None = None
-    """Conformal, the default, promises that rate; percentile is the plain quantile of held-out scores; f1 is the best
-    on held-out labels."""
-    fdr: float | None = None
-    """Flag so that of the flagged at most this fraction is normal, in expectation (Benjamini-Hochberg)."""
-    contamination: float = 0.0
-    """The fraction of the training data that may be strange: as much of each batch, the worst-fitting, is left out."""
-    members: int = 1
-    """Autoencoders trained together, whose scores are averaged."""
-    held_out: float = 0.2
-    """The fraction of the normal training examples that is kept from training, to set the threshold by."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        experiments.refuse_mesh(self)
-        for flag in ("false_alarms", "fdr", "held_out"):
-            value = getattr(self, flag)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be above 0 and below 1.")
-        if self.fdr is not None and (self.threshold or self.false_alarms):
-            raise ConfigError("--fdr is another way to flag than --threshold and --false-alarms; give one of them.")
-
-
 class Parts(NamedTuple):
     """The training part divided, as indices, and which examples are strange by the labels (None without)."""
 
-    train: "np.ndarray"
-    held_out: "np.ndarray"
-    left_out: "np.ndarray"  # strange ones that --normal keeps from training
-    strange: "np.ndarray | None"  # of the training examples
-    test_strange: "np.ndarray | None"
+    train: np.ndarray
+    held_out: np.ndarray
+    left_out: np.ndarray  # strange ones that --normal keeps from training
+    strange: np.ndarray | None  # of the training examples
+    test_strange: np.ndarray | None
 
 
-def apply(config: Config) -> None:
+def apply(config: _flags.Anomaly) -> None:
     """Score --input with the detector of --from, into --output."""
-    import numpy as np
-
-    from flaxae import runs, trained
-    from flaxae.anomaly import findings
-    from flaxae.data import formats
-
     if config.output.suffix.lower() not in formats.suffixes("table"):
         raise ConfigError(f"--output is {config.output}; scores are a table: {formats.listed('table')}.")
     saved = runs.open(config.from_)
@@ -103,21 +61,19 @@ def apply(config: Config) -> None:
         raise RunError(f"{config.from_} is no run of --exp anomaly; it has no detector.")
     about, detector = loaded.trained, loaded.detector
     rule = saved_rule(config, saved, detector, about.framing)
-    which, x = findings.read(about, config.input)
-    x = about.scaling(x)
-    found = findings.find(detector, x, which, about, rule)
+    given = findings.read(about, config.input)
+    x = about.scaling(given.x)
+    found = findings.find(detector, x, given.which, about, rule, carried=given.carried, gaps=given.gaps)
     found.write(config.output)
     if about.framing is not None:
         line = findings.time_line(detector, x, found, about)
         line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
-    experiments.print_table(strangest(found))
+    _steps.print_table(strangest(found))
     print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
 
 
-def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing: "Framing | None") -> "Rule":
+def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, framing: Framing | None) -> Rule:
     """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
-    from flaxae.anomaly.findings import Rule
-
     if config.threshold == "f1":
         raise ConfigError("--threshold f1 is chosen on labels, when a detector is trained; leave it out to use that.")
     given = {name: getattr(config, name) for name in ("threshold", "false_alarms", "fdr")}
@@ -131,15 +87,12 @@ def saved_rule(config: Config, saved: "SavedRun", detector: "Detector", framing:
 
 
 def affordable(
-    threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: "Framing | None"
-) -> "Rule":
+    threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: Framing | None
+) -> Rule:
     """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %.
 
     Of a signal's windows those count that share no moment: others say much the same.
     """
-    from flaxae.anomaly import conformal
-    from flaxae.anomaly.findings import Rule
-
     if fdr is not None:
         return Rule("fdr", fdr)
     rule = Rule(threshold or "conformal", false_alarms or FALSE_ALARMS)
@@ -162,56 +115,90 @@ def affordable(
     return rule
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Anomaly) -> None:
     """Train and evaluate a detector in a run's folder."""
-    from flaxae import anomaly, runs, trained
-
     if config.score is not None:
         anomaly.check_score(config.score)
-    dataset = experiments.in_memory(experiments.load(config))
-    parts = divide(config, dataset)
+    dataset = _steps.in_memory(_steps.load(config, marks=False))
+    in_folds = dataset.kind == "tabular" and dataset.train_rows is not None and config.threshold != "f1"
+    if in_folds:
+        dataset = whole(dataset)
+    parts = divide(config, dataset, in_folds=in_folds)
     given = (config.threshold, config.false_alarms, config.fdr)
     rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
     x = dataset.scaling(dataset.train)
     model = preset(config, dataset.kind, x)
     about = {"detector": model.to_dict(), "data": trained.describe(model, dataset)["data"]}
-    settings = {"settings": experiments.settings(config), **about}
+    settings = {"settings": _steps.settings(config), **about}
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
     started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
-    with started as run, experiments.resumable(run), experiments.resources(config, run) as resources:
-        detector = anomaly.fit(
-            x[parts.train],
-            kind=dataset.kind,
-            config=model,
-            score=config.score,
-            contamination=config.contamination,
-            held_out=x[parts.held_out],
-            members=config.members,
-            epochs=config.epochs,
-            seed=config.seed,
-            folder=run.checkpoints,
-            resume=config.resume and run.checkpoints.exists(),
-            show=True,
-            on_epoch=resources["on_epoch"],
-        )
+    with started as run, _steps.resumable(run), _steps.resources(config, run) as resources:
+        how = {
+            "kind": dataset.kind,
+            "config": model,
+            "score": config.score,
+            "contamination": "auto" if config.contamination is None else config.contamination,
+            "members": config.members,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "folder": run.checkpoints,
+            "resume": config.resume and run.checkpoints.exists(),
+            "show": True,
+            "on_epoch": resources["on_epoch"],
+        }
+        scores = None
+        if in_folds:
+            folds = folds_of(config)
+            detector, own = anomaly.fit_folds(x[parts.train], folds=folds, **how)
+            scores = np.empty(len(x), np.float32)
+            scores[parts.train] = own
+            if len(parts.left_out):
+                scores[parts.left_out] = detector.score(x[parts.left_out])
+        else:
+            detector = anomaly.fit(x[parts.train], held_out=x[parts.held_out], **how)
+        if detector.contamination:
+            print(
+                f"{detector.contamination:.2%} of the held-out examples are taken for strange and don't set the "
+                "threshold: what it promises is approximate."
+            )
         detector.save(run.folder / "detector")
         if rule.name == "f1":
             rule = dataclasses.replace(rule, threshold=best_on_labels(config, detector, x, parts))
-        evaluate(run, detector, dataset, parts, rule, seed=config.seed)
+        evaluate(config, run, detector, dataset, parts, rule, scores)
 
 
-def divide(config: Config, dataset: "Dataset") -> Parts:
-    """Which training examples train, and which set the threshold, with a line on what labels are used for."""
-    import numpy as np
+def whole(dataset: Dataset) -> Dataset:
+    """A table whose rows are all to be trained on and, by other folds, scored; in the order of its file."""
+    order = np.argsort(np.concatenate([dataset.train_rows, dataset.test_rows]))
+    x = np.concatenate([dataset.train, dataset.test])[order]
+    labels = None
+    if dataset.train_labels is not None:
+        labels = np.concatenate([dataset.train_labels, dataset.test_labels])[order]
+    rows = np.arange(len(x))
+    return dataclasses.replace(
+        dataset, train=x, test=x, train_labels=labels, test_labels=labels, train_rows=rows, test_rows=rows
+    )
 
-    from flaxae import anomaly
 
+def folds_of(config: _flags.Anomaly) -> int:
+    """The number of folds, of which each is --held-out once."""
+    return max(2, round(1 / config.held_out))
+
+
+def divide(config: _flags.Anomaly, dataset: Dataset, *, in_folds: bool = False) -> Parts:
+    """Which training examples train, and which set the threshold, with a line on what labels are used for.
+
+    By folds, all of them do both.
+    """
     normal, examples = normal_class(config, dataset), np.arange(len(dataset.train))
     labels = (dataset.train_labels, dataset.test_labels)
-    strange, test_strange = (None if normal is None or part is None else part != normal for part in labels)
+    strange, test_strange = (
+        None if normal is None or part is None else (part != normal) & (part >= 0) for part in labels
+    )
     left_out = examples[:0]
     if normal is not None and (config.normal or config.data == "mnist"):
-        examples, left_out = examples[~strange], examples[strange]
+        is_normal = dataset.train_labels == normal
+        examples, left_out = examples[is_normal], examples[~is_normal]
         print(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
     elif strange is not None and strange.any():
         print(
@@ -220,6 +207,8 @@ def divide(config: Config, dataset: "Dataset") -> Parts:
         )
     if config.threshold == "f1" and (strange is None or strange.all() or not strange.any()):
         raise ConfigError("--threshold f1 is chosen on labels of the training part, normal and strange ones.")
+    if in_folds:
+        return Parts(examples, examples, left_out, strange, test_strange)
     apart = dataset.framing.apart if dataset.framing else None
     train, held_out = anomaly.hold_out(examples, config.held_out, config.seed, apart=apart)
     if len(held_out) == 0:
@@ -230,17 +219,15 @@ def divide(config: Config, dataset: "Dataset") -> Parts:
     return Parts(train, held_out, left_out, strange, test_strange)
 
 
-def normal_class(config: Config, dataset: "Dataset") -> int | None:
+def normal_class(config: _flags.Anomaly, dataset: Dataset) -> int | None:
     """The code of the normal class; None without labels."""
-    import numpy as np
-
     given = config.normal or (NORMAL_DIGIT if config.data == "mnist" else None)
     if dataset.classes is None:
         if given is not None:
             raise ConfigError(f"--normal is {given!r}, but the data have no labels; name their column by --label.")
         return None
     labels = dataset.test_labels if dataset.train_labels is None else dataset.train_labels
-    counts = np.bincount(labels, minlength=len(dataset.classes))
+    counts = np.bincount(labels[labels >= 0], minlength=len(dataset.classes))
     if given is not None:
         if given not in dataset.classes:
             raise ConfigError(unknown("--normal", given, dataset.classes))
@@ -256,11 +243,8 @@ def normal_class(config: Config, dataset: "Dataset") -> int | None:
     return int(counts.argmax())
 
 
-def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
+def preset(config: _flags.Anomaly, kind: str, x: np.ndarray) -> autoencoder.Config:
     """The autoencoder that the flags ask for."""
-    from flaxae import anomaly, presets
-    from flaxae.likelihoods import Gaussian
-
     if config.model is None:
         made = anomaly.default_config(kind, anomaly.Views(kind)(x[:1]).shape[1:])
     else:
@@ -268,50 +252,57 @@ def preset(config: Config, kind: str, x: "np.ndarray") -> "autoencoder.Config":
     return made.with_latent(config.latent) if config.latent else made
 
 
-def best_on_labels(config: Config, detector: "Detector", x: "np.ndarray", parts: Parts) -> float:
+def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, parts: Parts) -> float:
     """The threshold of the best F1 on the held-out examples, and as large a part of those left out."""
-    import numpy as np
-
-    from flaxae.anomaly import conformal
-
     count = math.ceil(config.held_out * len(parts.left_out))
     others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
     chosen = np.concatenate([parts.held_out, others])
     return conformal.f1_threshold(detector.score(x[chosen]), parts.strange[chosen])
 
 
-def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts, rule: "Rule", *, seed: int) -> None:
-    """Score the test part: anomalies.csv, the tables, results.json, figures, the report."""
-    import numpy as np
+def evaluate(
+    config: _flags.Anomaly,
+    run: Run,
+    detector: Detector,
+    dataset: Dataset,
+    parts: Parts,
+    rule: Rule,
+    scores: np.ndarray | None,
+) -> None:
+    """Score the test part: anomalies.csv, the tables, results.json, figures, the report.
 
-    from flaxae.anomaly import findings
-    from flaxae.runs import plots, report
-
+    `scores` are of all rows of a table, where they were scored by folds.
+    """
     test, strange = dataset.scaling(dataset.test), parts.test_strange
     which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
-    found = findings.find(detector, test, which, dataset, rule)
+    carried = {} if dataset.carried is None else dict(dataset.carried.iloc[which].items())
+    carried = {name: values.to_numpy(object) for name, values in carried.items()}
+    found = findings.find(detector, test, which, dataset, rule, scores=scores, carried=carried)
     if dataset.test_labels is not None:
-        found.which["label"] = np.array(dataset.classes, object)[dataset.test_labels]
+        found.which["label"] = np.array([*dataset.classes, None], object)[dataset.test_labels]  # the last is of −1
     found.write(run.folder / "anomalies.csv")
 
     history = run.history()
-    results = {"train/seconds": history[-1]["seconds"], "train/epochs": len(history)}
-    results |= {"calibration/examples": len(detector.calibration), "test/flagged": int(found.flagged.sum())}
+    results = {"calibration/examples": len(detector.calibration), "test/flagged": int(found.flagged.sum())}
     results |= {} if found.threshold is None else {"threshold": found.threshold}
     tables, figures = [], []
     groups = {"held-out": detector.calibration, "test": found.scores}
     if strange is not None:
-        tables.append(flagged_table(found, strange))
-        groups = {"held-out": detector.calibration, "test, normal": found.scores[~strange]}
-        groups |= {"test, strange": found.scores[strange]}
-        results |= {name: rate for name, rate in flagged_rates(found.flagged, strange).items() if rate is not None}
-        if 0 < strange.sum() < len(test):
-            train = dataset.scaling(dataset.train[np.concatenate([parts.train, parts.held_out])])
-            ranked = {"flaxae": found.scores, **baselines(train, test, seed=seed)}
+        known = dataset.test_labels >= 0
+        everything, strange = strange, strange[known]
+        flagged, of_known = found.flagged[known], found.scores[known]
+        tables.append(flagged_table(found.threshold, flagged, strange))
+        groups = {"held-out": detector.calibration, "test, normal": of_known[~strange]}
+        groups |= {"test, strange": of_known[strange]}
+        results |= {name: rate for name, rate in flagged_rates(flagged, strange).items() if rate is not None}
+        if 0 < strange.sum() < len(strange):
+            x = dataset.scaling(dataset.train)
+            others = by_folds(x, parts, config) if scores is not None else baselines_of(x, parts, test, config.seed)
+            ranked = {"flaxae": of_known, **{name: values[known] for name, values in others.items()}}
             plots.detection(strange, ranked, run.figure("detection"))
             figures.append(("At every threshold: anomalies found, false alarms, precision.", "detection"))
             measured = {name: ranking(strange, scores) for name, scores in ranked.items()}
-            caption = f"{len(test):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
+            caption = f"{len(strange):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
             rows = [[name, *values.values()] for name, values in measured.items()]
             tables.insert(
                 0,
@@ -327,22 +318,20 @@ def evaluate(run: "Run", detector: "Detector", dataset: "Dataset", parts: Parts,
     groups = {name: scores for name, scores in groups.items() if len(scores)}
     plots.histograms(groups, run.figure("scores"), found.threshold)
     figures.insert(0, ("Scores of the held-out examples, which set the threshold, and of the test part.", "scores"))
-    figures += draw(run, detector, dataset, test, found, strange)
+    figures += draw(run, detector, dataset, test, found, None if strange is None else everything)
     curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
-    plots.curves(curves, run.figure("curves"))
-    figures.append(("Loss an epoch.", "curves"))
 
     tables.append(strangest(found))
-    new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else experiments.new_file(dataset)
+    new = "images/" if dataset.kind == "image" and dataset.scaling.dtype == "uint8" else _steps.new_file(dataset)
     usage = experiments.command("anomaly", from_=run.folder, input=new, output="anomalies.csv")
     summary = (
         f"{found.flagged.sum():,} of {len(test):,} test examples are flagged; {rule}. Trained for {len(history)} "
-        f"epochs in {results['train/seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
+        f"epochs in {history[-1]['seconds']:.0f} s. All scores are in {run.folder / 'anomalies.csv'}."
     )
-    _presets.finish(run, f"Anomalies in {dataset.name}", summary, tables, figures, results, usage)
+    _steps.finish(run, f"Anomalies in {dataset.name}", summary, tables, figures, results, usage, history=curves)
 
 
-def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, float | None]:
+def flagged_rates(flagged: np.ndarray, strange: np.ndarray) -> dict[str, float | None]:
     """Which fraction of the normal and of the strange is flagged, and of the flagged strange; None where of nothing."""
     rates = {
         "test/false_alarm_rate": flagged[~strange],
@@ -352,31 +341,43 @@ def flagged_rates(flagged: "np.ndarray", strange: "np.ndarray") -> dict[str, flo
     return {name: float(values.mean()) if len(values) else None for name, values in rates.items()}
 
 
-def flagged_table(found: "Findings", strange: "np.ndarray") -> "Table":
-    """How many normal and strange examples are flagged."""
-    from flaxae.runs import report
-
-    rates = list(flagged_rates(found.flagged, strange).values())
+def flagged_table(threshold: float | None, flagged: np.ndarray, strange: np.ndarray) -> Table:
+    """How many normal and strange examples are flagged, of those that there are."""
+    rates = list(flagged_rates(flagged, strange).values())
     parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
-    rows = [[name, int(part.sum()), int(found.flagged[part].sum()), rate] for name, part, rate in parts]
-    caption = "Flagged" if found.threshold is None else f"Flagged above a score of {found.threshold:.4g}"
+    rows = [[name, int(part.sum()), int(flagged[part].sum()), rate] for name, part, rate in parts if part.any()]
+    caption = "Flagged" if threshold is None else f"Flagged above a score of {threshold:.4g}"
     return report.Table(caption, ["", "test examples", "flagged", "fraction"], rows)
 
 
-def ranking(strange: "np.ndarray", scores: "np.ndarray") -> dict[str, float]:
+def ranking(strange: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """How well scores tell the strange apart, over all thresholds."""
-    from sklearn import metrics
-
     measures = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
     return {name: float(measure(strange, scores)) for name, measure in measures.items()}
 
 
-def baselines(train: "np.ndarray", test: "np.ndarray", *, seed: int) -> "dict[str, np.ndarray]":
-    """Scores without an autoencoder, of what the detector was given."""
-    import numpy as np
-    from sklearn.ensemble import IsolationForest
-    from sklearn.neighbors import NearestNeighbors
+def baselines_of(x: np.ndarray, parts: Parts, test: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Scores without an autoencoder, of a test part."""
+    return baselines(x[np.concatenate([parts.train, parts.held_out])], test, seed=seed)
 
+
+def by_folds(x: np.ndarray, parts: Parts, config: _flags.Anomaly) -> dict[str, np.ndarray]:
+    """Scores without an autoencoder of all rows of a table, by the folds that the detector was scored by."""
+    made: dict[str, np.ndarray] = {}
+
+    def keep(rows: np.ndarray, found: dict[str, np.ndarray]) -> None:
+        for name, values in found.items():
+            made.setdefault(name, np.empty(len(x)))[rows] = values
+
+    for others, part in anomaly.split(len(parts.train), folds_of(config), config.seed):
+        keep(parts.train[part], baselines(x[parts.train[others]], x[parts.train[part]], seed=config.seed))
+    if len(parts.left_out):
+        keep(parts.left_out, baselines(x[parts.train], x[parts.left_out], seed=config.seed))
+    return made
+
+
+def baselines(train: np.ndarray, test: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Scores without an autoencoder, of what the detector was given."""
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     made = {}
     if len(train) * test.size < MOST_FOR_NEIGHBOURS:
@@ -387,12 +388,8 @@ def baselines(train: "np.ndarray", test: "np.ndarray", *, seed: int) -> "dict[st
     return made
 
 
-def strangest(found: "Findings") -> "Table":
+def strangest(found: Findings) -> Table:
     """The table of the strangest examples, and what made them so."""
-    import numpy as np
-
-    from flaxae.runs import report
-
     rows = [
         [
             *(f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]) for values in found.which.values()),
@@ -407,20 +404,14 @@ def strangest(found: "Findings") -> "Table":
 
 
 def draw(
-    run: "Run",
-    detector: "Detector",
-    dataset: "Dataset",
-    x: "np.ndarray",
-    found: "Findings",
-    strange: "np.ndarray | None",
+    run: Run,
+    detector: Detector,
+    dataset: Dataset,
+    x: np.ndarray,
+    found: Findings,
+    strange: np.ndarray | None,
 ) -> list[tuple[str, str]]:
     """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
-    import numpy as np
-
-    from flaxae import data
-    from flaxae.anomaly import findings
-    from flaxae.runs import plots
-
     order = np.argsort(-found.scores, kind="stable")
     count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))
     ends = x[np.concatenate([order[:count], order[::-1][:count]])]
@@ -435,7 +426,7 @@ def draw(
         return [("Test images over their reconstructions; what counts in them is coloured.", "examples")]
     shown = {"Given: the strangest, then the most normal": ends, "Reconstruction": rebuilt}
     if dataset.kind == "signal":
-        shown = {name: experiments.lines(values) for name, values in shown.items()}
+        shown = {name: _steps.lines(values) for name, values in shown.items()}
     x_label = "feature" if dataset.kind == "tabular" else "moment, the channels one after the other"
     plots.line_grid(shown, run.figure("examples"), x_label=x_label, y_label="scaled")
     examples = ("Test examples over their reconstructions, the strangest first, the most normal last.", "examples")

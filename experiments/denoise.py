@@ -13,92 +13,60 @@ least error on held-out examples under --noise; so --sweep noise=0.3,0.5,0.7 tel
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from flaxae.experiments import _presets, _sweep
+import jax
+import numpy as np
 
-from flaxae import experiments
-from flaxae.errors import ConfigError
+from flaxae import (
+    autoencoder,
+    baselines,
+    corruptions,
+    data,
+    denoising,
+    experiments,
+    metrics,
+    objectives,
+    presets,
+    trained,
+    training,
+)
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
+from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.likelihoods import Bernoulli, Gaussian
+from flaxae.parallel import processes
+from flaxae.runs import Run, plots, report
+from flaxae.training import History
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae import autoencoder
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.runs import Run
-    from flaxae.training import History
-
-MODELS = ("mixer", "convolutional", "denoising")
-CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
 EPOCHS = 3  # by default, of a large set
 MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_sweep.Config):
-    """Flags of the denoising experiment."""
-
-    model: str | None = None
-    """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest.
-    `package.module:preset` is one of your own, with its own corruption."""
-    corruption: str = "gaussian"
-    """What the model learns to undo: gaussian, masking or salt_and_pepper."""
-    noise: float = 0.5
-    """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit."""
-    clip: bool = True
-    """Clip noisy images to [0, 1]."""
-    batch_size: int = 64
-    """Examples a step."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
-    ema: float | None = None
-    """Decay of a moving average of the weights, which is then what is used; such as 0.999."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model is not None and ":" not in self.model:
-            experiments.check_name("model", self.model, MODELS)
-        experiments.check_name("corruption", self.corruption, CORRUPTIONS)
-        if not self.noise > 0:
-            raise ConfigError(f"--noise is {self.noise}; it has to be above 0.")
-
-
-def apply(config: Config) -> None:
+def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, into --output."""
-    from flaxae import denoising, trained
-
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
     print(f"Denoised {config.input} into {config.output}.")
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Denoise) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
-    from flaxae import objectives, runs, trained
-    from flaxae.parallel import processes
-
-    dataset = experiments.load(config)
+    dataset = _steps.load(config)
     preset = network(config, dataset.kind)
     decay = {"weight_decay": config.weight_decay, "ema": config.ema}
-    settings = {"settings": experiments.settings(config), **trained.describe(preset, dataset)}
-    with runs.start("denoise", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+    with _steps.start("denoise", config, dataset, preset) as run:
         if config.sweep:
             measure = _sweep.Measure(objectives.DenoisingError(config.noise), "mse", f"MSE at noise {config.noise:g}")
-            epochs = _presets.epochs(config, dataset, least=EPOCHS)
-            _sweep.compare(config, run, dataset, preset, measure, epochs=epochs, **decay)
+            _sweep.compare(config, run, dataset, preset, measure, least=EPOCHS, **decay)
             return
-        model, history = _presets.train(config, run, dataset, preset, least=EPOCHS, **decay)
+        model, history = _steps.train(config, run, dataset, preset, least=EPOCHS, **decay)
         processes.leave_to_first()
         evaluate(run, model, dataset, history, seed=config.seed)
 
 
-def network(config: Config, kind: str) -> "autoencoder.Config":
+def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:
     """The denoiser that the flags ask for, on data of that kind. Images are trained for PSNR, each weighing alike."""
-    from flaxae import corruptions, objectives, presets
-    from flaxae.likelihoods import Bernoulli, Gaussian
-
     is_image = kind == "image"
     name = config.model or ("mixer" if is_image else "denoising")
     preset = presets.find(name, Bernoulli() if is_image else Gaussian())
@@ -113,21 +81,14 @@ def network(config: Config, kind: str) -> "autoencoder.Config":
     return dataclasses.replace(preset, corruption=corruption, objective=objective)
 
 
-def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "History", *, seed: int) -> None:
+def evaluate(run: Run, model: Autoencoder, dataset: Dataset, history: History, *, seed: int) -> None:
     """Denoise the test set, by the model and by simple filters: the table, results.json, figures, the report."""
-    import jax
-    import numpy as np
-
-    from flaxae import training
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.runs import plots, report
-
     clean = dataset.scaling(dataset.test)
     noisy = np.asarray(model.corrupt(clean, jax.random.key(seed)))
     denoised = {"noisy": noisy, **filtered(model, dataset, noisy, seed=seed)}
     denoised["flaxae"] = training.apply(Autoencoder.reconstruct, model, noisy)
     scores = {name: score(x, clean, dataset.kind) for name, x in denoised.items()}
-    results = {"train/seconds": history["seconds"][-1], "train/epochs": len(history["loss"])}
+    results = {}
     for name, values in scores.items():
         prefix = "test" if name == "flaxae" else f"baseline/{name}"
         results |= {f"{prefix}/{metric}": value for metric, value in values.items()}
@@ -144,9 +105,8 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     shown = {"Clean": clean[chosen], "Noisy": noisy[chosen], "Denoised": denoised["flaxae"][chosen]}
     grid = plots.image_grid if dataset.kind == "image" else plots.line_grid
     if dataset.kind == "signal":
-        shown = {name: experiments.lines(values) for name, values in shown.items()}
+        shown = {name: _steps.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("denoised"))
-    plots.curves(history, run.figure("curves"))
     usage = use(run, dataset, noisy[chosen])
     metric, unit, best = ("psnr_db", "dB", max) if "psnr_db" in scores["noisy"] else ("mse", "MSE", min)
     rival = best(scores.keys() - {"flaxae"}, key=lambda name: scores[name][metric])
@@ -157,18 +117,12 @@ def evaluate(run: "Run", model: "Autoencoder", dataset: "Dataset", history: "His
     )
     figures = [
         ("Test examples: clean, as the model was given them, as it gave them back.", "denoised"),
-        ("Loss an epoch, on the training examples and on those held out.", "curves"),
     ]
-    _presets.finish(run, f"Denoising {dataset.name}", summary, [table], figures, results, usage)
+    _steps.finish(run, f"Denoising {dataset.name}", summary, [table], figures, results, usage, history=history)
 
 
-def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, seed: int) -> dict[str, "np.ndarray"]:
+def filtered(model: Autoencoder, dataset: Dataset, noisy: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
     """The noisy test examples through simple filters, fitted and chosen on the training part alone."""
-    import jax
-    import numpy as np
-
-    from flaxae import baselines
-
     low, high = model.likelihood.support
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
     if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
@@ -182,37 +136,27 @@ def filtered(model: "Autoencoder", dataset: "Dataset", noisy: "np.ndarray", *, s
     return {name: np.clip(x, low, high) for name, x in outputs.items()}
 
 
-def score(x: "np.ndarray", clean: "np.ndarray", kind: str) -> dict[str, float]:
+def score(x: np.ndarray, clean: np.ndarray, kind: str) -> dict[str, float]:
     """Means over the test examples: PSNR (dB), SSIM and MSE of images, MSE of anything else; in the model's scale."""
-    import numpy as np
-
-    from flaxae import metrics
-
     if kind != "image":
         return {"mse": float(np.mean(np.square(x - clean)))}
     measures = {"psnr_db": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
     return {name: float(measure(x, clean).mean()) for name, measure in measures.items()}
 
 
-def examples(dataset: "Dataset", count: int = 10) -> "np.ndarray":
+def examples(dataset: Dataset, count: int = 10) -> np.ndarray:
     """Which test examples to show: one of each class where there are labels, then the first ones."""
-    import numpy as np
-
     labels = np.zeros(len(dataset.test), int) if dataset.test_labels is None else dataset.test_labels
     first_of_class = np.unique(labels, return_index=True)[1][:count]
     others = np.setdiff1d(np.arange(min(len(labels), 2 * count)), first_of_class)
     return np.concatenate([first_of_class, others])[:count]
 
 
-def use(run: "Run", dataset: "Dataset", noisy: "np.ndarray") -> str:
+def use(run: Run, dataset: Dataset, noisy: np.ndarray) -> str:
     """The command that uses the model; for images, on a strip of noisy ones that is put in the run's folder for it."""
-    import numpy as np
-
-    from flaxae import data
-
     if dataset.kind == "image" and dataset.scaling.dtype == "uint8":
         given, made = run.folder / "noisy.png", "clean.png"
         data.write(given, dataset.scaling.undo(np.concatenate(list(noisy), axis=1)))
     else:
-        given, made = experiments.new_file(dataset, "noisy"), experiments.new_file(dataset, "clean")
+        given, made = _steps.new_file(dataset, "noisy"), _steps.new_file(dataset, "clean")
     return experiments.command("denoise", from_=run.folder, input=given, output=made)

@@ -18,23 +18,20 @@ starts from the encoder of any run. A finished run classifies new data:
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
 
-from flaxae.experiments import _presets
+import numpy as np
+from flax import nnx
+from sklearn.decomposition import PCA
 
-from flaxae import experiments
+from flaxae import autoencoder, data, experiments, finetuning, runs, trained, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
 from flaxae.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from flax import nnx
-
-    from flaxae import autoencoder
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.finetuning import Classifier, FineTuning
-    from flaxae.runs import Run
-    from flaxae.trained import Trained
+from flaxae.experiments import _flags, _steps
+from flaxae.finetuning import Classifier, FineTuning
+from flaxae.runs import Run, plots, report
+from flaxae.trained import Trained, TrainedClassifier, load
+from flaxae.training import checkpoints
 
 COUNTS = (10, 100, 1000)  # of labels, beside --labels and all there are
 STEPS = 300  # of fine-tuning, and at least so many passes over the labelled examples:
@@ -46,47 +43,14 @@ ERROR_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 DISTILLED = "propagated, distilled"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_presets.Config):
-    """Flags of the fine-tuning experiment."""
-
-    model: str | None = None
-    """The preset to pre-train; by default `transformed` for images and `denoising` for the rest."""
-    labels: int = 100
-    """How many labels the strongest recipe gets, evenly of all classes."""
-    draws: int = 5
-    """How often the labels are drawn."""
-    batch_size: int = 128
-    """Examples a step of pre-training."""
-    learning_rate: float = 4e-3
-    """Of pre-training: the peak, after a warm-up and before a cosine decay."""
-
-    @property
-    def applies(self) -> bool:
-        return self.input is not None  # --from alone is what to start from
-
-    def __post_init__(self) -> None:
-        if self.input is not None or self.output is not None:
-            super().__post_init__()
-        experiments.refuse_mesh(self)
-        for flag, value in (("labels", self.labels), ("draws", self.draws)):
-            if value < 1:
-                raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
-
-
-def apply(config: Config) -> None:
+def apply(config: _flags.Finetune) -> None:
     """Write the class of each of --input, with its probability, by the classifier of --from."""
-    import numpy as np
-
-    from flaxae import data
-    from flaxae.trained import TrainedClassifier, load
-
     loaded = load(config.from_)
     if not isinstance(loaded, TrainedClassifier):
         raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
     given = loaded.trained.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp finetune takes {experiments.FORMATS}.")
+        raise ConfigError(f"{config.input} is a folder of images; --exp finetune takes {_flags.FORMATS}.")
     probabilities = loaded.probabilities(given)
     names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
     table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
@@ -94,20 +58,14 @@ def apply(config: Config) -> None:
     print(f"Wrote the classes of {config.input} into {config.output}.")
 
 
-def save(run: "Run", part: str, model: "nnx.Module") -> None:
+def save(run: Run, part: str, model: nnx.Module) -> None:
     """Keep a trained model among the checkpoints of the run."""
-    from flax import nnx
-
-    from flaxae.training import checkpoints
-
     checkpoints.save(run.checkpoints / part, 0, nnx.split(model, nnx.Param, ...)[1:], keep=1)
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Finetune) -> None:
     """Pre-train, or take the encoder of --from, and compare in a run's folder."""
-    from flaxae import runs, trained
-
-    dataset = experiments.load(config)
+    dataset = _steps.load(config)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise DataError(f"{config.data} has no labels to learn from. Name a table's column by --label.")
     numbers_of_labels(config.labels, dataset)
@@ -115,28 +73,22 @@ def train(config: Config) -> None:
         config = dataclasses.replace(config, model="transformed" if dataset.kind == "image" else "denoising")
     start = None
     if config.from_ is None:
-        preset = _presets.preset(config, dataset)
+        preset = _steps.preset(config, dataset)
     else:
         start, preset = pretrained(config, dataset)
         dataset = dataclasses.replace(dataset, scaling=start.scaling)
-    settings = {
-        "settings": {**experiments.settings(config), "from": str(config.from_)},
-        "classes": list(dataset.classes),
-        **trained.describe(preset, dataset),
-    }
-    with runs.start("finetune", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+    about = {"classes": list(dataset.classes), "from": str(config.from_)}
+    with _steps.start("finetune", config, dataset, preset, **about) as run:
         if start is None:
-            model, history = _presets.train(config, run, dataset, preset)
+            model, history = _steps.train(config, run, dataset, preset)
         else:
             model, history = start.model, None
             save(run, "best", model)
         compare(config, run, dataset, preset, model, history)
 
 
-def pretrained(config: Config, dataset: "Dataset") -> "tuple[Trained, autoencoder.Config]":
+def pretrained(config: _flags.Finetune, dataset: Dataset) -> tuple[Trained, autoencoder.Config]:
     """The autoencoder of the run --from, and what it is built from."""
-    from flaxae import autoencoder, runs, trained
-
     start = trained.autoencoder_of(config.from_)
     if start.shape != dataset.shape:
         raise ConfigError(f"{config.from_} is of examples of shape {start.shape}; these are {dataset.shape}.")
@@ -144,18 +96,14 @@ def pretrained(config: Config, dataset: "Dataset") -> "tuple[Trained, autoencode
 
 
 def compare(
-    config: Config,
-    run: "Run",
-    dataset: "Dataset",
-    preset: "autoencoder.Config",
-    model: "Autoencoder",
-    history: "dict[str, list[float]] | None",
+    config: _flags.Finetune,
+    run: Run,
+    dataset: Dataset,
+    preset: autoencoder.Config,
+    model: Autoencoder,
+    history: dict[str, list[float]] | None,
 ) -> None:
     """Measure every way to classify at every number of labels; write the figures, results.json and the report."""
-    import numpy as np
-
-    from flaxae.runs import plots, report
-
     given = features(dataset, model)
     kept = frozen(given, dataset)
     counts = numbers_of_labels(config.labels, dataset)
@@ -187,9 +135,6 @@ def compare(
     )
     draw_errors({name: {n: errors[n][name] for n in counts if name in errors[n]} for name in methods}, run)
     figures = [("Test error against the number of labels; bars are deviations over draws.", "errors")]
-    if history is not None:
-        plots.curves(history, run.figure("curves"))
-        figures.append(("Loss an epoch of pre-training, on the training examples and on those held out.", "curves"))
     results = {f"frozen/{metric}": value for metric, value in kept["code"].items()}
     for count in counts:
         for name, values in errors[count].items():
@@ -207,15 +152,14 @@ def compare(
         "Fine-tuned beats from scratch by more than two standard errors of the difference at "
         f"{', '.join(clear) or 'no number of'} labels."
     )
-    new = experiments.new_file(dataset)
+    new = _steps.new_file(dataset)
     usage = experiments.command("finetune", from_=run.folder, input=new, output="classes.csv")
-    _presets.finish(run, f"Few labels of {dataset.name}", summary, [table, codes], figures, results, usage)
+    title = f"Few labels of {dataset.name}"
+    _steps.finish(run, title, summary, [table, codes], figures, results, usage, history=history)
 
 
-def numbers_of_labels(asked: int, dataset: "Dataset") -> list[int]:
+def numbers_of_labels(asked: int, dataset: Dataset) -> list[int]:
     """Those to compare at: at least one label a class, at most all."""
-    import numpy as np
-
     known = int(np.count_nonzero(dataset.train_labels >= 0))
     classes = len(np.unique(dataset.train_labels))
     if not classes <= asked <= known:
@@ -223,13 +167,8 @@ def numbers_of_labels(asked: int, dataset: "Dataset") -> list[int]:
     return sorted({count for count in (*COUNTS, asked) if classes <= count < known} | {known})
 
 
-def features(dataset: "Dataset", model: "Autoencoder") -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+def features(dataset: Dataset, model: Autoencoder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What a classifier can be given, of the training and the test examples: values, principal components, codes."""
-    from sklearn.decomposition import PCA
-
-    from flaxae import training
-    from flaxae.autoencoder import Autoencoder
-
     parts = [dataset.scaling(part) for part in (dataset.train, dataset.test)]
     codes = [training.apply(Autoencoder.encode, model, part) for part in parts]
     raw = [part.reshape(len(part), -1) for part in parts]
@@ -237,10 +176,8 @@ def features(dataset: "Dataset", model: "Autoencoder") -> "dict[str, tuple[np.nd
     return {"raw": tuple(raw), "PCA": tuple(map(pca.transform, raw)), "code": tuple(codes)}
 
 
-def frozen(given: "dict[str, tuple[np.ndarray, np.ndarray]]", dataset: "Dataset") -> dict[str, dict[str, float]]:
+def frozen(given: dict[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> dict[str, dict[str, float]]:
     """What codes and as many principal components keep of the classes: all labels, nothing fine-tuned."""
-    from flaxae import finetuning
-
     y, new_y = dataset.train_labels, dataset.test_labels
     measured = {}
     for name in ("code", "PCA"):
@@ -256,19 +193,14 @@ def frozen(given: "dict[str, tuple[np.ndarray, np.ndarray]]", dataset: "Dataset"
 
 
 def errors_at(
-    config: Config,
+    config: _flags.Finetune,
     count: int,
-    dataset: "Dataset",
-    given: "dict[str, tuple[np.ndarray, np.ndarray]]",
-    preset: "autoencoder.Config",
-    model: "Autoencoder",
+    dataset: Dataset,
+    given: dict[str, tuple[np.ndarray, np.ndarray]],
+    preset: autoencoder.Config,
+    model: Autoencoder,
 ) -> dict[str, list[float]]:
     """Test errors (%) of every way to classify from `count` labels, one for each draw; of all labels there is one."""
-    from flax import nnx
-
-    from flaxae import autoencoder, finetuning, training
-    from flaxae.finetuning import Classifier
-
     x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
     classes, latent = len(dataset.classes), given["code"][0].shape[1]
     draws = labels_drawn(dataset, count, config.draws if count < len(x) else 1)
@@ -280,7 +212,7 @@ def errors_at(
     def probed(name: str) -> list[float]:
         return [wrong(probe.predict(given[name][1]), dataset) for probe in probes[name]]
 
-    def trained(classifiers: "list[Classifier]", plan: "FineTuning") -> list[float]:
+    def trained(classifiers: list[Classifier], plan: FineTuning) -> list[float]:
         finetuning.fit(classifiers, x, finetuning.supervised(draws, classes), plan, seed=config.seed)
         return [wrong(training.apply(Classifier.__call__, own, new).argmax(axis=1), dataset) for own in classifiers]
 
@@ -297,21 +229,17 @@ def errors_at(
     }
 
 
-def wrong(predicted: "np.ndarray", dataset: "Dataset") -> float:
+def wrong(predicted: np.ndarray, dataset: Dataset) -> float:
     """Percent of the test examples."""
     return 100 * float((predicted != dataset.test_labels).mean())
 
 
-def labels_drawn(dataset: "Dataset", count: int, draws: int) -> "list[np.ndarray]":
-    from flaxae import finetuning
-
+def labels_drawn(dataset: Dataset, count: int, draws: int) -> list[np.ndarray]:
     return [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(draws)]
 
 
-def fine_tuning(model: "Autoencoder", count: int) -> "FineTuning":
+def fine_tuning(model: Autoencoder, count: int) -> FineTuning:
     """The plan for so many labels. The inputs are corrupted as in pre-training: images transformed, values hidden."""
-    from flaxae.finetuning import FineTuning
-
     return FineTuning(
         steps=max(STEPS, PASSES * count // FineTuning.batch_size),
         layer_decay=0.7,
@@ -319,10 +247,8 @@ def fine_tuning(model: "Autoencoder", count: int) -> "FineTuning":
     )
 
 
-def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[list[float], Classifier]":
+def learn(config: _flags.Finetune, dataset: Dataset, model: Autoencoder) -> tuple[list[float], Classifier]:
     """Test errors (%) of the strongest recipe, one for each draw of labels, and the classifier of the first draw."""
-    from flaxae import finetuning
-
     plan = dataclasses.replace(
         fine_tuning(model, config.labels),
         steps=DISTILLATION_STEPS,
@@ -342,8 +268,6 @@ def learn(config: Config, dataset: "Dataset", model: "Autoencoder") -> "tuple[li
 
 def clearly_below(values: list[float], others: list[float]) -> bool:
     """Whether the mean is lower by more than two standard errors of the difference; never from one draw each."""
-    import numpy as np
-
     if min(len(values), len(others)) < 2:
         return False
     error = np.sqrt(sum(np.var(each, ddof=1) / len(each) for each in (values, others)))
@@ -352,19 +276,13 @@ def clearly_below(values: list[float], others: list[float]) -> bool:
 
 def spread(values: list[float] | None) -> str:
     """Mean ± deviation; one draw has none."""
-    import numpy as np
-
     if values is None:
         return "–"
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def draw_errors(errors: dict[str, dict[int, list[float]]], run: "Run") -> None:
+def draw_errors(errors: dict[str, dict[int, list[float]]], run: Run) -> None:
     """Test error over the number of labels, a line each, the strongest recipe as a mark."""
-    import numpy as np
-
-    from flaxae.runs import plots
-
     counts = sorted({count for by_count in errors.values() for count in by_count})
     with plots.figure_style():
         figure = plots.new_figure(8.0, 5.5)

@@ -14,66 +14,29 @@ likelihood as papers quote it: `--epochs 300 --draws 5000 --scored 10000`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import tyro
-from flaxae.experiments import _presets, _sweep
+import jax
+import numpy as np
+from scipy import stats
 
-from flaxae import experiments
-from flaxae.data import formats
-from flaxae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae import autoencoder
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.runs import Run
-    from flaxae.training import History
+from flaxae import autoencoder, data, density, experiments, objectives, trained, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
+from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.nn import heads
+from flaxae.nn.heads import Variational
+from flaxae.objectives import Binarised
+from flaxae.parallel import processes
+from flaxae.runs import Run, plots, report
+from flaxae.training import History
 
 COLUMNS, ROWS = 10, 5
 CODES_FOR_MIXTURE = 20_000
 IN_USE = 0.01  # nats of KL, from which a latent carries something (Burda et al. 2016 find the same set by its variance)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_sweep.Config):
-    """Flags of the generation experiment."""
-
-    used_with: ClassVar[tuple[str, ...]] = ("from", "output")
-
-    model: str = "vae"
-    """The preset to train; a wrong name lists them."""
-    binarise: bool = True
-    """Train and score a variational model of images on pixels drawn black or white, by their grey levels."""
-    draws: int = 500
-    """Importance samples for the likelihood of an example."""
-    scored: int = 1000
-    """Test examples to estimate the likelihood of."""
-    components: int = 32
-    """Of the Gaussian mixture, for a code without a prior."""
-    count: Annotated[
-        int,
-        tyro.conf.arg(
-            help=f"With --from, how many samples to draw; --output is {formats.listed('array', 'table')}, or for "
-            "images a folder."
-        ),
-    ] = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for flag in ("draws", "scored", "components", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
-
-
-def apply(config: Config) -> None:
+def apply(config: _flags.Generate) -> None:
     """Draw --count samples from the prior of the model of --from, into --output."""
-    import jax
-
-    from flaxae import data, trained
-
     model = trained.autoencoder_of(config.from_)
     drawn = model.scaling.undo(model.model.sample(config.count, jax.random.key(config.seed)))
     if model.kind == "image" and not config.output.suffix:
@@ -83,34 +46,24 @@ def apply(config: Config) -> None:
     print(f"Drew {config.count:,} samples into {config.output}.")
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import runs, trained
-    from flaxae.nn.heads import Variational
-    from flaxae.objectives import Binarised
-    from flaxae.parallel import processes
-
-    dataset = experiments.load(config)
-    model = _presets.preset(config, dataset)
+    dataset = _steps.load(config)
+    model = _steps.preset(config, dataset)
     binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))
-    settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
-    with runs.start("generate", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+    with _steps.start("generate", config, dataset, model) as run:
         if config.sweep:
-            epochs = _presets.epochs(config, dataset)
-            _sweep.compare(config, run, dataset, model, measure(model), epochs=epochs)
+            _sweep.compare(config, run, dataset, model, measure(model))
             return
-        network, history = _presets.train(config, run, dataset, model)
+        network, history = _steps.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(config, run, network, history, dataset, binarise=binarise)
 
 
-def measure(model: "autoencoder.Config") -> _sweep.Measure:
+def measure(model: autoencoder.Config) -> _sweep.Measure:
     """What a sweep ranks by: −ELBO, at β = 1 whatever a model was trained under; or the error without a prior."""
-    from flaxae import objectives
-    from flaxae.nn.heads import Variational
-
     if not isinstance(model.head, Variational):
         return _sweep.reconstruction()
     bound = objectives.ImportanceWeighted(samples=1)  # a single sample's: the ELBO
@@ -119,16 +72,11 @@ def measure(model: "autoencoder.Config") -> _sweep.Measure:
 
 
 def evaluate(
-    config: Config, run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset", *, binarise: bool
+    config: _flags.Generate, run: Run, model: Autoencoder, history: History, dataset: Dataset, *, binarise: bool
 ) -> None:
     """Draw samples, interpolations and maps; measure the likelihood; write results.json and the report."""
-    import numpy as np
 
-    from flaxae import data
-    from flaxae.nn import heads
-    from flaxae.runs import plots, report
-
-    def decode(z: "np.ndarray") -> "np.ndarray":
+    def decode(z: np.ndarray) -> np.ndarray:
         return np.asarray(model.decode(np.asarray(z, np.float32)))
 
     is_variational = isinstance(model.head, heads.Probabilistic)
@@ -146,7 +94,7 @@ def evaluate(
         ("Samples.", "samples"),
         ("From one test example, left, to another, in equal steps of the code.", "interpolations"),
     ]
-    results = {"train/seconds": history["seconds"][-1], "train/epochs": len(history["loss"])}
+    results = {}
     tables, summary = [], f"{len(samples)} samples are in {run.folder}, drawn from a Gaussian mixture of the codes."
     if is_variational:
         scores, kl = likelihood(config, model, dataset, binarise=binarise)
@@ -168,27 +116,18 @@ def evaluate(
         if kl.size == 2:
             draw(latent_map(decode), run, "map")
             figures.append(("The code's plane: quantiles 5 to 95 % of both latents.", "map"))
-    plots.curves(history, run.figure("curves"))
-    figures.append(("Loss an epoch, on the training examples and on those held out.", "curves"))
     usage = (
-        experiments.command("generate", from_=run.folder, output=experiments.new_file(dataset, "samples"))
+        experiments.command("generate", from_=run.folder, output=_steps.new_file(dataset, "samples"))
         if is_variational
         else f'import flaxae\nflaxae.load("{run.folder}").decode(z)'
     )
-    _presets.finish(run, f"Generating {dataset.name}", summary, tables, figures, results, usage)
+    _steps.finish(run, f"Generating {dataset.name}", summary, tables, figures, results, usage, history=history)
 
 
 def sample(
-    config: Config, model: "Autoencoder", dataset: "Dataset", decode: "Callable[[np.ndarray], np.ndarray]"
-) -> "np.ndarray":
+    config: _flags.Generate, model: Autoencoder, dataset: Dataset, decode: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """From the prior of the code where it has one, else from a mixture fitted to the codes of training examples."""
-    import jax
-    import numpy as np
-
-    from flaxae import density, training
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.nn import heads
-
     if isinstance(model.head, heads.Probabilistic):
         return np.asarray(model.sample(ROWS * COLUMNS, jax.random.key(config.seed)))
     codes = training.apply(Autoencoder.encode, model, dataset.scaling(dataset.train[:CODES_FOR_MIXTURE]))
@@ -198,38 +137,25 @@ def sample(
 
 
 def interpolations(
-    model: "Autoencoder", dataset: "Dataset", decode: "Callable[[np.ndarray], np.ndarray]"
-) -> "dict[str, np.ndarray]":
+    model: Autoencoder, dataset: Dataset, decode: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
     """Between the first test examples, in pairs: the means of p(x | z) along straight lines of the code."""
-    import numpy as np
-
-    from flaxae import training
-    from flaxae.autoencoder import Autoencoder
-
     pairs = min(ROWS, len(dataset.test) // 2)
     codes = training.apply(Autoencoder.encode, model, dataset.scaling(dataset.test[: 2 * pairs]))
     share = np.linspace(0, 1, COLUMNS)[:, None]
     return {str(i + 1): decode((1 - share) * codes[2 * i] + share * codes[2 * i + 1]) for i in range(pairs)}
 
 
-def latent_map(decode: "Callable[[np.ndarray], np.ndarray]") -> "dict[str, np.ndarray]":
+def latent_map(decode: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
     """What the plane of a 2-D code decodes to, at equal steps of the prior's probability."""
-    import numpy as np
-    from scipy import stats
-
     at = stats.norm.ppf(np.linspace(0.05, 0.95, COLUMNS))
     return {f"{up:+.2f}": decode(np.stack([at, np.full(COLUMNS, up)], axis=1)) for up in at[::-1]}
 
 
 def likelihood(
-    config: Config, model: "Autoencoder", dataset: "Dataset", *, binarise: bool
-) -> "tuple[dict[str, float], np.ndarray]":
+    config: _flags.Generate, model: Autoencoder, dataset: Dataset, *, binarise: bool
+) -> tuple[dict[str, float | int], np.ndarray]:
     """ELBO, −log p(x) by importance sampling, KL in all, latents in use; and the KL of each latent. Nats."""
-    import jax
-    import numpy as np
-
-    from flaxae import density
-
     x = dataset.scaling(dataset.test)
     if binarise:
         x = np.asarray(jax.random.bernoulli(jax.random.key(config.seed), x), np.float32)
@@ -244,15 +170,11 @@ def likelihood(
     }, kl
 
 
-def grid(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
+def grid(rows: dict[str, np.ndarray], run: Run, name: str) -> None:
     """Rows of images as the run's figure of that name."""
-    from flaxae.runs import plots
-
     plots.image_grid(rows, run.figure(name))
 
 
-def curves(rows: "dict[str, np.ndarray]", run: "Run", name: str) -> None:
+def curves(rows: dict[str, np.ndarray], run: Run, name: str) -> None:
     """Rows of signals or table rows as the run's figure of that name."""
-    from flaxae.runs import plots
-
-    plots.line_grid({row: experiments.lines(values) for row, values in rows.items()}, run.figure(name))
+    plots.line_grid({row: _steps.lines(values) for row, values in rows.items()}, run.figure(name))

@@ -11,80 +11,53 @@ answers it, and --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, 
 keeps the best. A trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
 """
 
-import dataclasses
 import itertools
 import math
-from typing import TYPE_CHECKING
 
-from flaxae.experiments import _presets, _sweep
+import numpy as np
 
-from flaxae import experiments
-from flaxae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.runs import Run
-    from flaxae.training import History
+from flaxae import experiments, trained, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
+from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.parallel import processes
+from flaxae.runs import Run, plots, report
+from flaxae.training import History
 
 MEMORISES = 1.5  # the error on unseen examples over that on training examples, from which the report says so
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_sweep.Config):
-    """Flags of the reconstruction experiment."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "latent" in _sweep.axes(self) and (len(self.sweep) > 1 or self.seeds > 1):
-            raise ConfigError(
-                "A --sweep of latent goes alone: sizes of the code are trained one by one, one seed each."
-            )
-
-
-def apply(config: Config) -> None:
+def apply(config: _flags.Reconstruct) -> None:
     """Reconstruct --input with the model of --from, into --output."""
-    from flaxae import trained
-
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, model.reconstruct)
     print(f"Reconstructed {config.input} into {config.output}.")
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Reconstruct) -> None:
     """Train and evaluate in a run's folder: one model, or one a size."""
-    from flaxae import runs, trained
-    from flaxae.parallel import processes
-
-    dataset = experiments.load(config)
-    model = _presets.preset(config, dataset)
-    settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
-    with runs.start("reconstruct", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
-        if "latent" in _sweep.axes(config):
+    dataset = _steps.load(config)
+    model = _steps.preset(config, dataset)
+    with _steps.start("reconstruct", config, dataset, model) as run:
+        if "latent" in _flags.axes(config):
             compare_sizes(config, run, dataset)
         elif config.sweep:
-            epochs = _presets.epochs(config, dataset)
-            _sweep.compare(config, run, dataset, model, _sweep.reconstruction(), epochs=epochs)
+            _sweep.compare(config, run, dataset, model, _sweep.reconstruction())
         else:
-            network, history = _presets.train(config, run, dataset, model)
+            network, history = _steps.train(config, run, dataset, model)
             processes.leave_to_first()
             evaluate(run, network, history, dataset)
 
 
-def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
+def compare_sizes(config: _flags.Reconstruct, run: Run, dataset: Dataset) -> None:
     """Train a model of each size and draw the elbow."""
-    from flaxae.parallel import processes
-    from flaxae.runs import plots, report
-
     errors, pca = {}, {}
-    for latent in _sweep.axes(config)["latent"]:
+    for latent in _flags.axes(config)["latent"]:
         print(f"latent {latent}")
-        preset = _presets.preset(config, dataset, latent=latent)
-        model, _ = _presets.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
-        errors[latent] = _presets.mean_squared_error(model, dataset.scaling(dataset.test))
-        pca[latent] = _presets.pca_error(dataset, latent)
+        preset = _steps.preset(config, dataset, latent=latent)
+        model, _ = _steps.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
+        errors[latent] = _steps.mean_squared_error(model, dataset.scaling(dataset.test))
+        pca[latent] = _steps.pca_error(dataset, latent)
     processes.leave_to_first()
     both = all(pca.values())
     table = report.Table(
@@ -104,7 +77,7 @@ def compare_sizes(config: Config, run: "Run", dataset: "Dataset") -> None:
     results |= {f"baseline/pca/mse/latent_{n}": error for n, error in pca.items() if error is not None}
     usage = experiments.command("reconstruct", model=config.model, data=config.data, latent="N")
     title = f"Reconstructing {dataset.name}"
-    _presets.finish(run, title, elbow(errors), [table], [("Error over the size of the code.", "elbow")], results, usage)
+    _steps.finish(run, title, elbow(errors), [table], [("Error over the size of the code.", "elbow")], results, usage)
 
 
 def elbow(errors: dict[int, float]) -> str:
@@ -116,22 +89,16 @@ def elbow(errors: dict[int, float]) -> str:
     return f"The error still falls by a fifth or more with every doubling up to {numbers[-1]}: try larger codes."
 
 
-def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:
+def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:
     """Measure on the test set: the table, results.json, figures, the report."""
-    import numpy as np
-
-    from flaxae import training
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.runs import plots, report
-
     x = dataset.scaling(dataset.test)
     code = training.apply(Autoencoder.encode, model, x)
     rebuilt = training.apply(Autoencoder.reconstruct, model, x)
     seen = dataset.scaling(dataset.train[: len(x)])
-    error, train_error = float(np.mean(np.square(rebuilt - x))), _presets.mean_squared_error(model, seen)
+    error, train_error = float(np.mean(np.square(rebuilt - x))), _steps.mean_squared_error(model, seen)
     spread, used = code.std(axis=0), activity(code)
     components = max(1, round(used["on"]))  # of a sparse code, as many as tell of one example
-    pca = _presets.pca_error(dataset, components)
+    pca = _steps.pca_error(dataset, components)
     errors = report.Table(
         f"{len(x):,} test examples, {dataset.name}",
         ["", "MSE"],
@@ -149,15 +116,12 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     grid = plots.image_grid if dataset.kind == "image" else plots.line_grid
     shown = {"Original": x[:10], "Reconstruction": rebuilt[:10]}
     if dataset.kind == "signal":
-        shown = {name: experiments.lines(values) for name, values in shown.items()}
+        shown = {name: _steps.lines(values) for name, values in shown.items()}
     grid(shown, run.figure("reconstructions"))
     plots.bars(spread, run.figure("activity"), x_label="unit of the code", y_label="standard deviation")
-    plots.curves(history, run.figure("curves"))
     results = {
         "test/mse": error,
         "train/mse": train_error,
-        "train/seconds": history["seconds"][-1],
-        "train/epochs": len(history["loss"]),
         "code/units_in_use": used["units"],
         "code/units_on": used["on"],
         **({} if pca is None else {"baseline/pca/mse": pca}),
@@ -165,17 +129,15 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
     figures = [
         ("Test examples over their reconstructions.", "reconstructions"),
         ("How much each unit of the code varies over the test examples.", "activity"),
-        ("Loss an epoch, on the training examples and on those held out.", "curves"),
     ]
     usage = f'import flaxae\nmodel = flaxae.load("{run.folder}")\nmodel.reconstruct(x), model.encode(x)'
     summary = f"Test MSE {error:.4g}. {memory(train_error, error)}"
-    _presets.finish(run, f"Reconstructing {dataset.name}", summary, [errors, units], figures, results, usage)
+    title = f"Reconstructing {dataset.name}"
+    _steps.finish(run, title, summary, [errors, units], figures, results, usage, history=history)
 
 
-def activity(code: "np.ndarray") -> dict[str, int | float]:
+def activity(code: np.ndarray) -> dict[str, int | float]:
     """`units` that vary over the examples by more than a hundredth of the liveliest, and how many are `on` (not 0)."""
-    import numpy as np
-
     spread = code.std(axis=0)
     return {"units": int(np.sum(spread > 0.01 * spread.max())), "on": float(np.mean(np.sum(code != 0, axis=1)))}
 

@@ -9,79 +9,56 @@ examples, are written into the run's folder as codes.npz and codes.csv. A traine
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
 
-import dataclasses
-from typing import TYPE_CHECKING
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import KNeighborsClassifier
 
-from flaxae.experiments import _presets, _sweep
-
-from flaxae import experiments
+from flaxae import atomic, data, experiments, trained, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset
 from flaxae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.data import Dataset
-    from flaxae.runs import Run
-    from flaxae.training import History
+from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.parallel import processes
+from flaxae.runs import Run, plots, report
+from flaxae.training import History
 
 SCORED = 2000  # test examples that trustworthiness is measured on: it takes time with their square
 NEIGHBOURS = 10
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_sweep.Config):
-    """Flags of the dimension-reduction experiment."""
-
-    latent: int = 2
-    """Dimensions of the map; beyond 3 the codes are scored and written, and not drawn."""
-
-
-def apply(config: Config) -> None:
+def apply(config: _flags.Reduce) -> None:
     """Write the codes of --input by the model of --from into --output."""
-    from flaxae import data, trained
-
     model = trained.autoencoder_of(config.from_)
     given = model.read(config.input)
     if isinstance(given, dict):
-        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {experiments.FORMATS}.")
+        raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {_flags.FORMATS}.")
     data.write(config.output, model.encode(given))
     print(f"Wrote the codes of {config.input} into {config.output}.")
 
 
-def train(config: Config) -> None:
+def train(config: _flags.Reduce) -> None:
     """Train and evaluate in a run's folder."""
-    from flaxae import runs, trained
-    from flaxae.parallel import processes
-
-    dataset = experiments.load(config)
-    model = _presets.preset(config, dataset)
-    settings = {"settings": experiments.settings(config), **trained.describe(model, dataset)}
-    with runs.start("reduce", config.name, settings, resume=config.resume) as run, experiments.resumable(run):
+    dataset = _steps.load(config)
+    model = _steps.preset(config, dataset)
+    with _steps.start("reduce", config, dataset, model) as run:
         if config.sweep:
-            epochs = _presets.epochs(config, dataset)
-            _sweep.compare(config, run, dataset, model, _sweep.reconstruction(), epochs=epochs)
+            _sweep.compare(config, run, dataset, model, _sweep.reconstruction())
             return
-        network, history = _presets.train(config, run, dataset, model)
+        network, history = _steps.train(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(run, network, history, dataset)
 
 
-def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dataset") -> None:
+def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:
     """Score the map beside PCA's on the test set; write the codes, the figures, results.json and the report."""
-    import numpy as np
-
-    from flaxae import training
-    from flaxae.autoencoder import Autoencoder
-    from flaxae.runs import plots, report
-
     train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     codes = [training.apply(Autoencoder.encode, model, x) for x in (train, test)]
     write(run, *codes, dataset)
     dimensions = codes[0].shape[1]
-    scores = {"flaxae": score(*codes, dataset, _presets.mean_squared_error(model, test))}
+    scores = {"flaxae": score(*codes, dataset, _steps.mean_squared_error(model, test))}
     maps = {"flaxae": codes[1]}
-    if (error := _presets.pca_error(dataset, dimensions)) is not None:
+    if (error := _steps.pca_error(dataset, dimensions)) is not None:
         principal = principal_components(train, test, dimensions)
         scores["PCA"] = score(*principal, dataset, error)
         maps["PCA"] = principal[1]
@@ -96,39 +73,33 @@ def evaluate(run: "Run", model: "Autoencoder", history: "History", dataset: "Dat
         ["", *(heads[name] for name in scores["flaxae"])],
         [[name, *values.values()] for name, values in scores.items()],
     )
-    plots.curves(history, run.figure("curves"))
-    figures = [("Loss an epoch, on the training examples and on those held out.", "curves")]
+    figures = []
     if dimensions in (2, 3):
         plots.maps(maps, run.figure("map"), labels=dataset.test_labels, classes=dataset.classes)
-        figures.insert(0, ("The test examples.", "map"))
+        figures.append(("The test examples.", "map"))
     prefixes = {"flaxae": "test", "PCA": "baseline/pca"}
-    results = {"train/seconds": history["seconds"][-1], "train/epochs": len(history["loss"])}
+    results = {}
     for name, values in scores.items():
         results |= {f"{prefixes[name]}/{metric}": value for metric, value in values.items()}
     summary = (
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
-    usage = experiments.command("reduce", from_=run.folder, input=experiments.new_file(dataset), output="codes.csv")
-    _presets.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage)
+    usage = experiments.command("reduce", from_=run.folder, input=_steps.new_file(dataset), output="codes.csv")
+    _steps.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage, history=history)
 
 
-def principal_components(train: "np.ndarray", test: "np.ndarray", dimensions: int) -> "tuple[np.ndarray, np.ndarray]":
+def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     """Both parts along the first principal components of the training part."""
-    from sklearn.decomposition import PCA
-
     pca = PCA(dimensions, random_state=0).fit(train.reshape(len(train), -1))
     return pca.transform(train.reshape(len(train), -1)), pca.transform(test.reshape(len(test), -1))
 
 
-def score(train: "np.ndarray", test: "np.ndarray", dataset: "Dataset", error: float) -> dict[str, float]:
+def score(train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float) -> dict[str, float]:
     """Of a map: whether neighbours in it are neighbours in the data, share the class of the test examples, and its MSE.
 
     Trustworthiness (Venna & Kaski 2001), at most 1, is of the first `SCORED` test examples. The class of each test
     example is voted for by its `NEIGHBOURS` nearest training examples in the map.
     """
-    from sklearn.manifold import trustworthiness
-    from sklearn.neighbors import KNeighborsClassifier
-
     x = dataset.scaling(dataset.test[:SCORED])
     neighbours = min(NEIGHBOURS, (len(x) - 1) // 2)
     scores = {}
@@ -140,12 +111,8 @@ def score(train: "np.ndarray", test: "np.ndarray", dataset: "Dataset", error: fl
     return {name: float(value) for name, value in {**scores, "mse": error}.items()}
 
 
-def write(run: "Run", train: "np.ndarray", test: "np.ndarray", dataset: "Dataset") -> None:
+def write(run: Run, train: np.ndarray, test: np.ndarray, dataset: Dataset) -> None:
     """The codes as codes.npz (train, test, and their labels) and codes.csv (training examples, then test examples)."""
-    import numpy as np
-
-    from flaxae import atomic, data
-
     labels = {"train_labels": dataset.train_labels, "test_labels": dataset.test_labels}
     known = {name: values for name, values in labels.items() if values is not None}
     with atomic.replacing(run.folder / "codes.npz") as unfinished:

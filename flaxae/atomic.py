@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the one way in which flaxae writes them."""
+"""Write files and folders so that they appear whole or not at all. All of flaxae writes through this module."""
 
 import contextlib
 import errno
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place of the same name to write a file or folder to, which takes the place of `path` once the block has ended.
+    """A temporary path of the same name, to write a file or folder to. It replaces `path` when the block ends.
 
-    The folders on the way are made. What stood at `path` stays until what is new is on the disk, also after a power
-    cut, and for good if the block raises or the process is killed; a folder can take the place of an empty one only.
-    Of two writers of one path at a time the later one succeeds.
+    Missing parent folders are made. What was at `path` stays there until the new content is on the disk, so that it
+    survives a power cut; if the block raises or the process is killed, it stays for good. A folder can only replace an
+    empty folder. If two processes write the same path at the same time, the one that began later succeeds.
 
         with atomic.replacing("codes.npz") as unfinished:
             np.savez(unfinished, codes=codes)
@@ -25,8 +25,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     left = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed
-    own = left / uuid.uuid4().hex  # so that no other writer's half is ever put in place
+    shutil.rmtree(left, ignore_errors=True)  # left by a writer that was killed
+    own = left / uuid.uuid4().hex  # so that another writer's unfinished file is never put in place
     try:
         own.mkdir(parents=True)
         unfinished = own / path.name
@@ -39,14 +39,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _to_disk(path.parent)
     finally:
         shutil.rmtree(own, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another writer's is in it
+        with contextlib.suppress(OSError):  # another writer's file is in it
             left.rmdir()
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until what the operating system holds of a file, or of a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's list of names, from the operating system's cache to the disk."""
     if path.is_dir():
-        with contextlib.suppress(OSError):  # some systems have no such thing for folders
+        with contextlib.suppress(OSError):  # some systems can't flush folders
             _sync(path, os.O_RDONLY)
     else:
         _sync(path, os.O_RDWR)

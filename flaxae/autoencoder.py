@@ -25,8 +25,8 @@ from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
 from flaxae.parallel import compilation
 
-FEW = 10**5  # numbers, which are drawn sooner than a better program to draw them is compiled
-SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, by whose names hyper-parameters go
+FEW = 10**5  # weights: below this, drawing them takes less time than compiling a faster program for it
+SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, which hold the hyper-parameters
 
 EXAMPLES = {
     "body": "MLP((512,))",
@@ -40,7 +40,7 @@ Condition = Float[Array | np.ndarray, " batch conditions"]
 
 
 class Hyper(nnx.Variable):
-    """A number that a run is trained under, not trained itself: noise level, β, the weight of a penalty."""
+    """A number that is set for the training and not trained itself: a noise level, β, the weight of a penalty."""
 
 
 class Output(NamedTuple):
@@ -53,21 +53,22 @@ class Output(NamedTuple):
 class Autoencoder(nnx.Module):
     """x ── corruption ─▶ x̃ ── encoder ─▶ h ── head ─▶ latent ── decoder ─▶ params ── likelihood ─▶ x̂.
 
-    Whatever takes x takes a tree that says more of it as well, see `flaxae.batches`.
+    Every method that takes x also takes a tree of arrays with targets, conditions, weights …: see `flaxae.batches`.
 
     Args:
-        encoder: module `(x, key) -> features`, an array [batch, *features] or a tree of such.
+        encoder: module `(x, key) -> features`, an array [batch, *features] or a tree of such arrays.
         head: module `(features, key) -> Latent`.
         decoder: module `(z, key) -> params [batch, *params]`.
-        likelihood: of the values, see `likelihoods.Likelihood`.
-        corruption: `(key, x) -> x̃`, applied in training alone.
+        likelihood: p(x | z), see `likelihoods.Likelihood`.
+        corruption: `(key, x) -> x̃`, applied in training only.
         objective: what training minimises, `(model, batch, key) -> [batch]`.
-        conditions: numbers in the condition of an example, which features and code are told besides; 0 for none.
+        conditions: how many numbers the condition of an example has; they are appended to the features and to the code.
+            0 for no condition.
 
-    One that `build` made knows its `config` and the `shape` of its examples.
+    A model that `build` made knows its `config` and the `shape` of its examples.
 
-    `hyper` holds the float fields of corruption, objective and likelihood as arrays, `model.hyper.beta[...]`; two of
-    the same name go by their parts, `model.hyper["likelihood.scale"]`.
+    `hyper` holds the float fields of corruption, objective and likelihood as arrays: `model.hyper.beta[...]`. Where two
+    have the same name, the name of the part comes first: `model.hyper["likelihood.scale"]`.
     """
 
     config: "Config | None" = None
@@ -94,17 +95,17 @@ class Autoencoder(nnx.Module):
 
     @property
     def corruption(self) -> Corruption | None:
-        """Under the model's hyper-parameters, as arrays."""
+        """The corruption with the model's hyper-parameters, as arrays."""
         return self._bound(0)
 
     @property
     def objective(self) -> Objective:
-        """Under the model's hyper-parameters, as arrays."""
+        """The objective with the model's hyper-parameters, as arrays."""
         return self._bound(1)
 
     @property
     def likelihood(self) -> Likelihood:
-        """Under the model's hyper-parameters, as arrays."""
+        """The likelihood with the model's hyper-parameters, as arrays."""
         return self._bound(2)
 
     def _bound(self, part: int) -> Any:
@@ -112,13 +113,13 @@ class Autoencoder(nnx.Module):
         return specs.bind(self.specs[part], values) if values else self.specs[part]
 
     def spec(self, name: str) -> Any:
-        """The part "corruption", "objective" or "likelihood" under the model's hyper-parameters, as plain numbers."""
+        """The part "corruption", "objective" or "likelihood" with the model's hyper-parameters, as plain numbers."""
         part = SPECS.index(name)
         values = {path: float(self.hyper[name][...]) for name, of, path in self.paths if of == part}
         return specs.bind(self.specs[part], values) if values else self.specs[part]
 
     def __call__(self, x: Examples, key: Key[Array, ""] | None = None) -> Output:
-        """With a key a pass of training, with corruption, dropout, sampling; without one the deterministic pass."""
+        """With a key, a training pass with corruption, dropout and sampling; without one, the deterministic pass."""
         batch = Batch.of(x)
         if key is None:
             return self.forward(batch.x, None, batch.condition, batch.observed)
@@ -143,7 +144,7 @@ class Autoencoder(nnx.Module):
     def features(
         self, seen: Array, key: Key[Array, ""] | None = None, condition: Condition | None = None
     ) -> PyTree[Array]:
-        """What the head is given: the encoder's features, and the condition beside them."""
+        """The head's input: the encoder's features, with the condition appended to them."""
         return self._told(self.encoder(seen, key), condition)
 
     def params(
@@ -154,7 +155,7 @@ class Autoencoder(nnx.Module):
         *,
         like: Array | None = None,
     ) -> Float[Array, " batch *params"]:
-        """The likelihood's parameters at z; cut to the size of examples `like`, where a body's grid is larger."""
+        """The likelihood's parameters at z, cropped to the size of the examples `like` if the decoder gives more."""
         params = self.decoder(self._told(z, condition), key)
         if like is not None and params.ndim == like.ndim:
             sizes = zip(params.shape[1:-1], like.shape[1:-1], strict=True)
@@ -182,16 +183,16 @@ class Autoencoder(nnx.Module):
         return jax.tree.map(tell, tree)
 
     def corrupt(self, x: Any, key: Key[Array, ""]) -> Array:
-        """x̃, what the encoder sees of x in training."""
+        """x̃, the corrupted x that the encoder sees in training."""
         x = jnp.asarray(x)
         return x if self.corruption is None else self.corruption(key, x)
 
     def log_likelihood(self, params: Float[Array, " batch *params"], batch: Batch) -> Float[Array, " batch"]:
-        """log p(wanted | params) of each example, of the values that are observed; nats."""
+        """log p(target | params) of each example, summed over its observed values; nats. The target is x by default."""
         return self.likelihood.log_prob(params, batch.wanted, where=batch.where)
 
     def encode(self, x: Examples, condition: Condition | None = None) -> PyTree[Array]:
-        """The deterministic code of x: [batch, *code], or a tree of such."""
+        """The deterministic code of x: [batch, *code], or a tree of such arrays."""
         batch = Batch.of(x)
         seen = jnp.asarray(batch.x)
         if batch.observed is not None:
@@ -203,7 +204,7 @@ class Autoencoder(nnx.Module):
         return self.likelihood.mean(self.params(jax.tree.map(jnp.asarray, z), None, condition))
 
     def reconstruct(self, x: Examples) -> Float[Array, " batch *shape"]:
-        """The mean of p(x | z) at the deterministic code of x: of a noisy x, the denoised one."""
+        """The mean of p(x | z) at the deterministic code of x. For a noisy x, this is the denoised one."""
         batch = Batch.of(x)
         return self.likelihood.mean(self(batch).params, batch.x)
 
@@ -222,7 +223,7 @@ class Autoencoder(nnx.Module):
 
 
 def own_objective(model: Autoencoder, batch: Examples, key: Key[Array, ""]) -> Any:
-    """The model's own objective under its hyper-parameters: what training takes when nothing else is asked for."""
+    """The model's own objective with its hyper-parameters: what training minimises by default."""
     return model.objective(model, batch, key)
 
 
@@ -234,11 +235,11 @@ class Config:
         body: encoder and decoder.
         head: from the encoder's features to the code.
         objective: what training minimises.
-        corruption: what training undoes; None for nothing.
-        likelihood: of the values.
+        corruption: what the model learns to undo; None for none.
+        likelihood: p(x | z).
 
     Raises:
-        ConfigError: a part is not one.
+        ConfigError: a part is of the wrong kind.
     """
 
     body: Body = MLP()
@@ -262,10 +263,10 @@ class Config:
 
     @property
     def latent(self) -> int:
-        """Numbers in the code (at each place of a grid).
+        """How many numbers the code has (at each place, if it is a grid).
 
         Raises:
-            ConfigError: the head has no such number.
+            ConfigError: the head has no field `latent`.
         """
         latent = getattr(self.head, "latent", None)
         if not isinstance(latent, int):
@@ -273,7 +274,7 @@ class Config:
         return latent
 
     def with_latent(self, latent: int) -> "Config":
-        """The same with a code of another size."""
+        """The same config with a code of another size."""
         if latent == self.latent:
             return self
         head: Any = self.head
@@ -281,25 +282,25 @@ class Config:
 
     @property
     def hyper(self) -> dict[str, float]:
-        """The hyper-parameters by name: those of the model that it builds."""
+        """The hyper-parameters of the model that this config builds, by name."""
         return _hyper(tuple(getattr(self, name) for name in SPECS))[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` undoes it.
+        """The config as values that JSON can hold; `from_dict` is the inverse.
 
         Raises:
-            ConfigError: a part that was not registered (`flaxae.register`).
+            ConfigError: a part was not registered (`flaxae.register`).
         """
         return {field.name: specs.to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """Rebuild from JSON, by the table of registered names, never an import.
+        """Rebuild a config from JSON values. Parts are looked up among the registered names, never imported.
 
         Raises:
             ConfigError: an unknown name or field, or a value out of range.
         """
-        from flaxae import presets  # noqa: F401 (which imports all stock parts, so that their names are known)
+        from flaxae import presets  # noqa: F401 (it imports all stock parts, so that their names are known)
 
         if first_form.is_of(values):
             return cls(**first_form.parts(values))
@@ -307,7 +308,7 @@ class Config:
 
 
 def _hyper(parts: tuple[Any, ...]) -> tuple[tuple[tuple[str, int, specs.Path], ...], dict[str, float]]:
-    """The float fields of corruption, objective and likelihood: (name, part, path) each, and values by name."""
+    """The float fields of corruption, objective and likelihood: (name, part, path) of each, and values by name."""
     found = [(i, path, value) for i, part in enumerate(parts) for path, value in specs.hyper(part)]
     last = [path[-1] for _, path, _ in found]
     names = [path[-1] if last.count(path[-1]) == 1 else ".".join((SPECS[i], *path)) for i, path, _ in found]
@@ -319,13 +320,13 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     """An autoencoder for examples of that `shape` (no batch axis), initialised from `seed` in one compiled call.
 
     Args:
-        conditions: numbers in the condition of an example, see `Batch.condition`.
+        conditions: how many numbers the condition of an example has, see `Batch.condition`.
 
     Raises:
-        ConfigError: parts that don't go together, or a body that doesn't take such examples.
+        ConfigError: the parts don't go together, or the body doesn't take examples of that shape.
     """
     key = jax.random.key(seed)
-    if isinstance(key, Tracer):  # in the midst of another program, which has options of its own
+    if isinstance(key, Tracer):  # while another program is traced, which has its own compiler options
         return _make(config, shape, conditions, key)
     graphdef, numbers = _abstract(config, shape, conditions)
     draw = _draw_few if numbers < FEW else _draw
@@ -359,7 +360,7 @@ def _is_shape(tree: Shapes) -> bool:
 
 
 def _output_shapes(module: nnx.Module, inputs: Shapes, pick: Callable[[Any], Any] = lambda out: out) -> Shapes:
-    """Of what a module makes of an example, found by tracing it."""
+    """The shapes of a module's output for one example, found by tracing it."""
     graphdef, state = nnx.split(module)
     examples = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s), jnp.float32), inputs, is_leaf=_is_shape)
     made = jax.eval_shape(lambda state, x: pick(nnx.merge(graphdef, state, copy=True)(x)), state, examples)
@@ -367,13 +368,13 @@ def _output_shapes(module: nnx.Module, inputs: Shapes, pick: Callable[[Any], Any
 
 
 def _wider(shapes: Shapes, more: int) -> Shapes:
-    """With so many more numbers on the last axis."""
+    """The shapes with `more` added to the last axis of each."""
     return jax.tree.map(lambda s: (*s[:-1], s[-1] + more), shapes, is_leaf=_is_shape) if more else shapes
 
 
 @functools.cache
 def _abstract(config: Config, shape: tuple[int, ...], conditions: int) -> tuple[nnx.GraphDef, int]:
-    """The structure, and how many numbers it holds. An objective that can't do with the other parts is met here."""
+    """The model's structure, and how many numbers it holds. An objective that doesn't fit the parts fails here."""
     make = functools.partial(_make, config, shape, conditions)
     model = nnx.eval_shape(make, jax.random.key(0))
     graphdef, state = nnx.split(model)
@@ -388,7 +389,7 @@ def _abstract(config: Config, shape: tuple[int, ...], conditions: int) -> tuple[
     except errors.ConfigError:
         raise
     except Exception:
-        pass  # it may want more than x: training asks it for its loss of the data themselves
+        pass  # it may need more than x, such as labels: training checks it again on the data themselves
     return graphdef, sum(leaf.size for leaf in jax.tree.leaves(state))
 
 

@@ -1,7 +1,7 @@
 """What a model is trained on: an array of examples, or a tree of arrays that says more about each of them.
 
 Everything that takes examples takes either: `fit(model, x)`, or `fit(model, {"x": noisy, "target": clean})`. An
-objective is given a batch of the same structure; `Batch.of` makes one thing of both.
+objective is given a batch of the same structure; `Batch.of` turns either into a `Batch`.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ Tree = TypeVar("Tree")
 
 
 class Batch(NamedTuple):
-    """Examples, and what is known of each. An objective of one's own may use further arrays: it is given the mapping.
+    """Examples, and what is known of each. Your own objective is given the mapping, so it may use further arrays.
 
     Args:
         x: what the model sees.
-        target: what it should make of it, of pairs (noisy in, clean out); by default x itself.
-        condition: what encoder's features and code are told besides, of a conditional model (Sohn et al. 2015).
-        label: a class, −1 where it is unknown; for objectives that take one.
-        weight: how much an example counts: as if it were there so many times.
-        observed: which values of x are there; the others are seen as 0, and not asked for.
+        target: what the model should return for x, such as the clean image of a noisy one; by default x itself.
+        condition: numbers appended to the encoder's features and to the code of a conditional model (Sohn et al. 2015).
+        label: a class, −1 where it is unknown; for objectives that use it.
+        weight: how much an example counts: 2 is the same as having the example twice.
+        observed: which values of x are known. The model sees the others as 0, and the loss leaves them out.
     """
 
     x: Values
@@ -38,10 +38,10 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, given: Any) -> "Batch":
-        """Of an array x, a mapping with "x" and any of the others, or a batch.
+        """A batch from an array x, from a mapping with "x" and any of the other fields, or from a batch.
 
         Raises:
-            DataError: a mapping without "x".
+            DataError: the mapping has no "x".
         """
         if isinstance(given, cls):
             return given
@@ -56,12 +56,12 @@ class Batch(NamedTuple):
 
     @property
     def wanted(self) -> Values:
-        """What the model should make of x."""
+        """What the model should return for x: the target, or x itself."""
         return self.x if self.target is None else self.target
 
     @property
     def where(self) -> Bool[Array | np.ndarray, " batch *shape"] | None:
-        """Which of the values wanted are known; None for all. Of pairs, all of the target's are."""
+        """Which of the `wanted` values are known; None for all. A separate target is always known in full."""
         return self.observed if self.target is None else None
 
 
@@ -69,17 +69,17 @@ Examples = Union[Values, Mapping[str, Any], Batch]  # noqa: UP007 (jaxtyping's t
 
 
 def replaced(given: Any, x: Any) -> Any:
-    """What was given, an array or a tree, with another x."""
+    """The given array, mapping or batch with another x."""
     if isinstance(given, Batch):
         return given._replace(x=x)
     return {**given, "x": x} if isinstance(given, Mapping) else x
 
 
 def count(examples: Any) -> int:
-    """How many there are.
+    """How many examples there are.
 
     Raises:
-        DataError: the arrays of a tree have other lengths than each other.
+        DataError: the arrays of a tree differ in length.
     """
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1 or () in lengths:
@@ -92,5 +92,5 @@ def count(examples: Any) -> int:
 
 
 def take(examples: Tree, index: Any) -> Tree:
-    """Those examples of each array: a slice, or an array of numbers."""
+    """The examples at `index`, a slice or an array of numbers, of each array."""
     return jax.tree.map(lambda leaf: leaf[index], examples)

@@ -66,17 +66,18 @@ def run(name: str, arguments: list[str]) -> None:
     """Read the experiment's flags, then train or apply. What is heavy is imported after the flags are read."""
     import tyro
 
+    from flaxae.experiments import _flags  # pyright: ignore[reportMissingImports]
     from flaxae.parallel import processes
 
-    experiment = importlib.import_module(f"flaxae.experiments.{name}")
     prog = experiments.command(name)
-    description = (experiment.__doc__ or "").replace(f"python run.py --exp {name}", prog)
-    config = tyro.cli(experiment.Config, args=arguments, prog=prog, description=description)
+    description = experiments.description(name).replace(f"python run.py --exp {name}", prog)
+    config = tyro.cli(_flags.FLAGS[name], args=arguments, prog=prog, description=description)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
     if config.cache:
         from flaxae.parallel.compilation import enable_cache
 
         enable_cache()
+    experiment = importlib.import_module(f"flaxae.experiments.{name}")
     with processes.together():
         (experiment.apply if config.applies else experiment.train)(config)
 

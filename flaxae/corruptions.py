@@ -2,8 +2,8 @@
 
 A corruption is any `(key, x) -> x̃` of the same shape as `x`: a function, or a frozen dataclass. It is called inside the
 compiled step with a fresh key, so that no example is ever seen with the same noise twice. Its float fields, such as
-`level`, are hyper-parameters (see `flaxae.specs`): changing one compiles nothing, and members of a population may each
-have their own.
+`level`, are hyper-parameters (see `flaxae.specs`): changing one compiles nothing, and each member of a population may
+have its own.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class GaussianNoise:
     """Add normal noise of standard deviation `level`.
 
     Args:
-        level: the deviation, in the units of the (scaled) data.
+        level: the standard deviation, in the units of the (scaled) data.
         clip: bounds that the noisy values are clipped to.
     """
 
@@ -53,7 +53,7 @@ class GaussianNoise:
 class Masking:
     """Set each value to 0 with probability `level`."""
 
-    hides = True  # what it changes is 0 afterwards
+    hides = True  # it sets values to 0 and changes no others
     level: float = 0.5
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Masking:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class SaltAndPepper:
-    """Set each value to 0 or to 1, evenly, with probability `level`; for data scaled to [0, 1]."""
+    """With probability `level`, set a value to 0 or 1, both equally likely; for data scaled to [0, 1]."""
 
     level: float = 0.1
 
@@ -81,11 +81,11 @@ class SaltAndPepper:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """Set whole patches to 0, each with probability `level`: what the neighbours of a value give away goes with it.
+    """Set whole patches to 0, each with probability `level`, so that a value can't be guessed from its neighbours.
 
-    Patches are squares of `size` pixels in images, [batch, height, width, channels], with all their channels, and runs
-    of `size` in signals, [batch, time, channels]; in tables, [batch, columns], where no column is nearer than another,
-    single values.
+    In images, [batch, height, width, channels], patches are squares of side `size` with all their channels. In signals,
+    [batch, time, channels], they are runs of `size` moments. In tables, [batch, columns], where columns have no order,
+    they are single values.
     """
 
     hides = True
@@ -114,4 +114,4 @@ CORRUPTIONS = {
     "patches": Patches,
     "transform": Transform,
 }
-"""The stock ones by the names that flags have for them; each takes a `level`."""
+"""The stock corruptions by their names on the command line; each takes a `level`."""

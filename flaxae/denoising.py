@@ -1,4 +1,4 @@
-"""Denoising with a trained model: images of any size, tables, whatever it was trained on."""
+"""Denoising with a trained model: images of any size, tables and signals."""
 
 import itertools
 
@@ -12,12 +12,12 @@ from flaxae.trained import Trained
 
 
 def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The model's reconstruction of noisy data, in the shape, units and dtype that they came in.
+    """The model's reconstruction of noisy data, in the shape, units and dtype of `noisy`.
 
-    Images are [height, width, channels], or [images, height, width, channels]; the last axis may be missing where the
-    model has one channel. They may be of any size: what is larger than the images of training is cut into tiles that
-    overlap by half, and blended; what is smaller is extended at its edge. A model of one channel takes the channels of
-    a colour image one by one. Other data are [examples, *shape] as in training.
+    Images are [height, width, channels] or [images, height, width, channels]; the last axis may be missing if the
+    model has one channel. They may be of any size. An image larger than those of the training is cut into tiles that
+    overlap by half, and the results are blended; a smaller one is extended at its edges. A model of one channel
+    denoises the channels of a colour image one by one. Other data are [examples, *shape] as in training.
 
     Raises:
         DataError: the shape doesn't fit the model, or values are not finite or out of range.
@@ -46,7 +46,7 @@ def denoise(trained: Trained, noisy: Shaped[np.ndarray, "..."]) -> Shaped[np.nda
 def _tiled(
     trained: Trained, images: Float[np.ndarray, " n height width channels"]
 ) -> Float[np.ndarray, " n height width channels"]:
-    """Reconstruct images of any size by a model of a fixed one, blending the tiles under a raised cosine."""
+    """Reconstruct images of any size with a model of fixed size: tiles, blended with a raised-cosine window."""
     n, *size, channels = images.shape
     tile = trained.shape[:2]
     missing = [max(0, side - given) for side, given in zip(tile, size, strict=True)]
@@ -66,12 +66,12 @@ def _tiled(
 
 
 def _starts(extent: int, tile: int) -> list[int]:
-    """Where tiles begin along one side: every half tile, and one flush with the end."""
+    """Where tiles begin along one side: every half tile, and the last one flush with the end."""
     return sorted({*range(0, extent - tile, max(1, tile // 2)), extent - tile})
 
 
 def _scaling(trained: Trained, dtype: np.dtype) -> Scaling:
-    """To [0, 1] from the units that these images come in, which need not be those of training."""
+    """The scaling to [0, 1] from the units of images of that dtype, which may differ from those of the training."""
     if dtype.name == trained.scaling.dtype:
         return trained.scaling
     full = float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0

@@ -1,4 +1,4 @@
-"""Densities: how probable a variational model finds data, and a density of codes that lets any model sample."""
+"""Densities: the likelihood of data under a variational model, and a density of codes that lets any model sample."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch, Examples
 from flaxae.objectives import check_probabilistic, log_weights
 
-DECODED_AT_ONCE = 4096  # codes: what the decoder's widest layer makes of them has to stay small
+DECODED_AT_ONCE = 4096  # codes; it bounds the memory of the decoder's widest layer
 
 
 def negative_log_likelihood(
@@ -25,7 +25,7 @@ def negative_log_likelihood(
 ) -> Float[np.ndarray, " examples"]:
     """−log 1/K Σ_k p(x, z_k) / q(z_k | x) of each example, K = `samples`; nats (Burda et al. 2016, section 5).
 
-    An upper bound in expectation, which K makes tight. Nothing is corrupted, dropout is off.
+    In expectation this is an upper bound of −log p(x), tighter for larger K. x is not corrupted, and dropout is off.
 
     Raises:
         ConfigError: the model's head gives no q(z | x).
@@ -56,7 +56,7 @@ def log_mean_weight(
     x: Examples,
     key: Key[Array, ""],
 ) -> Float[Array, " batch"]:
-    """log of the mean of `samples` importance weights, by a loop over `chunk` of them at a time."""
+    """The log of the mean of `samples` importance weights, computed `chunk` at a time in a loop."""
     model = nnx.merge(graphdef, state, copy=True)
     batch = Batch.of(x)
 
@@ -70,14 +70,14 @@ def log_mean_weight(
 
 
 class Elbo(NamedTuple):
-    """The two terms of log p(x) ≥ log p(x | z) − Σ_j KL_j, nats."""
+    """The two terms of log p(x) ≥ log p(x | z) − Σ_j KL_j; nats."""
 
     log_likelihood: Float[Array | np.ndarray, " examples"]  # at one z ~ q(z | x)
-    kl: Float[Array | np.ndarray, " examples *code"]  # in the terms that the head gives
+    kl: Float[Array | np.ndarray, " examples *code"]  # the terms KL_j, as the head gives them
 
 
 def elbo(model: Autoencoder, x: Examples, *, seed: int = 0, batch_size: int = 1024) -> Elbo:
-    """The evidence lower bound of each example, in its terms, whatever β the model was trained with.
+    """The two terms of each example's evidence lower bound; nats. They don't depend on the β of the training.
 
     Raises:
         ConfigError: the model's head gives no q(z | x).
@@ -104,7 +104,7 @@ def _elbo(graphdef: nnx.GraphDef, state: nnx.State, x: Examples, key: Key[Array,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of normals: a density of codes, from which a model without a prior can sample."""
+    """A mixture of normals: a density of codes, so that a model without a prior can be sampled too."""
 
     weights: Float[np.ndarray, " components"]
     means: Float[np.ndarray, "components latent"]
@@ -112,10 +112,10 @@ class Mixture:
 
     @classmethod
     def fit(cls, codes: Float[np.ndarray, "examples latent"], *, components: int = 32, seed: int = 0) -> "Mixture":
-        """Fitted by expectation maximisation, with scikit-learn's `GaussianMixture`.
+        """A mixture fitted to codes by expectation maximisation, with scikit-learn's `GaussianMixture`.
 
         Raises:
-            ConfigError: there are not twice as many codes as components.
+            ConfigError: there are fewer than two codes per component.
         """
         from sklearn.mixture import GaussianMixture
 
@@ -131,7 +131,7 @@ class Mixture:
         return cls(fitted.weights_, fitted.means_, fitted.covariances_)
 
     def sample(self, n: int, *, seed: int = 0) -> Float[np.ndarray, " n latent"]:
-        """n codes, for `Autoencoder.decode`."""
+        """n codes drawn from the mixture, for `Autoencoder.decode`."""
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), n, p=self.weights / self.weights.sum())
         noise = rng.standard_normal((n, self.means.shape[1]))

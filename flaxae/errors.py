@@ -1,4 +1,4 @@
-"""What goes wrong at the boundary, in one small family.
+"""The errors that flaxae raises on purpose.
 
 Every message says what was given, what was expected, and what to do. The command line prints the
 message alone and exits with status 2; from Python the same classes are raised.
@@ -21,7 +21,7 @@ class ConfigError(FlaxaeError, ValueError):
 
 
 class RunError(FlaxaeError):
-    """A run's folder can't be used: in use, already finished, missing, or not writable."""
+    """A run's folder can't be used: it is in use, already finished, missing, or not writable."""
 
 
 class CheckpointError(FlaxaeError):
@@ -33,12 +33,12 @@ class DivergedError(FlaxaeError):
 
 
 def missing(what: str, extra: str, error: ImportError) -> str:
-    """The message where a package that only `what` needs is not installed, of that extra in pyproject.toml."""
+    """The message for a missing package that only `what` needs. `extra` is the extra in pyproject.toml that has it."""
     return f'{what} needs the package {error.name}, which can\'t be imported: `pip install "flaxae[{extra}]"`.'
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """The message for a name that is not in a table, with the nearest one that is."""
+    """The message for a name that is not among the `known` ones, with the nearest that is."""
     known = sorted(known)
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     suggestion = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Configs as version 0.1 wrote them, with a flat list of settings and names for parts: read, and never written."""
+"""Configs as version 0.1 wrote them: a flat list of settings, with names for parts. They are read, never written."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ HEADS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "gaussian": lambda v: heads.Variational(v["latent"]),
     "vector_quantized": lambda v: heads.VectorQuantizer(v["latent"], v["codebook"], v["width"]),
 }
-OBJECTIVES: dict[str, tuple[Callable[[Mapping[str, Any]], Any], tuple[str, ...]]] = {  # and what was a hyper-parameter
+OBJECTIVES: dict[str, tuple[Callable[[Mapping[str, Any]], Any], tuple[str, ...]]] = {  # and its hyper-parameters' names
     "likelihood": (lambda v: objectives.negative_log_likelihood, ()),
     "profile_likelihood": (lambda v: objectives.profile_likelihood, ()),
     "masked": (lambda v: objectives.masked, ()),
@@ -42,12 +42,12 @@ DEFAULTS = {
 
 
 def is_of(values: Mapping[str, Any]) -> bool:
-    """Whether a config's JSON values are of this form."""
+    """Whether a config's JSON values are in the form of version 0.1."""
     return isinstance(values.get("head"), str)
 
 
 def parts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The five parts of such a config.
+    """The five parts of a config of version 0.1.
 
     Raises:
         ConfigError: an unknown name, or a value out of range.
@@ -67,5 +67,5 @@ def parts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hyper(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the hyper-parameters that a model of such a config was saved with."""
+    """The names of the hyper-parameters that a model of version 0.1 was saved with."""
     return ("noise", *OBJECTIVES[values["objective"]][1])

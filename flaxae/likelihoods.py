@@ -1,11 +1,11 @@
 """Likelihoods p(x | z): everything that depends on the range of the values.
 
-The decoder's last layer has no activation; it returns the likelihood's `params`, which have one number a value of x
-(the `Bernoulli` logit, the `Gaussian` mean), or as many as `params_shape` says. The reconstruction is the likelihood's
-`mean`. So a sigmoid is never put on standardised data, and no logarithm is ever taken of one.
+The decoder's last layer has no activation. It returns the likelihood's `params`: one number per value of x (the logit
+for `Bernoulli`, the mean for `Gaussian`), or as many as `params_shape` says. The reconstruction is the likelihood's
+`mean`. So standardised data never go through a sigmoid, and no logarithm of a sigmoid is ever taken.
 
-A likelihood of one's own is a frozen dataclass with the methods of `Likelihood`; `flaxae.register` makes it known to
-saved models. Its float fields are hyper-parameters (see `flaxae.specs`).
+Your own likelihood is a frozen dataclass with the methods of `Likelihood`; `flaxae.register` makes it known to saved
+models. Its float fields are hyper-parameters (see `flaxae.specs`).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Params = Float[Array, " batch *params"]
 Values = Shaped[Array | np.ndarray, " batch *shape"]
 Where = Bool[Array | np.ndarray, " batch *shape"] | None
 
-MIN_SCALE = 1e-3  # of what is learnt a scale of: below it a value counts as known
+MIN_SCALE = 1e-3  # the least standard deviation that can be learned: below it a value counts as known
 UNIT: tuple[float, float] = (0.0, 1.0)
 REAL: tuple[float, float] = (-math.inf, math.inf)
 
@@ -32,22 +32,22 @@ REAL: tuple[float, float] = (-math.inf, math.inf)
 class Likelihood(Protocol):
     """What a likelihood has to have. `support` is the range of the values that it is for.
 
-    One that is for whole numbers has `discrete = True` besides.
+    A likelihood of whole numbers also has `discrete = True`.
     """
 
     @property
     def support(self) -> tuple[float, float]: ...
 
     def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what the decoder returns for an example of that shape; more on the last axis fits every body."""
+        """The shape of the decoder's output for an example of that `shape`. Only the last axis should differ."""
         ...
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
-        """log p(x | params), summed over an example's values, or over those `where` is True; nats."""
+        """log p(x | params) of each example, summed over its values, or over those where `where` is True; nats."""
         ...
 
     def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
-        """The reconstruction. `x` is what was encoded, where that is known (a row's total, say)."""
+        """The reconstruction, E[x | params]. `x` is what was encoded, if known: some means need it (a row's total)."""
         ...
 
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
@@ -56,7 +56,7 @@ class Likelihood(Protocol):
 
 
 class _OneEach:
-    """One parameter a value."""
+    """Likelihoods with one parameter per value."""
 
     def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
@@ -65,7 +65,7 @@ class _OneEach:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(_OneEach):
-    """Values in [0, 1], by their logits. For grey levels, the cross-entropy; its optimum is still the mean."""
+    """Values in [0, 1], by their logits. For grey levels it is the cross-entropy, whose optimum is still the mean."""
 
     support = UNIT
 
@@ -83,7 +83,7 @@ class Bernoulli(_OneEach):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Gaussian(_OneEach):
-    """Real values with a fixed standard deviation; maximising it is minimising the squared error."""
+    """Real values with a fixed standard deviation `scale`. Maximising it minimises the squared error."""
 
     support = REAL
     scale: float = 1.0
@@ -93,7 +93,7 @@ class Gaussian(_OneEach):
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; params, scale²), summed; nats."""
-        # The scale comes in once an example: as an array, it would cost a pass over all values.
+        # Divide by the scale once per example: dividing each value by an array would cost a pass over all of them.
         square = total(jnp.square(x - params), where) / jnp.square(self.scale)
         return -0.5 * square - count(params, where) * (jnp.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
@@ -107,7 +107,7 @@ class Gaussian(_OneEach):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Laplace(_OneEach):
-    """Real values with heavier tails than a Gaussian's; maximising it is minimising the absolute error."""
+    """Real values with heavier tails than a Gaussian's. Maximising it minimises the absolute error."""
 
     support = REAL
     scale: float = 1.0
@@ -129,11 +129,11 @@ class Laplace(_OneEach):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class StudentT(_OneEach):
-    """Real values among which some are far out: Student's t around the mean.
+    """Real values with some outliers: Student's t around the mean.
 
     Args:
-        scale: of the values.
-        degrees: of freedom; few make the tails heavy, and the mean exists above 1.
+        scale: of the distribution, in units of the values.
+        degrees: of freedom. Few make the tails heavy; the mean exists above 1.
     """
 
     support = REAL
@@ -144,7 +144,7 @@ class StudentT(_OneEach):
         specs.check_positive(self, "scale", "degrees")
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
-        """log of the density of Student's t, summed; nats."""
+        """The log density of Student's t, summed; nats."""
         degrees, gamma = jnp.asarray(self.degrees, jnp.float32), jax.lax.lgamma
         constant = gamma(0.5 * (degrees + 1)) - gamma(0.5 * degrees) - 0.5 * jnp.log(degrees * math.pi)
         tail = 0.5 * (degrees + 1) * jnp.log1p(jnp.square((x - params) / self.scale) / degrees)
@@ -162,8 +162,8 @@ class StudentT(_OneEach):
 class LearnedVariance:
     """Real values, each under a Gaussian whose mean and variance the decoder gives (Nix & Weigend 1994).
 
-    The params have, on the last axis, the means, and after them what softplus makes the standard deviations of, which
-    `MIN_SCALE` is added to.
+    The last axis of the params holds the means, then as many numbers s; the standard deviations are
+    softplus(s) + `MIN_SCALE`.
     """
 
     support = REAL
@@ -192,10 +192,10 @@ class LearnedVariance:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class DiscretizedLogistic(_OneEach):
-    """Grey levels in [0, 1], each with the mass that a logistic distribution around the mean has in its bin.
+    """Grey levels in [0, 1]. The probability of a level is the mass of a logistic distribution in the level's bin.
 
-    So its densities are probabilities of the stored 8-bit pixels, comparable with a compressor's (Kingma et al. 2016,
-    appendix; Salimans et al. 2017, eq. 2). The outermost bins reach to infinity.
+    So its values are probabilities of the stored 8-bit pixels, which compare with those of a compressor (Kingma et al.
+    2016, appendix; Salimans et al. 2017, eq. 2). The outermost bins reach to infinity.
     """
 
     support = UNIT
@@ -207,7 +207,7 @@ class DiscretizedLogistic(_OneEach):
         _check_number("levels", self.levels)
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
-        """log [σ(b) − σ(a)], the bin of the level nearest to x being [a, b] in scales from the mean, summed; nats."""
+        """log [σ(b) − σ(a)], summed; nats. [a, b] is the bin of the level nearest to x, in scales from the mean."""
         return total(log_mass(x, self.mean(params), self.scale, self.levels), where)
 
     def mean(self, params: Params, x: Values | None = None) -> Params:
@@ -221,10 +221,10 @@ class DiscretizedLogistic(_OneEach):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class LogisticMixture:
-    """Levels in [0, 1], each with the mass that a mixture of logistics has in its bin (Salimans et al. 2017, eq. 2).
+    """Levels in [0, 1]. A level's probability is a logistic mixture's mass in its bin (Salimans et al. 2017, eq. 2).
 
-    The params have, on the last axis, for each component and value its weight's logit, its mean's logit, and what
-    softplus makes its scale of, in widths of a level.
+    The last axis of the params holds three numbers for each component and value: the logit of the weight, the logit of
+    the mean, and s; the scale is softplus(s) + 0.1, in units of the distance between levels.
     """
 
     support = UNIT
@@ -266,7 +266,7 @@ class LogisticMixture:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-    """Whole numbers from 0 to `categories` − 1, each by its logits, which lie on the last axis of the params."""
+    """Whole numbers from 0 to `categories` − 1. The last axis of the params holds the logits of each value."""
 
     discrete = True  # x may be whole numbers
     categories: int = 2
@@ -290,7 +290,7 @@ class Categorical:
         return total(jnp.take_along_axis(jax.nn.log_softmax(self.logits(params)), index, axis=-1)[..., 0], where)
 
     def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
-        """The likeliest category: of names there is no mean."""
+        """The likeliest category, as categories have no mean."""
         return jnp.argmax(self.logits(params), axis=-1).astype(params.dtype)
 
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
@@ -303,28 +303,28 @@ def log_mass(
     scale: float | Float[Array, "*#shape"],
     levels: int,
 ) -> Float[Array, "*#shape"]:
-    """log of the mass that a logistic distribution has in the bin of the level nearest to x; nats."""
+    """The log of a logistic distribution's mass in the bin of the level nearest to x; nats."""
     level = jnp.rint(x * (levels - 1))
     centre = (level / (levels - 1) - mean) / scale
     width = 1 / ((levels - 1) * jnp.asarray(scale, mean.dtype))
     below, above = jax.nn.log_sigmoid(centre + 0.5 * width), jax.nn.log_sigmoid(0.5 * width - centre)
-    # σ(b) − σ(a) = σ(b) σ(−a) (1 − exp(a − b)), which takes no difference of nearly equal numbers
+    # σ(b) − σ(a) = σ(b) σ(−a) (1 − exp(a − b)), which avoids the difference of two nearly equal numbers
     inside = below + above + jnp.log(-jnp.expm1(-width))
     return jnp.where(level <= 0, below, jnp.where(level >= levels - 1, above, inside))
 
 
 def nearest_level(x: Float[Array, "*shape"], levels: int) -> Float[Array, "*shape"]:
-    """The nearest of so many levels from 0 to 1."""
+    """x rounded to the nearest of `levels` evenly spaced levels from 0 to 1."""
     return jnp.clip(jnp.rint(x * (levels - 1)), 0, levels - 1) / (levels - 1)
 
 
 def total(x: Float[Array, " batch *shape"], where: Where = None) -> Float[Array, " batch"]:
-    """The sum over every axis but the first, or over what is True there."""
+    """The sum over every axis but the first, of all values or of those where `where` is True."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), where=where)
 
 
 def count(x: Float[Array, " batch *shape"], where: Where = None) -> float | Float[Array, " batch"]:
-    """How many values an example has, or how many of them are True there."""
+    """How many values an example has, or in how many of them `where` is True."""
     return float(x[0].size) if where is None else total(jnp.asarray(where).astype(x.dtype))
 
 

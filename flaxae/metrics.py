@@ -1,7 +1,7 @@
 """How close reconstructed images are to the clean ones: MSE, PSNR, SSIM.
 
-Each gives one number an image. Results are quoted as the mean of these over the images of a set, which
-for PSNR is not the PSNR of the mean error.
+Each gives one number per image. Results are quoted as the mean over the images of a set; for PSNR that is
+not the PSNR of the mean error.
 """
 
 import functools
@@ -36,7 +36,7 @@ def psnr(reconstruction: _Images, reference: _Images, peak: float = 1.0) -> Floa
     """Peak signal-to-noise ratio of each image, in dB: [*batch, height, width, channels] -> [*batch].
 
     10 log10(peak² / MSE), where `peak` is the largest value a pixel can take. A perfect image would have
-    infinite PSNR, and so would every mean it is part of: values are limited to 100 dB.
+    infinite PSNR and make every mean infinite, so values are limited to 100 dB.
     Raises DataError like `mse`.
     """
     floor = 10 ** (-PSNR_CEILING_DB / 10)
@@ -47,9 +47,9 @@ def psnr(reconstruction: _Images, reference: _Images, peak: float = 1.0) -> Floa
 def ssim(reconstruction: _Images, reference: _Images, peak: float = 1.0) -> Float[Array, "*batch"]:
     """Structural similarity of each image, at most 1: [*batch, height, width, channels] -> [*batch].
 
-    Wang et al. 2004: an 11 × 11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03, the mean over all
-    windows that lie inside the image, and over channels. Along a side shorter than 11 pixels the window
-    is cut to the largest odd length that fits. `peak` is the largest value a pixel can take.
+    As Wang et al. 2004: an 11 × 11 Gaussian window of standard deviation 1.5, K1 = 0.01, K2 = 0.03, and the
+    mean over all windows that lie inside the image and over channels. Along a side shorter than 11 pixels the
+    window has the largest odd length that fits. `peak` is the largest value a pixel can take.
     Raises DataError like `mse`.
     """
     reconstruction, reference = _checked(reconstruction, reference)
@@ -71,7 +71,7 @@ def _ssim_of_image(
     def mean(image):
         return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns, precision=jax.lax.Precision.HIGHEST)
 
-    shift_x, shift_y = x.mean(), y.mean()  # without them less is lost to rounding below
+    shift_x, shift_y = x.mean(), y.mean()  # subtracted, so that less is lost to rounding below
     x, y = x - shift_x, y - shift_y
     mean_x, mean_y = mean(x), mean(y)
     variance_x = mean(x * x) - mean_x**2
@@ -87,7 +87,7 @@ def _ssim_of_image(
 def _window_means(size: int) -> Float[np.ndarray, "windows size"]:
     """The banded matrix that takes Gaussian-weighted means along one side of an image.
 
-    Two such products are the separable filter, and on a CPU much faster than a convolution.
+    Two such products are the separable filter; on a CPU they are much faster than a convolution.
     """
     taps = min(_SSIM_WINDOW, size if size % 2 else size - 1)
     weights = np.exp(-0.5 * np.square((np.arange(taps) - taps // 2) / _SSIM_SIGMA))

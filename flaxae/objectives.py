@@ -1,10 +1,10 @@
-"""Objectives: what training minimises, one number an example.
+"""Objectives: what training minimises, one number per example.
 
 An objective is any `(model, batch, key) -> [batch]`, in nats unless it says otherwise: a function, or a frozen
-dataclass, whose float fields are hyper-parameters (see `flaxae.specs`). `batch` is an array of examples, or what else
-the model is trained on (see `flaxae.batches`). It decides itself what it does with the key (corruption, dropout,
-sampling); the one `.mean()` over examples is in the train step. It may return `(loss, metrics)`, a mapping from names
-to [batch], whose means go into the history.
+dataclass, whose float fields are hyper-parameters (see `flaxae.specs`). `batch` is an array of examples, or a tree of
+arrays (see `flaxae.batches`). The objective decides what the key is used for (corruption, dropout, sampling). The only
+`.mean()` over examples is in the train step. An objective may also return `(loss, metrics)`: `metrics` maps names to
+arrays [batch], whose means go into the history.
 
 `model` is a `flaxae.autoencoder.Autoencoder`, which holds the objective that it is meant for.
 """
@@ -25,8 +25,8 @@ from flaxae.batches import Batch, Examples, replaced
 from flaxae.likelihoods import total
 from flaxae.nn.heads import Probabilistic, VectorQuantizerHead
 
-MIN_VARIANCE = 1e-6  # 60 dB: below it an example counts as reconstructed
-MIN_ACTIVITY = 1e-3  # variance that a hidden unit counts as having at least, so that idle ones weigh little
+MIN_VARIANCE = 1e-6  # added to each example's mean squared error: at 60 dB it counts as reconstructed
+MIN_ACTIVITY = 1e-3  # added to the variance of a hidden unit, so that idle units have little weight
 
 Loss = Float[Array, " batch"]
 
@@ -42,21 +42,21 @@ class Objective(Protocol):
 
 @specs.register
 def negative_log_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
-    """−log p(x | z), z the code of x, or of x̃ where the model has a corruption (Vincent et al. 2010, eq. 5)."""
+    """−log p(x | z), where z is the code of x, or of x̃ if the model has a corruption (Vincent et al. 2010, eq. 5)."""
     batch = Batch.of(batch)
     return -model.log_likelihood(model(batch, key).params, batch)
 
 
 @specs.register
 def squared_error(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
-    """Mean squared error of the reconstruction of x, uncorrupted: what models under any objective compare by."""
+    """Mean squared error of the reconstruction of uncorrupted x; it compares models trained on different objectives."""
     batch = Batch.of(batch)
     return _mean_square(model.reconstruct(batch) - batch.wanted)
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingError:
-    """Mean squared error of what the model makes of x corrupted at `level`, whatever level it is trained at."""
+    """Mean squared error of denoising x corrupted at `level`, whatever level the model is trained at."""
 
     level: float
 
@@ -69,10 +69,10 @@ class DenoisingError:
 
 @specs.register
 def profile_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
-    """−log N(x; mean, σ²), each example under the σ² that suits it best, its own mean squared error: ½ d log(2πe σ²).
+    """−log N(x; mean, σ²) at each example's best σ², which is its own mean squared error: ½ d log(2πe σ²).
 
-    Every example weighs alike, however hard it is; the mean over examples is that of PSNR but for its sign and unit.
-    The likelihood profiled over σ is textbook; as the loss of an autoencoder: Rybkin et al. 2021 (σ-VAE).
+    Hard and easy examples weigh alike. Up to sign and unit, the mean over examples is the mean PSNR. Profiling the
+    likelihood over σ is textbook; Rybkin et al. 2021 (σ-VAE) use it as the loss of an autoencoder.
     """
     batch = Batch.of(batch)
     residual = model.likelihood.mean(model(batch, key).params, batch.x) - batch.wanted
@@ -84,10 +84,10 @@ def profile_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss
 def masked(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     """−log p of the hidden values of x given the others (He et al. 2022), for a corruption that sets values to 0.
 
-    It is weighed by values / hidden values, so that its size doesn't depend on how much is hidden.
+    It is multiplied by (values / hidden values), so that its size doesn't depend on how much is hidden.
 
     Raises:
-        ConfigError: the model has no such corruption.
+        ConfigError: the model's corruption doesn't hide values.
     """
     if not getattr(model.corruption, "hides", False):
         raise errors.ConfigError(
@@ -97,7 +97,7 @@ def masked(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
     batch = Batch.of(batch)
     corruption_key, key = jax.random.split(key)
     x = jnp.asarray(batch.x)
-    visible = model.corruption(corruption_key, jnp.ones_like(x))  # of ones, the mask is left
+    visible = model.corruption(corruption_key, jnp.ones_like(x))  # applied to ones, the corruption gives its mask
     params = model.forward(x * visible, key, batch.condition).params
     hidden = 1 - visible.reshape(len(x), -1).mean(axis=-1)
     wanted = visible == 0 if batch.where is None else (visible == 0) & batch.where
@@ -109,14 +109,14 @@ def masked(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
 class Layerwise:
     """−log p(x | z̃) + weight · Σ_l ‖(ĥ_l − h_l) / σ_l‖² / units: every layer of the decoder undoes noise.
 
-    The ladder's denoising cost (Rasmus et al. 2015, eq. 3 and 4), for a fully connected model: h_l is a hidden layer of
-    the encoder given x, σ_l each unit's deviation over the batch, and ĥ_l the mirrored layer of the decoder. z̃ is the
-    code under the corruption of x and, at every hidden layer, Gaussian noise of deviation level · σ_l, the corruption's
-    level. The ladder's lateral connections are left out: a code has to say all of an example, and one weight serves all
-    layers.
+    This is the ladder network's denoising cost (Rasmus et al. 2015, eq. 3 and 4), for a fully connected model. h_l is a
+    hidden layer of the encoder given x, σ_l the standard deviation of each of its units over the batch, and ĥ_l the
+    mirrored layer of the decoder. z̃ is the code of the corrupted x, with Gaussian noise of standard deviation
+    level · σ_l added at every hidden layer, where `level` is the corruption's. The ladder's lateral connections are
+    left out, so that the code has to hold all of an example; one weight serves all layers.
 
     Raises:
-        ConfigError: when it is called for a model that is not fully connected.
+        ConfigError: it is called for a model that is not fully connected.
     """
 
     weight: float = 10.0
@@ -170,10 +170,10 @@ class L1:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class ActivityRate:
-    """−log p(x | z) + sparsity · Σ_j KL(rate ‖ mean z_j), z in (0, 1), the mean over the batch (Ng 2011).
+    """−log p(x | z) + sparsity · Σ_j KL(rate ‖ mean z_j), with z in (0, 1) and the mean over the batch (Ng 2011).
 
-    The KL is between Bernoulli variables. It is the same for all examples of a batch. Of a grid, the mean is over its
-    places too.
+    The KL is between Bernoulli variables, and the same for all examples of a batch. If the code is a grid, the mean is
+    over its places too.
     """
 
     sparsity: float = 1.0
@@ -217,7 +217,7 @@ class Contractive:
 
 
 def squared_jacobian(function: Callable[[Array], Array], x: Float[Array, " batch *shape"]) -> Loss:
-    """‖∂f/∂x‖², summed over both f's and x's axes, of each example: one reverse pass for each of f's outputs."""
+    """‖∂f/∂x‖² of each example, summed over the axes of f and of x. It takes one reverse pass per output of f."""
     z, pull_back = jax.vjp(function, x)
     one = jnp.eye(z[0].size, dtype=z.dtype).reshape(-1, 1, *z.shape[1:])
     rows = jnp.broadcast_to(one, (len(one), *z.shape))
@@ -228,11 +228,11 @@ def squared_jacobian(function: Callable[[Array], Array], x: Float[Array, " batch
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class ELBO:
-    """−log p(x | z) + β · Σ_j KL_j, z ~ q(z | x) (Kingma & Welling 2014, eq. 7; β: Higgins et al. 2017).
+    """−log p(x | z) + β · Σ_j KL_j, with z ~ q(z | x) (Kingma & Welling 2014, eq. 7; β: Higgins et al. 2017).
 
-    A KL_j below `free_bits` (nats a latent, by default 0) counts as that much, and is not pressed lower
-    (Kingma et al. 2016, eq. 15, here for each example instead of a batch's mean). Where the head estimates its KL, the
-    terms are what it gives.
+    A KL_j below `free_bits` (nats per latent, by default 0) counts as `free_bits`, so that training lowers it no
+    further (Kingma et al. 2016, eq. 15, but per example instead of for the mean of a batch). If the head estimates its
+    KL, the KL_j are the terms of that estimate.
     """
 
     beta: float = 1.0
@@ -262,10 +262,10 @@ def check_probabilistic(model: Any, what: str) -> None:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class ImportanceWeighted:
-    """−log 1/K Σ_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x), K = `samples` (Burda et al. 2016, eq. 8).
+    """−log 1/K Σ_k p(x, z_k) / q(z_k | x), with z_k ~ q(z | x) and K = `samples` (Burda et al. 2016, eq. 8).
 
-    The encoder's gradient is the doubly reparameterised one (IWAE-DReG, Tucker et al. 2019), of the same mean and less
-    variance, see `log_weights`.
+    The encoder's gradient is the doubly reparameterised one (IWAE-DReG, Tucker et al. 2019), which has the same mean
+    and less variance; see `log_weights`.
     """
 
     samples: int = 5
@@ -286,15 +286,16 @@ def log_weights(
 ) -> Float[Array, "samples batch"]:
     """log p(x, z) / q(z | seen) at `samples` draws of z from q for each example; nats.
 
-    Its gradient is meant for the log of the weights' mean. The encoder's goes through z alone, each draw's weighed
-    once more by its share of the weights: in the mean, that stands for what would come through the density q.
+    The gradient is right for the log of the mean weight only. The encoder's gradient flows through z alone, and each
+    draw's is multiplied once more by its normalised weight. In expectation this replaces the gradient through the
+    density q (Tucker et al. 2019).
     """
     encoder_key, sample_key, decoder_key = jax.random.split(key, 3)
     latent = model.head(model.features(seen, encoder_key, batch.condition))
     draw = jax.vmap(lambda key: model.head.draw(latent, key))
     z, zero = _shared_out(draw(jax.random.split(sample_key, samples)))
     graphdef, state = nnx.split(model.head)
-    head = nnx.merge(graphdef, lax.stop_gradient(state))  # a q that has weights of its own gets no gradient but by z
+    head = nnx.merge(graphdef, lax.stop_gradient(state))  # weights of q get a gradient through z only
     fixed = lax.stop_gradient(latent)
 
     def log_weight(z: PyTree[Array], key: Key[Array, ""]) -> Loss:
@@ -306,9 +307,10 @@ def log_weights(
 
 @jax.custom_vjp
 def _shared_out(z: PyTree[Array]) -> tuple[PyTree[Array], Float[Array, "samples batch"]]:
-    """z, and zeros. z's gradient is multiplied by each draw's share of that of the zeros among an example's draws.
+    """z, and zeros to add to the log weights. z's gradient is multiplied by each draw's normalised weight.
 
-    Added to log weights, the zeros have the gradient of these: of the log of their mean, the normalised weights.
+    The zeros have the same gradient as the log weights they are added to. For the log of the mean weight, that gradient
+    is proportional to the normalised weights, so a draw's share of the zeros' gradient is its normalised weight.
     """
     first = jax.tree.leaves(z)[0]
     return z, jnp.zeros(first.shape[:2], first.dtype)
@@ -331,7 +333,10 @@ _shared_out.defvjp(_shared_out_forward, _shared_out_backward)
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class VectorQuantization:
-    """−log p(x | z) + ‖sg[h] − e‖² + commitment · ‖h − sg[e]‖², e nearest to h (van den Oord et al. 2017, eq. 3)."""
+    """−log p(x | z) + ‖sg[h] − e‖² + commitment · ‖h − sg[e]‖², e nearest h (van den Oord et al. 2017, eq. 3).
+
+    h is the quantiser's input, e the nearest vectors of the codebook, and sg stops the gradient.
+    """
 
     commitment: float = 0.25
 
@@ -353,9 +358,9 @@ class VectorQuantization:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Binarised:
-    """`objective` of x drawn black or white with its grey levels as probabilities, anew at every pass.
+    """`objective` of binarised x: each pixel is drawn as 0 or 1 at every pass, with its grey level as the probability.
 
-    Dynamic binarisation (Burda et al. 2016), under which a Bernoulli likelihood is a density of the data.
+    This is dynamic binarisation (Burda et al. 2016). For binary x, a Bernoulli likelihood is a true probability.
     """
 
     objective: Objective = negative_log_likelihood
@@ -371,10 +376,10 @@ class Binarised:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Trimmed:
-    """`objective` of the examples of each batch but the worst-fitting `fraction`, which count as 0.
+    """`objective` without the worst-fitting `fraction` of each batch, whose loss is set to 0.
 
-    For data with some anomalies among them, which would else be learned too (trimmed least squares, Rousseeuw 1984).
-    The others are weighed up, so that the mean over the batch is theirs.
+    It is for data with some anomalies in them, which the model would otherwise learn too (trimmed least squares,
+    Rousseeuw 1984). The loss of the other examples is scaled up, so that the mean over the batch is their mean.
     """
 
     objective: Objective = negative_log_likelihood
@@ -392,7 +397,7 @@ class Trimmed:
 
 
 def with_metrics(returned: Any) -> tuple[Array, dict[str, Array]]:
-    """The loss and the metrics of what an objective returned, whatever shape they have."""
+    """The loss and the metrics from what an objective returned: a loss, or `(loss, metrics)`."""
     loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
     return loss, dict(metrics)
 

@@ -37,22 +37,25 @@ def vanilla(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
 
 
 def convolutional(latent: int = 32, likelihood: Likelihood = BERNOULLI, pool: bool = False) -> Config:
-    """Convolutions down, by strides or pooling, transposed ones up; for images and signals."""
+    """A convolutional encoder (strides, or pooling) and a transposed-convolutional decoder; for images and signals."""
     return Config(body=ConvNet(pool=pool), head=Deterministic(latent), likelihood=likelihood)
 
 
 def pooled(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
-    """Convolutions and max pooling down, transposed convolutions up; for images and signals."""
+    """An encoder of convolutions and max pooling, a decoder of transposed convolutions; for images and signals."""
     return convolutional(latent, likelihood, pool=True)
 
 
 def mixer(latent: int = 256, likelihood: Likelihood = BERNOULLI) -> Config:
-    """An MLP-Mixer on patches, the strongest for images at a given time of training."""
+    """An MLP-Mixer on patches: the best preset for images at a given training time."""
     return Config(body=Mixer(), head=Deterministic(latent), likelihood=likelihood)
 
 
 def denoising(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float = 0.5) -> Config:
-    """Fully connected and wide, trained to undo Gaussian noise, clipped as the values are (Vincent et al. 2010)."""
+    """Fully connected and wide, trained to undo Gaussian noise (Vincent et al. 2010).
+
+    The noisy values are clipped to the likelihood's range.
+    """
     bounded = all(map(math.isfinite, likelihood.support))
     return Config(
         body=MLP((1024,)),
@@ -76,14 +79,14 @@ def layerwise(
 
 
 def sparse(latent: int = 256, likelihood: Likelihood = BERNOULLI, sparsity: float = 0.1) -> Config:
-    """A wide code of which an L1 penalty turns most units off."""
+    """A wide code, most of whose units an L1 penalty turns off."""
     return Config(body=MLP((512,)), head=Sparse(latent), objective=L1(sparsity), likelihood=likelihood)
 
 
 def sparse_rate(
     latent: int = 256, likelihood: Likelihood = BERNOULLI, sparsity: float = 1.0, rate: float = 0.05
 ) -> Config:
-    """A wide code of sigmoid units that are each on for about `rate` of the examples (Ng 2011)."""
+    """A wide code of sigmoid units, each active for about a fraction `rate` of the examples (Ng 2011)."""
     return Config(
         body=MLP((512,)),
         head=Sparse(latent, "sigmoid"),
@@ -93,12 +96,12 @@ def sparse_rate(
 
 
 def top_k(latent: int = 256, likelihood: Likelihood = BERNOULLI, active: int = 8) -> Config:
-    """A wide code of which the `active` numbers largest in size are kept (after Makhzani & Frey 2014)."""
+    """A wide code: only the `active` numbers of largest absolute value are kept (after Makhzani & Frey 2014)."""
     return Config(body=MLP((512,)), head=TopK(latent, active), likelihood=likelihood)
 
 
 def contractive(latent: int = 32, likelihood: Likelihood = BERNOULLI, contraction: float = 0.1) -> Config:
-    """Smooth, with a penalty on how much the code moves with the input (Rifai et al. 2011)."""
+    """A smooth code, with a penalty on how fast it changes with the input (Rifai et al. 2011)."""
     return Config(
         body=MLP((256,), "tanh"),
         head=Deterministic(latent),
@@ -120,7 +123,7 @@ def variational(
 
 
 def importance_weighted(latent: int = 32, likelihood: Likelihood = BERNOULLI, samples: int = 5) -> Config:
-    """A variational one under a bound that `samples` draws make tighter (Burda et al. 2016)."""
+    """A variational autoencoder trained on a bound that is tighter for more `samples` (Burda et al. 2016)."""
     return Config(
         body=MLP((512,)),
         head=Variational(latent),
@@ -158,7 +161,7 @@ def masked(latent: int = 128, likelihood: Likelihood = BERNOULLI, noise: float =
 
 
 def transformed(latent: int = 64, likelihood: Likelihood = BERNOULLI, noise: float = 1.0) -> Config:
-    """Trained to undo random affine maps, elastic deformation and cut-out: a code for recognising images by."""
+    """Trained to undo random affine maps, elastic deformation and cut-out, for a code that a classifier can use."""
     return Config(
         body=Recognizer(), head=Deterministic(latent), likelihood=likelihood, corruption=Transform(level=noise)
     )
@@ -186,13 +189,13 @@ PRESETS: dict[str, Callable[..., Config]] = {
 
 
 def find(name: str, likelihood: Likelihood) -> Config:
-    """The preset of that name for values of that likelihood: one in `PRESETS`, or `package.module:preset`.
+    """The config of a preset with that likelihood. `name` is in `PRESETS`, or is `package.module:preset`.
 
-    The latter is imported from where Python finds packages, or from the current folder. It is a `Config`, which is
-    taken as it is, or a function that gives one, and may take the `likelihood`.
+    The latter is imported from Python's path or from the current folder. It is a `Config`, which is taken as it is, or
+    a function that returns one. The function may take the `likelihood`.
 
     Raises:
-        ConfigError: there is none of that name, or it gives no config.
+        ConfigError: there is no preset of that name, or it gives no config.
     """
     if ":" not in name:
         if name not in PRESETS:
@@ -212,10 +215,10 @@ def find(name: str, likelihood: Likelihood) -> Config:
 
 
 def imported(module: str) -> types.ModuleType:
-    """A module of the user's, which registers its parts, from where Python finds packages or the current folder.
+    """Import the user's module, which registers its parts, from Python's path or from the current folder.
 
     Raises:
-        ConfigError: there is none, or it fails.
+        ConfigError: there is no such module, or importing it fails.
     """
     here = os.getcwd()
     sys.path.insert(0, here)

@@ -1,12 +1,12 @@
 """Parts as specs: the frozen dataclasses (and plain functions) that a `Config` is made of.
 
-A spec checks itself when it is made, and is plain data: it can be hashed, compared, replaced and written as JSON, by
-its class' name and its fields. The float fields of corruptions, objectives and likelihoods are hyper-parameters: the
-model holds them as arrays, so that another value compiles nothing anew and members of a population may each have their
-own, and `bind` puts the arrays where the floats were whenever such a part is called. In its code a part just reads
+A spec checks itself when it is made, and is plain data: it can be hashed, compared, replaced, and written as JSON (its
+class's name and its fields). The float fields of corruptions, objectives and likelihoods are hyper-parameters. The
+model holds them as arrays, so that another value needs no new compilation and each member of a population may have its
+own. `bind` puts the arrays in place of the floats whenever such a part is called; the code of a part just reads
 `self.beta`. A float that decides what is compiled is marked by `static`.
 
-`register` makes a part of one's own known by its name, as all stock ones are.
+`register` makes your own part known by its name, as all stock parts are.
 """
 
 import copy
@@ -23,10 +23,10 @@ PARTS: dict[str, Callable[..., Any]] = {}
 
 
 def register(part: Part) -> Part:
-    """Make a part known by its name, so that models with it are saved and loaded: a decorator.
+    """Make a part known by its name, so that models with it can be saved and loaded. Use it as a decorator.
 
-    It is looked up in a table, never imported by what a file says: import the module that registers a part before
-    loading a model that has it.
+    Parts are looked up in a table; nothing is imported because a file names it. So import the module that registers a
+    part before you load a model that has it.
 
     Args:
         part: a frozen dataclass, or a function (an objective or a corruption without fields).
@@ -50,15 +50,15 @@ def register(part: Part) -> Part:
 
 
 def static(default: Any) -> Any:
-    """A field whose float is no hyper-parameter: it decides what is compiled."""
+    """A float field that is no hyper-parameter, because it decides what is compiled."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 def to_json(value: Any) -> Any:
-    """A part, or any field of one, as JSON values; `from_json` undoes it.
+    """A part, or any field of one, as JSON values; `from_json` is the inverse.
 
     Raises:
-        ConfigError: a part that was not registered.
+        ConfigError: a part was not registered.
     """
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
@@ -75,10 +75,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any, what: str = "part") -> Any:
-    """A part from what `to_json` made of it, by the table of names alone.
+    """A part from the JSON values that `to_json` gave, looked up in the table of registered names only.
 
     Args:
-        what: it is, for messages.
+        what: what to call it in messages.
 
     Raises:
         ConfigError: an unknown name or field, or a value out of range.
@@ -99,7 +99,11 @@ def from_json(value: Any, what: str = "part") -> Any:
 
 
 def checked(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON values, each of the type of the field's default."""
+    """A dataclass from JSON values. Each must have the type of its field's default.
+
+    Raises:
+        ConfigError: an unknown or missing field, or a value of another type.
+    """
     fields = {field.name: field.default for field in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in fields:
@@ -117,7 +121,7 @@ def checked(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def is_part(value: Any) -> bool:
-    """Whether it is a spec or a function, and not a plain value."""
+    """Whether `value` is a spec or a function, and not a plain value."""
     return inspect.isfunction(value) or (dataclasses.is_dataclass(value) and not inspect.isclass(value))
 
 
@@ -125,7 +129,7 @@ Path = tuple[str, ...]  # of field names, down from a part
 
 
 def hyper(part: Any) -> Iterator[tuple[Path, float]]:
-    """The hyper-parameters of a part, and of those it holds: where they are, and their values."""
+    """The hyper-parameters of a part and of the parts inside it: the path and the value of each."""
     if not dataclasses.is_dataclass(part):
         return
     for field in dataclasses.fields(part):
@@ -137,7 +141,7 @@ def hyper(part: Any) -> Iterator[tuple[Path, float]]:
 
 
 def bind(part: Any, values: Mapping[Path, Any]) -> Any:
-    """A copy with other hyper-parameters, mostly arrays, which are not checked."""
+    """A copy of the part with other hyper-parameters, mostly arrays. They are not checked."""
     bound = copy.copy(part)
     inner: dict[str, dict[Path, Any]] = {}
     for (name, *rest), value in values.items():
@@ -161,7 +165,7 @@ def check_not_negative(part: Any, *names: str) -> None:
 
 
 def check_sizes(part: Any, *names: str) -> None:
-    """Raise ConfigError unless those fields are whole numbers above 0, or tuples of such."""
+    """Raise ConfigError unless those fields are whole numbers above 0, or tuples of them."""
     for name in names:
         value = getattr(part, name)
         for size in value if isinstance(value, tuple) else (value,):
@@ -170,7 +174,7 @@ def check_sizes(part: Any, *names: str) -> None:
 
 
 def check_clip(part: Any) -> None:
-    """Raise ConfigError unless its bounds `clip` are None, or (low, high)."""
+    """Raise ConfigError unless the part's bounds `clip` are None or (low, high)."""
     clip = part.clip
     if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
         raise errors.ConfigError(f"{type(part).__name__}.clip is {clip}; expected (low, high) with low below high.")

@@ -26,25 +26,25 @@ def pretrain(
     resume: bool = False,
     **settings: Any,
 ) -> list[History]:
-    """Train each layer of the encoder, with its mirror in the decoder, to reconstruct what the layers before make of x.
+    """Train each layer of the encoder, with its mirror in the decoder, to reconstruct the output of the layers before.
 
-    The layers are the model's own: `training.fit(model, x)` afterwards trains them all together.
+    The layers are the model's own, so that `training.fit(model, x)` can then train all of them together.
 
     Args:
         model: fully connected, with a deterministic head.
         x: scaled as the model's likelihood expects.
-        epochs: of each layer.
+        epochs: for each layer.
         noise: fraction of each layer's input that is set to 0 in training.
-        folder: where each layer's checkpoints go, in a folder of its own.
-        resume: go on from what is in `folder`, if there is anything.
-        settings: of `training.fit`.
+        folder: for checkpoints; each layer has a subfolder of its own.
+        resume: go on from the checkpoints in `folder`, if there are any.
+        settings: passed to `training.fit`.
 
     Returns:
-        The history of each layer, outermost first. The first one's loss is by the model's likelihood, the others' by a
-        Gaussian one of the layer's activations.
+        The history of each layer, outermost first. The loss of the first is under the model's likelihood; that of the
+        others is under a Gaussian of the layer's input.
 
     Raises:
-        ConfigError: the model is not such a stack.
+        ConfigError: the model is not a fully connected stack with a deterministic head.
         DataError: x doesn't fit the model.
     """
     parts = (model.encoder, model.head, model.decoder)
@@ -74,7 +74,7 @@ def pretrain(
 
 
 class _Layer(nnx.Module):
-    """One layer of the stack as an encoder or decoder; None gives back what it gets."""
+    """One layer of the stack as an encoder or decoder; None is the identity."""
 
     def __init__(self, layer: nnx.Module | None):
         self.layer = layer

@@ -1,4 +1,4 @@
-"""A trained model and what it knows of its data: what a run's folder is loaded as, and what is used on new data."""
+"""A trained model and what it knows of its data. `load` gives one from a run's folder, to use on new data."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
-PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # of what is known of the data, where they have them
+PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """An autoencoder and what its data were; its methods take and give data in their own units.
+    """An autoencoder and what it knows of its data. Its methods take and return data in the data's own units.
 
-    Tables are encoded: see `data.Encoding`. Of signals, examples are windows.
+    Tables are encoded, see `data.Encoding`. The examples of a signal are its windows.
     """
 
     model: Autoencoder
@@ -46,20 +46,21 @@ class Trained:
     roles: Roles | None = None  # of a table's columns
 
     def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
-        """New data from a file or folder: see `data.read`; of a signal the windows.
+        """New data from a file or folder, see `data.read`. A signal is read as windows.
 
         Raises:
-            DataError: there is no such file, or it doesn't hold what the model was trained on.
+            DataError: there is no such file, or its data don't fit those that the model was trained on.
         """
         if self.framing is None:
             return data.read(path, columns=self.columns, encoding=self.encoding)
         return data.windows(self.read_signal(path).values, self.framing.window, self.framing.stride)
 
     def read_signal(self, path: str | os.PathLike[str]) -> Signal:
-        """A new signal from a file, whole: see `data.read_signal`.
+        """A whole new signal from a file, see `data.read_signal`.
 
         Raises:
-            DataError: there is no such file, or it has other channels or another rate than the model was trained on.
+            DataError: there is no such file, its channels or its rate differ from those of the training, or it is
+                shorter than one window.
         """
         signal, framing = data.read_signal(path, columns=self.columns), self._framing
         if signal.rate is not None and framing.rate is not None and signal.rate != framing.rate:
@@ -82,12 +83,13 @@ class Trained:
         target: str | os.PathLike[str],
         function: Callable[[np.ndarray], np.ndarray],
     ) -> None:
-        """Read new data, and write what `function` makes of the examples (or of each image of a folder).
+        """Read new data, apply `function` to the examples (or to each image of a folder), and write the result.
 
-        A table has the columns of the source again, categories and all; a signal is laid back on its time line.
+        A table is written with the columns of its source, with categories decoded. The windows of a signal are averaged
+        where they overlap, back to one signal.
 
         Raises:
-            DataError: the source can't be read, or the target not be written.
+            DataError: the source can't be read, or the target can't be written.
         """
         if self.framing is not None:
             signal = self.read_signal(source)
@@ -108,7 +110,7 @@ class Trained:
         return self.scaling.undo(training.apply(Autoencoder.decode, self.model, z))
 
     def reconstruct(self, x: "Examples") -> "Shaped[np.ndarray, ' examples *shape'] | pd.DataFrame":
-        """decode(encode(x)), in the units and dtype of the training data; of a DataFrame, one of the same columns."""
+        """decode(encode(x)), in the units and dtype of the training data. A DataFrame gives one of the same columns."""
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
         return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
 
@@ -119,7 +121,7 @@ class Trained:
         return self.framing
 
     def scaled(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
-        """What the model sees of x.
+        """x encoded and scaled, as the model sees it.
 
         Raises:
             DataError: x has other columns, or values that the model can't take.
@@ -127,7 +129,7 @@ class Trained:
         return training.check_examples(self.model, self.units_removed(x))
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
-        """x encoded and scaled, not checked against the model."""
+        """x encoded and scaled, but not checked against the model."""
         values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
         return np.asarray(self.scaling(values))
 
@@ -145,34 +147,37 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedDetector:
-    """An anomaly detector and what its data were; its methods take data in their own units, DataFrames by name."""
+    """An anomaly detector and what it knows of its data. Its methods take data in their own units.
+
+    The columns of a DataFrame are taken by name.
+    """
 
     trained: Trained
     detector: "anomaly.Detector"
 
     def score(self, x: "Examples") -> Float[np.ndarray, " examples"]:
-        """How strange each example is; see `anomaly.Detector.score`."""
+        """The anomaly score of each example, higher for stranger ones; see `anomaly.Detector.score`."""
         return self.detector.score(self.trained.units_removed(x))
 
     def p_values(self, x: "Examples") -> Float[np.ndarray, " examples"]:
-        """How often a normal example is as strange; see `conformal.p_values`."""
+        """The probability that a normal example scores as high as each example or higher; see `conformal.p_values`."""
         return self.detector.p_values(self.trained.units_removed(x))
 
     def contributions(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
-        """Which of its values make an example strange; see `anomaly.Detector.contributions`."""
+        """How much each value contributes to its example's strangeness; see `anomaly.Detector.contributions`."""
         return self.detector.contributions(self.trained.units_removed(x))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedClassifier:
-    """A classifier on an autoencoder's code and what its data were; its methods take data in their own units."""
+    """A classifier on an autoencoder's code and what it knows of its data. Its methods take data in their own units."""
 
     trained: Trained
     classifier: "finetuning.Classifier"
     classes: tuple[str, ...]
 
     def probabilities(self, x: "Examples") -> Float[np.ndarray, " examples classes"]:
-        """Of each class, in the order of `classes`."""
+        """The probability of each class, in the order of `classes`."""
         from flaxae.finetuning import Classifier
 
         return training.apply(Classifier.probabilities, self.classifier, self.trained.scaled(x))
@@ -195,16 +200,16 @@ def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def save(what: Any, folder: str | os.PathLike[str]) -> None:
-    """Write a model, or whatever `load` gives, to a folder of its own, whole or not at all; nothing is pickled.
+    """Write a model, or anything that `load` returns, to a folder of its own, whole or not at all; nothing is pickled.
 
     Args:
-        what: an `Autoencoder` that `build` made, a `Trained`, `TrainedDetector` or `TrainedClassifier`, a
+        what: an `Autoencoder` that `build` made, a `Trained`, `TrainedDetector` or `TrainedClassifier`, an
             `anomaly.Detector`, or a fitted estimator.
         folder: a new or an empty one.
 
     Raises:
         ConfigError: it can't be saved: a part was not registered, or the model was put together by hand.
-        RunError: the folder can't be written, or something is in it.
+        RunError: the folder can't be written, or is not empty.
     """
     folder = pathlib.Path(folder)
     if isinstance(what, Autoencoder):
@@ -220,13 +225,13 @@ def save(what: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def _plain(model: Autoencoder) -> Trained:
-    """A model without data of its own: what it sees is as it comes."""
+    """A model saved without its data: inputs are not scaled."""
     if model.config is None or model.shape is None:
         raise errors.ConfigError(
             "The model was put together by hand, so nothing says how to build it again. Save one that "
             "`flaxae.build(config, shape)` made, with parts of your own registered by @flaxae.register."
         )
-    model.config.to_dict()  # says what can't be saved before anything is written
+    model.config.to_dict()  # raises if a part can't be saved, before anything is written
     kind = {1: "tabular", 2: "signal", 3: "image"}.get(len(model.shape), "array")
     return Trained(model, Scaling((0.0,), (1.0,), "float32"), model.shape, kind, None)
 
@@ -250,15 +255,15 @@ def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathli
 
 
 def load(folder: str | os.PathLike[str]) -> Any:
-    """Whatever a folder holds: of a run, `runs/<experiment>/<name>`, finished or not, or of what `save` wrote.
+    """Load a run's folder, `runs/<experiment>/<name>`, finished or not, or a folder that `save` wrote.
 
     Returns:
-        A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), in the data's
-        own units; an `anomaly.Detector`; or the estimator that was saved.
+        A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), all in the
+        data's own units; an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
-        RunError: the folder holds nothing of the kind.
-        ConfigError: its config.json holds an unknown name or a value out of range.
+        RunError: the folder holds neither.
+        ConfigError: its config.json has an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
     folder = pathlib.Path(folder)
@@ -289,7 +294,7 @@ def load(folder: str | os.PathLike[str]) -> Any:
 
 
 def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
-    """The autoencoder of a run, also of one that has a classifier besides; raises what `load` does.
+    """The autoencoder of a run, without its classifier if it has one. Raises what `load` does.
 
     Raises:
         RunError: the run has a detector instead.
@@ -306,7 +311,7 @@ def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
 
 
 def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
-    """What a run knows of its data, with its model, or with one that is kept elsewhere."""
+    """The `Trained` of a saved config: with `model` if it is given, else with the model in the folder."""
     try:
         about = saved["data"]
         shape, kind, scaling = tuple(about["shape"]), about["kind"], Scaling.from_dict(about["scaling"])
@@ -322,14 +327,14 @@ def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencode
 
 
 def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...], conditions: int) -> Autoencoder:
-    """The model of a config as it was saved, with the weights of a folder's newest good checkpoint."""
+    """The model of a saved config, with the weights of the folder's newest good checkpoint."""
     config = Config.from_dict(saved)
     abstract = nnx.eval_shape(lambda: autoencoder.build(config, shape, conditions=conditions))
     graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
     if not first_form.is_of(saved):
         _, (params, rest) = checkpoints.restore(folder, (params, rest))
         return nnx.merge(graphdef, *jax.device_put((params, rest)))
-    # The hyper-parameters had other names then; their values are in the config.
+    # In version 0.1 the hyper-parameters had other names; their values are in the config.
     number = jax.ShapeDtypeStruct((), np.float32)
     others = {name: part for name, part in rest.items() if name != "hyper"}
     like = nnx.State({**others, "hyper": nnx.State({name: Hyper(number) for name in first_form.hyper(saved)})})

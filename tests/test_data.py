@@ -213,13 +213,6 @@ def test_image_folders(tmp_path, images):
     np.testing.assert_array_equal(parts.test, images[[8, 7, 9]])
 
 
-def test_image_of_another_size_is_named(tmp_path, images):
-    data.write(tmp_path / "a.png", images[0])
-    data.write(tmp_path / "b.png", images[0][1:])
-    with pytest.raises(DataError, match=r"b\.png is 4 × 4 pixels .* a\.png is 5 × 4 .*resize"):
-        data.load(tmp_path)
-
-
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4)])
 def test_image_modes(tmp_path, mode, channels):
     original = Image.linear_gradient("L").resize((6, 5)).convert(mode)

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from flaxae.experiments import reconstruct
 from sklearn.datasets import load_digits
 
 import flaxae
 import run
-from flaxae import autoencoder, baselines, data, denoising, errors, experiments, presets, stacked, training
+from flaxae import autoencoder, baselines, data, denoising, errors, presets, stacked, training
+from flaxae.experiments import _flags, _steps
 from flaxae.likelihoods import Gaussian
 
 
@@ -259,15 +259,15 @@ def test_anomaly_lays_a_signal_s_scores_on_its_time_line(tmp_path, monkeypatch, 
 def test_the_windows_a_signal_is_validated_on_share_no_moment_with_those_trained_on():
     time = np.arange(400)[:, None]  # each moment's value is its number, until it is scaled
     dataset = data.load(time, window=20, stride=3)
-    config = reconstruct.Config(validation=0.1)
-    train, validation = experiments.parts(config, dataset)
+    config = _flags.Reconstruct(validation=0.1)
+    train, validation = _steps.parts(config, dataset)
     assert len(validation) == math.ceil(0.1 * len(dataset.train))
     assert train.max() < validation.min()
     everything = dataset.scaling(dataset.train)
     np.testing.assert_array_equal(validation, everything[-len(validation) :])
     with pytest.raises(errors.DataError, match="5 windows can't be split"):
-        experiments.parts(config, dataclasses.replace(dataset, train=dataset.train[:5]))
-    assert experiments.parts(dataclasses.replace(config, validation=0.0), dataset)[1] == 0.0
+        _steps.parts(config, dataclasses.replace(dataset, train=dataset.train[:5]))
+    assert _steps.parts(dataclasses.replace(config, validation=0.0), dataset)[1] == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:.*can't promise")

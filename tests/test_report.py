@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flaxae import experiments
 from flaxae.errors import ConfigError, DataError
+from flaxae.experiments import _steps
 from flaxae.runs import plots, report
 
 
@@ -284,7 +284,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, png, monkeypatch):
 
 
 def test_a_terminal_shows_the_same_heads_and_no_name_as_markup(capsys):
-    experiments.print_table(table(("[/red]", HIGHER, LOWER), ("[bold]a\x1b[31m", 20.123456, None)))
+    _steps.print_table(table(("[/red]", HIGHER, LOWER), ("[bold]a\x1b[31m", 20.123456, None)))
     shown = capsys.readouterr().out
     for words in ("[/red]", "PSNR (dB) ↑", "MSE ↓", r"[bold]a\x1b[31m", "20.12"):
         assert words in shown

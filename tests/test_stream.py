@@ -5,6 +5,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,7 +77,7 @@ def test_a_source_is_a_map_or_records_or_an_array(mapped):
 
 
 def test_every_epoch_goes_through_all_in_an_order_of_its_own(mapped, small_windows):
-    windows = feed.Windows(Stream(mapped), 32, 0, None, lambda low, high: None)
+    windows = feed.Windows(Stream(mapped), 32, 0, None, lambda low, high, wanted: None)
     assert (windows.windows, windows.steps) == (5, 6)
     epochs = [[np.asarray(windows(5 * epoch + window)[0]) for window in range(5)] for epoch in range(2)]
     windows.close()
@@ -86,6 +87,49 @@ def test_every_epoch_goes_through_all_in_an_order_of_its_own(mapped, small_windo
     assert (numbers[0] != numbers[1]).mean() > 0.9
     batches = numbers[0].reshape(30, 32)
     assert np.ptp(batches, axis=1).min() > 500  # a batch comes from all over
+
+
+def in_parts(rng, n=1000):
+    """A tree of streams whose parts tell of the same example, with values missing where they are not observed."""
+    x = rng.standard_normal((n, 6)).astype(np.float32)
+    x[:, 0] = np.arange(n) / n
+    observed = rng.random((n, 6)) < 0.8
+    observed[:, 0] = True
+    parts = {"x": np.where(observed, x, np.nan), "observed": observed, "label": np.arange(n), "weight": np.ones(n)}
+    return {name: Stream(values) for name, values in parts.items()}, np.where(observed, x, 0)
+
+
+def test_a_tree_of_streams_stays_together(rng, small_windows):
+    streams, x = in_parts(rng)
+    windows = feed.Windows(streams, 32, 0, None, lambda low, high, wanted: None)
+    seen = []
+    for number in range(windows.windows):
+        tree, order = windows(number)
+        assert (tree["label"].dtype, tree["observed"].dtype) == (np.int32, bool)
+        for i in range(windows.steps):
+            batch = jax.tree.map(np.asarray, feed.batch(tree, jnp.asarray(order), 32, i))
+            np.testing.assert_allclose(batch["x"], x[batch["label"]], rtol=1e-6)
+            np.testing.assert_array_equal(batch["observed"], streams["observed"].source[batch["label"]])
+            seen.append(batch["label"])
+    windows.close()
+    assert len(np.unique(seen)) == len(np.ravel(seen)) > 600
+
+
+def test_a_tree_of_streams_is_trained_on_as_the_same_in_memory(rng, small_windows):
+    streams, x = in_parts(rng)
+    given = {name: stream.source for name, stream in streams.items()}
+    for tree in (streams, given):
+        model = autoencoder.build(TINY, (6,))
+        history = training.fit(model, {name: tree[name] for name in ("x", "observed", "weight")}, **SHORT)
+        assert history["loss"][-1] < history["loss"][0]
+        if tree is streams:
+            streamed = history["val_loss"][-1]
+    assert streamed == pytest.approx(history["val_loss"][-1], abs=0.5)
+    pairs = {"x": Stream(x + 1), "target": Stream(np.where(np.arange(1000)[:, None] == 700, np.inf, x))}
+    with pytest.raises(errors.DataError, match="NaN or infinite"):
+        training.fit(autoencoder.build(TINY, (6,)), pairs, validation=0.0, **SHORT)
+    with pytest.raises(errors.DataError, match="as many examples"):
+        training.fit(autoencoder.build(TINY, (6,)), {**pairs, "target": x[:-1]}, **SHORT)
 
 
 def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path, monkeypatch):

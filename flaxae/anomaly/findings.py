@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +95,10 @@ def find(
     which: Shaped[np.ndarray, " examples"],
     about: Dataset | Trained,
     rule: Rule,
+    *,
+    scores: Float[np.ndarray, " examples"] | None = None,
+    carried: Mapping[str, Shaped[np.ndarray, " examples"]] | None = None,
+    gaps: Bool[np.ndarray, " examples columns"] | None = None,
 ) -> Findings:
     """Score, flag and explain examples.
 
@@ -103,8 +108,11 @@ def find(
         which: their rows, or names (objects), or the first moments of windows.
         about: what is known of the data.
         rule: that flags.
+        scores: where they are known, as of examples that the detector was trained on.
+        carried: columns that say what each example is about, by their names.
+        gaps: which values of a table's columns were missing, and so are reasons too.
     """
-    scores = detector.score(x)
+    scores = detector.score(x) if scores is None else scores
     flagged, threshold = rule.flag(scores, detector.calibration)
     names, tops, shares = [], [], []
     for start in range(0, len(x), AT_ONCE):
@@ -121,8 +129,21 @@ def find(
             columns["begin_s"] = which / about.framing.rate
         moments = which[:, None] + top // x.shape[2]
         contributors = np.array(names, object)[top % x.shape[2]] + np.char.mod("%d", moments).astype(object)
+    shown = np.concatenate(shares)
+    if gaps is not None:
+        _name_gaps(contributors, shown, gaps, about)
+    columns |= {name: values for name, values in (carried or {}).items() if name not in columns}
     p = conformal.p_values(scores, detector.calibration)
-    return Findings(columns, scores, p, flagged, threshold, contributors, np.concatenate(shares))
+    return Findings(columns, scores, p, flagged, threshold, contributors, shown)
+
+
+def _name_gaps(contributors: np.ndarray, shares: np.ndarray, gaps: np.ndarray, about: Dataset | Trained) -> None:
+    """A gap is told of in place of the smallest contributors: its score is of what stands for it."""
+    names = np.array([column.name for column in about.encoding.columns], object)
+    for row in np.flatnonzero(gaps.any(axis=1)):
+        missing = [f"{name} missing" for name in names[gaps[row]]][: contributors.shape[1]]
+        contributors[row, -len(missing) :] = missing
+        shares[row, -len(missing) :] = 0.0
 
 
 def contributions(
@@ -195,10 +216,17 @@ def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bo
     return np.cumsum(edges)[:-1] > 0
 
 
-def read(
-    about: Trained, path: str | os.PathLike[str]
-) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
-    """New examples in stored units, and which they are: rows, file names (objects), or first moments of windows.
+class Given(NamedTuple):
+    """New examples in stored units, and what is known of each."""
+
+    which: Shaped[np.ndarray, " n"]  # rows, file names (objects), or first moments of windows
+    x: Shaped[np.ndarray, " n *shape"]
+    carried: dict[str, Shaped[np.ndarray, " n"]]  # columns of a table that are not learnt from
+    gaps: Bool[np.ndarray, " n columns"] | None  # which values of a table are missing
+
+
+def read(about: Trained, path: str | os.PathLike[str]) -> Given:
+    """New examples, and which they are.
 
     Raises:
         DataError: the file can't be read, or doesn't hold what the detector was trained on.
@@ -207,7 +235,12 @@ def read(
     if about.framing is not None:
         signal = about.read_signal(path).values
         window, stride = about.framing.window, about.framing.stride
-        return data.starts(len(signal), window, stride), data.windows(signal, window, stride)
+        return Given(data.starts(len(signal), window, stride), data.windows(signal, window, stride), {}, None)
+    known = data.formats.find(path)
+    if about.encoding is not None and known is not None and known.kind == "table":
+        frame = data.read_table(path)
+        x, gaps = about.encoding(frame, path), about.encoding.gaps(frame)
+        return Given(np.arange(len(x)), x, about.roles.of(frame) if about.roles else {}, gaps)
     given = about.read(path)
     if not isinstance(given, dict) and about.kind == "image" and given.ndim == 3:
         given = {path.name: given}
@@ -218,8 +251,8 @@ def read(
                 f"{about.scaling.dtype} of shape {about.shape}."
             )
     if isinstance(given, dict):
-        return np.array(list(given), object), np.stack(list(given.values()))
-    return np.arange(len(given)), given
+        return Given(np.array(list(given), object), np.stack(list(given.values())), {}, None)
+    return Given(np.arange(len(given)), given, {}, None)
 
 
 def _write(path: str | os.PathLike[str], columns: dict[str, Any]) -> None:

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import NearestNeighbors
 
 from flaxae import density, errors
 from flaxae.anomaly.views import Passed
@@ -24,7 +23,6 @@ SAMPLES = 256  # of z, for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
 MAX_SAMPLE = 1024  # references for wide neighbourhoods, which are as far off in a smaller sample
 INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, rounds, and values at which one is enough
-FAR = 1e9  # where references are put that aren't compared with
 
 
 class Score(NamedTuple):
@@ -171,10 +169,9 @@ class _Scaled(NamedTuple):
 
 
 class _Ensemble(NamedTuple):
-    """What `ensemble` compares with: four looks at the values as they are, and one at what the autoencoder makes of them."""
+    """What `ensemble` compares with: the values as they are, in four ways, and what the autoencoder makes of them."""
 
     x: Float[Array, "references values"]
-    cleaner: Bool[Array, " references"]  # those that the others look like
     sample: Float[Array, "sample values"]  # of the references, for neighbours that are a fraction of them
     sample_own: Int[Array, " sample"]  # which references they are
     density: "_Robust"
@@ -182,16 +179,12 @@ class _Ensemble(NamedTuple):
     spaces: _Spaces
 
     @classmethod
-    def fit(cls, passed: Passed, contamination: float) -> "_Ensemble":
+    def fit(cls, passed: Passed) -> "_Ensemble":
         x = np.asarray(passed.x, np.float64).reshape(len(passed.x), -1)
         density = _Robust.fit(x)
         chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_SAMPLE)).astype(int)
-        wide = NearestNeighbors(n_neighbors=_wide(len(chosen)), algorithm="brute").fit(x[chosen])
-        strange = _standard(np.log(wide.kneighbors(x)[0].mean(axis=1) + 1e-6)) + _standard(density.log_distances(x))
-        cleaner = strange <= np.quantile(strange, 1 - contamination)
         return cls(
             jnp.asarray(x, jnp.float32),
-            jnp.asarray(cleaner),
             jnp.asarray(x[chosen], jnp.float32),
             jnp.asarray(chosen),
             jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), density),
@@ -202,11 +195,6 @@ class _Ensemble(NamedTuple):
 
 def _wide(count: int) -> int:
     return max(2, min(count - 1, max(5, round(WIDE * count))))
-
-
-def _standard(values: np.ndarray) -> np.ndarray:
-    centre = np.median(values)
-    return (values - centre) / (np.median(np.abs(values - centre)) + 1e-6)
 
 
 class _Robust(NamedTuple):
@@ -248,11 +236,10 @@ def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch va
 
 def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     x = passed.x.reshape(len(passed.x), -1)
-    clean = jnp.where(fitted.cleaner[:, None], fitted.x, FAR)
     in_sample = jnp.argmax(fitted.sample_own[None] == own[:, None], axis=1)
     in_sample = jnp.where(jnp.any(fitted.sample_own[None] == own[:, None], axis=1), in_sample, -1)
     looks = (
-        _mean_distance(clean, x, k, own),
+        _mean_distance(fitted.x, x, k, own),
         _mean_distance(fitted.sample, x, _wide(len(fitted.sample)), in_sample),
         fitted.density.of(x),
         _tails(fitted.ordered, x),
@@ -261,9 +248,7 @@ def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own
 
 
 SCORES: dict[str, Score] = {
-    "ensemble": Score(
-        lambda passed: _Ensemble.fit(passed, 0.0), _ensemble, (1.0, 1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3), upper=True
-    ),
+    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3), upper=True),
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),
@@ -288,8 +273,8 @@ SCORES: dict[str, Score] = {
 
 - `ensemble`, the default for tables: mean distances to the nearest references and to the nearest twentieth of them, the
   distance in a normal distribution fitted to the inner part, how far out each value is in its column, and `combined`;
-- `combined`, the default for images and signals: mean distances to the nearest references in three spaces, summed: those
-  of `neighbours`, the residual alone, and the encoder's features;
+- `combined`, the default for images and signals: mean distances to the nearest references in three spaces, summed:
+  those of `neighbours`, the residual alone, and the encoder's features;
 - `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
 - `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
 - `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;

@@ -13,6 +13,7 @@ from jaxtyping import Int, Shaped
 
 from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
+from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.roles import Roles
 from flaxae.data.scaling import Scaling
@@ -30,16 +31,17 @@ SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
 class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
-    Images are [n, height, width, channels] of uint8, uint16 or float32; tables [n, columns] of float32, categories
-    being columns of 0 and 1; signals [n, window, channels] of float32, in the order of time. `scaling` and `encoding`
-    were fitted on `train` alone. What is too large for memory has a `Stream` for `train`, which
-    `scaling(train)` is too, and as much for `test` as fits.
+    Images are [n, height, width, channels] of uint8, uint16 or float32, or `Images` where they differ in size or are
+    larger than `images.SMALL`, which `scaling(train)` leaves as they are (float32 in [0, 1], one by one); tables
+    [n, columns] of float32, categories being columns of 0 and 1; signals [n, window, channels] of float32, in the order
+    of time. `scaling` and `encoding` were fitted on `train` alone. What is too large for memory has a `Stream` for
+    `train`, which `scaling(train)` is too, and as much for `test` as fits.
     """
 
     name: str
     kind: Literal["image", "tabular", "signal"]
-    train: Shaped[np.ndarray, " train *shape"] | Stream
-    test: Shaped[np.ndarray, " test *shape"]
+    train: Shaped[np.ndarray, " train *shape"] | Stream | Images
+    test: Shaped[np.ndarray, " test *shape"] | Images
     train_labels: Int[np.ndarray, " train"] | None  # −1 where an example has none
     test_labels: Int[np.ndarray, " test"] | None
     classes: tuple[str, ...] | None  # what the labels' codes mean
@@ -52,20 +54,32 @@ class Dataset:
     train_rows: Int[np.ndarray, " train"] | None = None
     roles: Roles | None = None  # of a table's columns, where some are not learnt from
     carried: "pd.DataFrame | None" = None  # those that say what a row is about, of all rows of the source
+    images: Images | None = None  # that training and test examples are of; `check` says which could not be read
+    test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (objects)
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
         """The training examples in memory: all, or of a stream some from all over it."""
-        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else self.train
+        return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else cast(np.ndarray, self.train)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
+        if isinstance(self.train, Images):
+            raise DataError(
+                f"{self.train.source} holds images of several sizes, or large ones. Bring all to one size, such as "
+                "size=64 (--size 64)."
+            )
         return self.train.shape[1:]
+
+    @property
+    def differ_in_size(self) -> bool:
+        """Whether they are images that are read one by one, of any size."""
+        return isinstance(self.train, Images)
 
 
 def load(
-    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream",
+    source: "str | os.PathLike[str] | np.ndarray | pd.DataFrame | tuple[Any, ...] | Stream | Any",
     *,
     label: str | None = None,
     window: int | None = None,
@@ -75,6 +89,8 @@ def load(
     drop: Sequence[str] = (),
     keep: Sequence[str] = (),
     marks: bool = True,
+    size: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
     seed: int = 0,
 ) -> Dataset:
     """A data set from the package, TFDS, files or memory.
@@ -90,10 +106,13 @@ def load(
             - a stream, see `Stream`;
             - a `.npz` or `.mat` file (see `arrays.load_npz` for its keys), a table of any format (see `formats`), or a
               `.wav`;
-            - a folder of IDX files under MNIST's names, or of images of one size, flat or in a folder for each
-              class, with or without `train` and `test` folders around them;
-            - an array, [n, columns] or [n, height, width] or [n, height, width, channels]; a pair (x, labels), labels
-              being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras' `load_data` gives;
+            - a folder of IDX files under MNIST's names, or a folder, zip or tar of images, flat or in a folder for
+              each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
+              pages: see `images.load`;
+            - an array (of NumPy, torch or JAX), [n, columns] or [n, height, width] or [n, height, width, channels]; a
+              pair (x, labels), labels being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras'
+              `load_data` gives;
+            - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
             - a pandas DataFrame, or what has a `to_pandas` method, as polars' and Arrow's tables have.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
@@ -102,6 +121,9 @@ def load(
         time, ids, drop: columns of a table that are not learnt from; the first two are in `carried`.
         keep: columns of a table to learn from, whatever they look like.
         marks: whether missing values of a table have features that tell of them.
+        size: in pixels, that images are brought to, height and width: scaled to cover it, and the middle cut out. By
+            default each keeps its own.
+        max_pixels: that one image may have.
         seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
             With labels it is a fifth of each class.
 
@@ -109,7 +131,7 @@ def load(
         DataError: the source doesn't exist or can't be used; the message says what to do.
         ConfigError: a window or stride that can't be.
     """
-    parts, name = _parts(source, label, {"time": time, "ids": ids, "drop": drop, "keep": keep})
+    parts, name = _parts(source, label, {"time": time, "ids": ids, "drop": drop, "keep": keep}, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
     if window is not None:
@@ -117,7 +139,9 @@ def load(
         parts = signals.cut(parts, framing, given)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
-        parts = parts._replace(train=train, test=as_examples(test, given))
+        parts = parts._replace(train=train, test=as_examples(cast(np.ndarray, test), given))
+    elif isinstance(parts.train, Images):
+        parts = _divided_images(parts.train, parts, given, seed)
     elif stride is not None:
         raise ConfigError(f"The stride is {stride}, of windows of a signal, but no window is given.")
     elif parts.rate is not None:
@@ -128,16 +152,17 @@ def load(
     else:
         parts = _checked(parts.train, parts, given, seed)
     train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # as all of these leave them
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+    if not isinstance(train, Images) and (train.shape[1:] != test.shape[1:] or train.dtype != test.dtype):
         raise DataError(
             f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
             f"{test.shape[1:]}; they have to be the same."
         )
     fields = _coded(parts, given)._asdict()
-    fields.pop("rate")  # the framing has it
+    for field in ("rate", "files"):  # the framing has the one, and `images` the other
+        fields.pop(field)
     return Dataset(
         name=name,
-        kind="signal" if framing else "tabular" if train.ndim == 2 else "image",
+        kind="signal" if framing else "image" if isinstance(train, Images) or train.ndim > 2 else "tabular",
         **fields,
         scaling=Scaling.fit(train, indicators),
         encoding=encoding,
@@ -145,30 +170,41 @@ def load(
     )
 
 
-def _parts(source: Any, label: str | None, roles: dict[str, Any]) -> tuple[Parts, str]:
-    if hasattr(source, "to_pandas"):
+def _parts(
+    source: Any, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+) -> tuple[Parts, str]:
+    if size is not None and size < 1:
+        raise ConfigError(f"The size is {size}; it has to be at least 1 pixel.")
+    if hasattr(source, "to_pandas") and not hasattr(source, "features"):  # as Hugging Face's data sets have, of images
         source = source.to_pandas()
     if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
         return _of_table(source, "The table", label, roles), "table"
+    source = _of_numpy(source)
     if isinstance(source, np.ndarray | tuple):
         _refuse_columns(label, roles, "an array")
-        return _from_memory(source), "array"
+        return _sized(_from_memory(source), size), "array"
     if isinstance(source, Stream):
         _refuse_columns(label, roles, "a stream")
+        if source.ndim == 1:
+            raise DataError("The stream has one number an example; expected [columns], or images.")
         return Parts(train=source), "stream"
     if not isinstance(source, str | os.PathLike):
-        raise DataError(
-            f"The source is a {type(source).__name__}; expected a name, a path, a NumPy array, a DataFrame or a tuple."
-        )
+        _refuse_columns(label, roles, "images")
+        if images.sources.in_memory(source) is None:
+            raise DataError(
+                f"The source is a {type(source).__name__}; expected a name, a path, an array, a DataFrame, a tuple, or "
+                "images (a list of PIL images or arrays, or a Hugging Face data set)."
+            )
+        return images.load(source, size=size), "images"
     if source == "mnist":
         _refuse_columns(label, roles, "mnist")
-        return mnist.load(), "mnist"
+        return _sized(mnist.load(), size), "mnist"
     if isinstance(source, str) and source.startswith("tfds:"):
         _refuse_columns(None, roles, source)
         name = source.removeprefix("tfds:")
-        return tfds.load(name, label=label), name
+        return _sized(tfds.load(name, label=label), size), name
     path = files.existing(source, also=("mnist", "tfds:NAME"))
-    return _from_path(path, label, roles), path.resolve().stem
+    return _from_path(path, label, roles, size, max_pixels), path.resolve().stem
 
 
 def _of_table(frame: "pd.DataFrame", given: object, label: str | None, roles: dict[str, Any]) -> Parts:
@@ -176,23 +212,56 @@ def _of_table(frame: "pd.DataFrame", given: object, label: str | None, roles: di
     return Parts(train=frame, train_labels=labels, roles=found, carried=carried)
 
 
-def _from_path(path: pathlib.Path, label: str | None, roles: dict[str, Any]) -> Parts:
-    if path.is_dir():
-        loaded = arrays.load_idx(path) if arrays.is_idx_folder(path) else images.load_folder(path)
+def _from_path(
+    path: pathlib.Path, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+) -> Parts:
+    if path.is_dir() or (images.sources.is_archive(path) and formats.find(path) is None):
+        if path.is_dir() and arrays.is_idx_folder(path):
+            loaded = _sized(arrays.load_idx(path), size)
+        else:
+            loaded = images.load(path, size=size, max_pixels=max_pixels)
         _refuse_columns(label, roles, path)
         return loaded
     known = formats.of(path)
     if known.kind == "table":
         return _of_table(known.read(path), path, label, roles)
     if known.kind == "image":
-        raise DataError(f"{path} is one image; expected a folder of them to train on.")
+        pages = images.load(path, size=size, max_pixels=max_pixels)
+        if len(pages.train) < 2:
+            raise DataError(f"{path} is one image; expected a folder of them to train on.")
+        return pages
     _refuse_columns(label, roles, path)
-    size = path.stat().st_size
-    if known.mapper is not None and size > arrays.MAP_BYTES:
-        print(f"{path} is {size / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+    length = path.stat().st_size
+    if known.mapper is not None and length > arrays.MAP_BYTES:
+        print(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
-    return content if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+    return _sized(content, size) if known.kind == "array" else Parts(train=content.values, rate=content.rate)
+
+
+def _of_numpy(source: Any) -> Any:
+    """Arrays of torch and JAX, in tuples too, as those of NumPy; all else as it is."""
+    if isinstance(source, tuple):
+        return tuple(map(_of_numpy, source))
+    is_array = hasattr(source, "__array__") and hasattr(source, "shape") and hasattr(source, "dtype")
+    is_frame = hasattr(source, "columns") or hasattr(source, "column_names")
+    return images.sources.as_array(source) if is_array and not is_frame else source
+
+
+def _sized(parts: Parts, size: int | None) -> Parts:
+    """Arrays of images brought to a size; tables as they are."""
+    if size is None:
+        return parts
+    if not isinstance(parts.train, np.ndarray) or parts.train.ndim < 3:
+        raise ConfigError(f"The size is {size}, of images, but the data are none.")
+
+    def brought(x: np.ndarray) -> np.ndarray:
+        whole = images.open(x, alpha=False).resized(size)
+        return np.stack([whole.stored(i) for i in range(len(whole))])
+
+    return parts._replace(
+        train=brought(parts.train), test=None if parts.test is None else brought(np.asarray(parts.test))
+    )
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
@@ -223,7 +292,7 @@ def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
     train = as_examples(x, given, parts.columns)
     if parts.test is None:
         return _divided(train, parts, *_held_out(len(train), parts.train_labels, given, seed))
-    return parts._replace(train=train, test=as_examples(parts.test, given, parts.columns))
+    return parts._replace(train=train, test=as_examples(cast(np.ndarray, parts.test), given, parts.columns))
 
 
 def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int, marks: bool) -> tuple[Parts, Encoding]:
@@ -252,7 +321,20 @@ def _held_out(examples: int, labels: np.ndarray | None, given: str, seed: int) -
 def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray) -> Parts:
     if (labels := parts.train_labels) is not None:
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
-    return parts._replace(train=x[train], test=x[test], train_rows=train, test_rows=test)
+    files = {} if parts.files is None else {"files": parts.files[train], "test_files": parts.files[test]}
+    return parts._replace(train=x[train], test=x[test], train_rows=train, test_rows=test, **files)
+
+
+def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts:
+    if parts.test is not None:
+        return parts
+    kept, held_out = _held_out(len(train), parts.train_labels, given, seed)
+    if (labels := parts.train_labels) is not None:
+        parts = parts._replace(train_labels=labels[kept], test_labels=labels[held_out])
+    files = {} if parts.files is None else {"files": parts.files[kept], "test_files": parts.files[held_out]}
+    return parts._replace(
+        train=train.select(kept), test=train.select(held_out), train_rows=kept, test_rows=held_out, **files
+    )
 
 
 def _coded(parts: Parts, given: str) -> Parts:

@@ -26,8 +26,9 @@ def read(
     """New data, in stored units.
 
     Args:
-        path: of a format in `formats`. An image file gives [height, width, channels]; a folder of images a dict from
-            file names, relative to it, to such arrays, whose sizes may differ; arrays (of an `.npz` the key x, or one
+        path: of a format in `formats`. An image file gives [height, width, channels]; a folder of images, a zip or tar,
+            or a file of several pages a dict from names, relative to it, to such arrays, whose sizes may differ, all in
+            memory (`images.open` reads them one by one); arrays (of an `.npz` the key x, or one
             alone) and tables give examples as `load` has them, [n, columns] or [n, height, width, channels].
         columns: the columns of a table to take, in this order, such as those that a model was trained on;
             None is all of them.
@@ -37,8 +38,8 @@ def read(
         DataError: there is no such file, or it can't be used: see the message.
     """
     path = existing(path)
-    if path.is_dir():
-        return images.read_folder(path)
+    if path.is_dir() or images.sources.is_archive(path):
+        return images.read_all(path)
     known = formats.of(path)
     if known.kind == "signal":
         raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")
@@ -46,7 +47,11 @@ def read(
     if known.kind == "table":
         frame = tables.checked(content, path)
         return (encoding or Encoding.of_numbers(tuple(columns or frame.columns)))(frame, path)
-    return content if known.kind == "image" else as_examples(content.train, path)
+    if known.kind != "image":
+        return as_examples(content.train, path)
+    if images.pages(path) > 1:
+        return images.read_all(path)
+    return content
 
 
 def read_table(path: str | os.PathLike[str]) -> "pd.DataFrame":

@@ -12,14 +12,15 @@ from flaxae.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flaxae.data.images import Images
     from flaxae.data.roles import Roles
 
 
 class Parts(NamedTuple):
     """What a source holds, before it is split, checked and scaled."""
 
-    train: "np.ndarray | pd.DataFrame | Stream"
-    test: np.ndarray | None = None
+    train: "np.ndarray | pd.DataFrame | Stream | Images"
+    test: "np.ndarray | Images | None" = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
@@ -29,6 +30,9 @@ class Parts(NamedTuple):
     train_rows: np.ndarray | None = None
     roles: "Roles | None" = None  # of a table's columns
     carried: "pd.DataFrame | None" = None  # of all rows of the source, the columns that say what they are about
+    images: "Images | None" = None  # that the examples are of, some of which may turn out to be unreadable
+    files: np.ndarray | None = None  # names, of the images of `train`
+    test_files: np.ndarray | None = None
 
 
 def as_examples(
@@ -36,7 +40,8 @@ def as_examples(
 ) -> Shaped[np.ndarray, " examples *shape"]:
     """Checked examples: tables as float32 [n, columns], images as uint8, uint16 or float32 [n, h, w, channels].
 
-    Images without a channel axis, [n, h, w], gain one. `source` and `columns` are for the messages.
+    Images without a channel axis, [n, h, w], gain one; those of torch, [n, channels, h, w], are turned, with a line
+    that says so. `source` and `columns` are for the messages.
 
     Raises:
         DataError: not numbers, an odd number of axes, empty, or not finite in float32.
@@ -50,6 +55,15 @@ def as_examples(
         )
     if x.size == 0:
         raise DataError(f"{source} is empty: its shape is {x.shape}.")
+    if x.ndim == 3 and x.shape[2] in (3, 4) and min(x.shape[:2]) >= 16:
+        raise DataError(
+            f"{source} has shape {x.shape}, which looks like one image of {x.shape[2]} channels, not like {x.shape[0]} "
+            f"images. Give several, [n, height, width, channels]; or of images {x.shape[2]} pixels wide "
+            "[n, height, width, 1]."
+        )
+    if x.ndim == 4 and is_channel_first(x.shape):
+        print(f"{source}: images of shape {x.shape[1:]} have their channels first; they are moved to the last axis.")
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
         with np.errstate(over="ignore"):  # what overflows is found below
             x = x.astype(np.float32, copy=False)
@@ -64,3 +78,13 @@ def as_examples(
     elif not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     return x[..., None] if x.ndim == 3 else x
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """Images with their channels on the last axis: those of torch, [..., channels, height, width], are turned."""
+    return np.moveaxis(x, -3, -1) if is_channel_first(x.shape) else x
+
+
+def is_channel_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of that shape, [(n,) channels, height, width], have 1, 3 or 4 channels before their pixels."""
+    return len(shape) >= 3 and shape[-3] in (1, 3, 4) and min(shape[-2:]) > 4

@@ -7,9 +7,10 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from flaxae.data.images import Images
+from flaxae.data.images.collection import range_of
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
-
 
 FENCES = 3.0  # see `robust_moments`
 LIMIT = 10.0  # deviations, beyond which numbers of tables are compressed
@@ -31,7 +32,7 @@ class Scaling:
     @classmethod
     def fit(
         cls,
-        train: Shaped[np.ndarray, " examples *shape"] | Stream,
+        train: Shaped[np.ndarray, " examples *shape"] | Stream | Images,
         indicators: Bool[np.ndarray, " columns"] | None = None,
     ) -> "Scaling":
         """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
@@ -40,20 +41,25 @@ class Scaling:
         is only centred. Of tables, a few glitches decide nothing: the moments are robust ones, and what is beyond LIMIT
         is compressed. `indicators`, the columns of 0 and 1 that tell categories, stay as they are: divided by its
         deviation, a rare one would outweigh all else, while as it is, rows of two categories are apart (squared) by 2,
-        as two rows are on average in a standardised number. Images, [n, height, width, channels], are brought to [0, 1]: 8-bit
-        by 255, 16-bit by 65535, floats by their minimum and maximum unless they are in it already.
+        as two rows are on average in a standardised number. Images, [n, height, width,
+        channels], are brought to [0, 1]: 8-bit by 255, 16-bit by the range in use (4095 of 12 bits in 16), floats by
+        their minimum and maximum unless they are in it already. `Images` are in it as they are read; their scaling is
+        that of most of them.
         """
+        if isinstance(train, Images):
+            dtype, (low, high) = train.main_range
+            return cls((low,), (high - low,), dtype)
         if train.ndim < 4:
             robust = isinstance(train, np.ndarray) and train.ndim == 2
             offset, scale = robust_moments(train.astype(np.float64)) if robust else _moments(train)
             if indicators is not None:
                 offset, scale = np.where(indicators, 0.0, offset), np.where(indicators, 1.0, scale)
-        elif train.dtype in (np.uint8, np.uint16):
-            offset, scale = np.zeros(1), np.array([np.iinfo(train.dtype).max], np.float64)
+        elif train.dtype == np.uint8:
+            offset, scale = np.zeros(1), np.array([255.0])
         else:
-            ranges = [(part.min(), part.max()) for part in _parts(train)]
-            low, high = np.array([[min(low for low, _ in ranges)], [max(high for _, high in ranges)]], np.float64)
-            offset, scale = (np.zeros(1), np.ones(1)) if low >= 0 and high <= 1 else (low, high - low)
+            ranges = [(float(part.min()), float(part.max())) for part in _parts(train)]
+            low, high = range_of(train.dtype, min(low for low, _ in ranges), max(high for _, high in ranges))
+            offset, scale = np.array([low]), np.array([high - low])
         scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
         limit = LIMIT if train.ndim == 2 else None
         return cls(tuple(offset.tolist()), tuple(scale.tolist()), train.dtype.name, limit)
@@ -61,18 +67,24 @@ class Scaling:
     @overload
     def __call__(self, x: Stream) -> Stream: ...
     @overload
+    def __call__(self, x: Images) -> Images: ...
+    @overload
     def __call__(self, x: Shaped[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]: ...
     @overload
     def __call__(self, x: Shaped[Array, " *shape"]) -> Float[Array, " *shape"]: ...
 
     def __call__(
-        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream
-    ) -> Float[np.ndarray | Array, " *shape"] | Stream:
+        self, x: Shaped[np.ndarray | Array, " *shape"] | Stream | Images
+    ) -> Float[np.ndarray | Array, " *shape"] | Stream | Images:
         """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
+
+        `Images` scale themselves, and are given back as they are.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
         """
+        if isinstance(x, Images):
+            return x
         if isinstance(x, Stream):
             return x.scaled(self)
         offset, scale = self._constants(x)
@@ -147,7 +159,7 @@ def robust_moments(
 
 
 def compressed(x: Shaped[np.ndarray | Array, " *shape"], limit: float = LIMIT) -> Shaped[np.ndarray | Array, " *shape"]:
-    """Numbers whose excess over ±limit is log(1 + excess): still in order, and none so far that it is all that counts."""
+    """Numbers whose excess over ±limit is log(1 + excess): in order still, and none so far that it alone counts."""
     if not isinstance(x, np.ndarray):
         import jax.numpy as jnp
 

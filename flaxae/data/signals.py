@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 
 from flaxae.data.arrays import MAX_BYTES, check_size, reading
 from flaxae.data.encoding import Encoding
+from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
@@ -149,6 +150,8 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     """
     if isinstance(parts.train, Stream):
         raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
+    if isinstance(parts.train, Images) or isinstance(parts.test, Images):
+        raise DataError(f"{source} holds images; windows are cut from signals.")
     train = as_signal(parts.train, source)
     parts = _named(parts)
     labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0

@@ -22,6 +22,9 @@ _BLOCKS = 64  # that a held-out part is made of, spread over all
 class Stream:
     """Examples of a source, in the source's order, read when they are asked for: `stream[lo:hi]`.
 
+    A tree of streams of one length, such as `{"x": Stream(noisy), "target": Stream(clean)}`, is trained on as a tree of
+    arrays is. What is one number an example, such as a label, is for trees alone.
+
     Args:
         source: a memory-mapped array (`np.load(path, mmap_mode="r")`), or anything with a length that gives a list of
             examples for a list of numbers by `__getitems__` (an array_record, TFDS or Grain data source) or an array
@@ -111,12 +114,15 @@ class Stream:
         """The same examples through a scaling."""
         return dataclasses.replace(self, scaling=scaling)
 
-    def split(self, fraction: float, seed: int) -> tuple["Stream", Shaped[np.ndarray, " held_out *shape"]]:
+    def split(
+        self, fraction: float, seed: int, bytes_each: int | None = None
+    ) -> tuple["Stream", Shaped[np.ndarray, " held_out *shape"]]:
         """The examples without, and in memory, a part that is held out: blocks at random places, evenly spread.
 
-        It is that fraction of all, or HELD_OUT_BYTES of them if that is less.
+        It is that fraction of all, or HELD_OUT_BYTES of them if that is less. `bytes_each` is what an example takes, if
+        it has more than this stream gives; streams of one tree are split at the same places by the same of it.
         """
-        bytes_each = 4 * self.example.size
+        bytes_each = 4 * self.example.size if bytes_each is None else bytes_each
         held = min(max(1, round(fraction * len(self))), HELD_OUT_BYTES // bytes_each, len(self) - 1)
         blocks = min(_BLOCKS, held)
         bounds = np.linspace(0, len(self), blocks + 1).astype(int)
@@ -185,12 +191,14 @@ class Stream:
 
 
 def _converted(x: np.ndarray) -> Shaped[np.ndarray, " examples *shape"]:
-    """Images as uint8, uint16 or float32 with an axis of channels, the rest as float32."""
-    if x.dtype.kind not in "buif" or x.ndim not in (2, 3, 4):
+    """Images as uint8, uint16 or float32 with an axis of channels, labels as int32, the rest as float32."""
+    if x.dtype.kind in "iu" and x.ndim == 1:
+        return x.astype(np.int32, copy=False)
+    if x.dtype.kind not in "buif" or x.ndim not in (1, 2, 3, 4):
         raise DataError(
             f"The stream's examples are {x.dtype} of shape {x.shape[1:]}; expected numbers, [columns], "
             "[height, width] or [height, width, channels]."
         )
-    if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
+    if x.ndim < 3 or x.dtype not in (np.uint8, np.uint16):
         x = x.astype(np.float32, copy=False)
     return x[..., None] if x.ndim == 3 else x

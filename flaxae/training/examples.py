@@ -78,9 +78,10 @@ def check_examples(model: Autoencoder, x: Any) -> Any:
         xp = jnp if isinstance(values, jax.Array) else np
         x = batches.replaced(x, xp.where(given.observed, values, xp.zeros((), values.dtype)))
     given = Batch.of(x)
-    for values in (given.x, *([] if given.target is None else [given.target])):
+    seen = {"x": given.x} if given.target is None else {"x": given.x, "target": given.target}
+    for name, values in seen.items():
         xp = jnp if isinstance(values, jax.Array) else np
-        check_range(model, float(xp.min(values)), float(xp.max(values)), wanted=values is given.wanted)
+        check_range(model, float(xp.min(values)), float(xp.max(values)), wanted=name == [*seen][-1])
     cause = None
     try:
         made = _shape_of(lambda model, x: model.reconstruct(x), model, x)[1:]
@@ -157,19 +158,40 @@ def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: A
     )
 
 
+def has_streams(x: Any) -> bool:
+    """Whether x, or a part of it, is read while it is trained on."""
+    return any(isinstance(leaf, Stream) for leaf in jax.tree.leaves(x))
+
+
+def streamed(x: Any) -> Any:
+    """x, where a part of it is a stream or a memory map, as streams throughout."""
+    if not any(isinstance(leaf, Stream | np.memmap) for leaf in jax.tree.leaves(x)):
+        return x
+    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Stream) else Stream(leaf), x)
+    batches.count(x)
+    observed: Any = Batch.of(x).observed  # a stream
+    if observed is None:
+        return x
+    seen = observed.scaled(_there)
+    return x._replace(observed=seen) if isinstance(x, Batch) else {**x, "observed": seen}
+
+
+def _there(observed: Any) -> Any:
+    return observed.astype(bool)
+
+
 def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | None) -> tuple[Any, Any | None]:
     """The examples to train on, and those held out (None for none), checked and on the device; see `fit`.
 
-    A stream stays one; of it, too much to hold is not held out, see `Stream.split`.
+    A stream, or a tree with any, stays one; of it, too much to hold is not held out, see `Stream.split`.
     """
     if seed < 0:
         raise errors.ConfigError(f"seed is {seed}; it has to be at least 0.")
-    if isinstance(x, np.memmap):
-        x = Stream(x)
+    x = streamed(x)
     place = functools.partial(distributed.place, mesh=mesh)
-    is_stream = isinstance(x, Stream)
+    is_stream = has_streams(x)
     if is_stream:
-        check_examples(model, x[:1])
+        check_examples(model, batches.take(x, slice(0, 1)))
     else:
         x = check_examples(model, x)
     if not isinstance(validation, (int, float)):
@@ -177,7 +199,7 @@ def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | N
         return x if is_stream else place(x), held_out
     if not 0 <= validation < 1:
         raise errors.ConfigError(f"validation is {validation}; it has to be a fraction, at least 0 and below 1.")
-    examples = len(x) if is_stream else batches.count(x)
+    examples = batches.count(x)
     held_out = math.ceil(validation * examples)
     if held_out == 0:
         return x if is_stream else place(x), None
@@ -187,7 +209,9 @@ def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | N
             "give more, or validation=0."
         )
     if is_stream:
-        x, kept_apart = x.split(validation, seed)
-        return x, place(check_examples(model, kept_apart))
+        streams, tree = jax.tree.flatten(x)
+        bytes_each = sum(4 * stream.example.size for stream in streams)
+        kept, apart = zip(*(stream.split(validation, seed, bytes_each) for stream in streams), strict=True)
+        return tree.unflatten(kept), place(check_examples(model, tree.unflatten(apart)))
     shuffled = np.random.default_rng(seed).permutation(examples)
     return tuple(place(batches.take(x, np.sort(part))) for part in (shuffled[held_out:], shuffled[:held_out]))

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from flaxae import batches, errors
+from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.parallel import distributed
 
@@ -85,7 +86,7 @@ class Resident:
 
 
 class Windows:
-    """The batches of a stream.
+    """The batches of a stream, or of a tree of streams.
 
     A stream is cut into chunks, dealt anew to windows in each epoch. A window has as many chunks as it has lanes: a
     batch takes as many examples from each of them, in an order shuffled within the chunk. Lanes are what devices and
@@ -93,19 +94,23 @@ class Windows:
     batch a window, lie at the ends, at either by chance.
 
     Args:
-        check: called with the lowest and the highest value of each window before it is trained on.
+        streams: a stream, or a tree of streams of one length.
+        check: called before each window is trained on, with the lowest and the highest value of its x, and of its
+            target, and whether the likelihood is asked for them.
 
     Raises:
         ConfigError: the devices of the mesh can't share the lanes evenly.
     """
 
     def __init__(
-        self, stream: Stream, batch_size: int, seed: int, mesh: Mesh | None, check: Callable[[float, float], None]
+        self, streams: PyTree[Stream], batch_size: int, seed: int, mesh: Mesh | None, check: Callable[..., None]
     ):
-        examples, bytes_each = len(stream), 4 * stream.example.size
-        self.stream, self.batch_size, self.seed, self.check = stream, batch_size, seed, check
-        self.windows = min(math.ceil(examples * bytes_each / WINDOW_BYTES), examples // batch_size)
-        self.steps = examples // self.windows // batch_size
+        self.streams, self.tree = jax.tree.flatten(streams)
+        self.batch_size, self.seed, self.check = batch_size, seed, check
+        self.examples = batches.count(streams)
+        bytes_each = sum(4 * stream.example.size for stream in self.streams)
+        self.windows = min(math.ceil(self.examples * bytes_each / WINDOW_BYTES), self.examples // batch_size)
+        self.steps = self.examples // self.windows // batch_size
         self.lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
         self.length = self.steps * batch_size // self.lanes  # of a chunk
         self.waited = 0.0
@@ -127,9 +132,8 @@ class Windows:
         stored = waiting[1].result() if waiting and waiting[0] == window else self._read(window)
         self.waited += time.perf_counter() - began
         self._next = window + 1, self._reader.submit(self._read, window + 1)
-        scaling = self.stream.scaling
-        order = self._order(*divmod(window, self.windows))
-        return (stored if scaling is None else _scaled(scaling, stored)), order
+        scalings = tuple(stream.scaling for stream in self.streams)
+        return _scaled(self.tree, scalings, stored), self._order(*divmod(window, self.windows))
 
     def close(self) -> None:
         """Let go of the window that is being read."""
@@ -140,35 +144,64 @@ class Windows:
         within = np.broadcast_to(np.arange(self.length, dtype=np.int32), (self.lanes, self.length))
         return np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
 
-    def _read(self, window: int) -> Shaped[Array, "lanes length *shape"]:
+    def _read(self, window: int) -> list[Array]:
         """A window as it is stored, on the devices, of which each process reads what its own devices train on."""
         epoch, place = divmod(window, self.windows)
-        left_over = len(self.stream) - self.windows * self.lanes * self.length
+        left_over = self.examples - self.windows * self.lanes * self.length
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(left_over + 1))
         chunks = rng.permutation(self.windows * self.lanes)[place * self.lanes : (place + 1) * self.lanes]
-        shape = (self.lanes, self.length, *self.stream.shape[1:])
-        scaling = self.stream.scaling
 
         @functools.cache
-        def read(first: int, last: int) -> Shaped[np.ndarray, "lanes length *shape"]:
-            x = _aligned((last - first, *shape[1:]), self.stream.example.dtype)
-            starts = (offset + chunks[first:last] * self.length).tolist()
-            over = None if scaling is None else 0  # a scaling is of each value, by where it is in an example
-            low, high = np.inf, -np.inf
-            for chunk in self.stream.chunks(starts, x):
-                low = np.minimum(low, chunk.min(axis=over))
-                high = np.maximum(high, chunk.max(axis=over))
-            bounds = np.stack([low, high]).astype(x.dtype)
-            bounds = bounds if scaling is None else scaling(bounds)
-            self.check(float(bounds[0].min()), float(bounds[1].max()))
-            return x
+        def read(first: int, last: int) -> list[np.ndarray]:
+            return self._read_lanes((offset + chunks[first:last] * self.length).tolist())
 
-        def shard(index: Any) -> Shaped[np.ndarray, "lanes length *shape"]:
+        def shard(number: int, index: Any) -> Shaped[np.ndarray, "lanes length *shape"]:
             first, last, _ = index[0].indices(self.lanes)
-            return read(first, last)
+            return read(first, last)[number]
 
-        return jax.make_array_from_callback(shape, self.sharding, shard)
+        return [
+            jax.make_array_from_callback(
+                (self.lanes, self.length, *stream.shape[1:]), self.sharding, functools.partial(shard, number)
+            )
+            for number, stream in enumerate(self.streams)
+        ]
+
+    def _read_lanes(self, starts: list[int]) -> list[np.ndarray]:
+        """The chunks from each of `starts` on, [lanes, length, ...] of each stream, as they are stored; checked."""
+        which = Batch.of(self.tree.unflatten(range(len(self.streams))))  # the numbers of the streams
+        wanted = which.x if which.target is None else which.target
+        read: dict[int, np.ndarray] = {}
+        for number in sorted(range(len(self.streams)), key=lambda number: number != which.observed):
+            stream = self.streams[number]
+            shape = (len(starts), self.length, *stream.shape[1:])
+            read[number] = out = _aligned(shape, stream.example.dtype)
+            lanes = stream.chunks(starts, out)
+            if number not in (which.x, which.target):
+                for _ in lanes:
+                    pass
+                continue
+            masks: Any = which.observed if number == which.x else None
+            low, high = _range(lanes, stream.scaling, None if masks is None else read[masks] != 0)
+            self.check(low, high, wanted=number == wanted)
+        return [read[number] for number in range(len(self.streams))]
+
+
+def _range(
+    lanes: Iterable[np.ndarray], scaling: Callable | None, observed: Shaped[np.ndarray, "..."] | None
+) -> tuple[float, float]:
+    """The lowest and the highest value, of those that are observed, after the scaling."""
+    if observed is not None:
+        seen = [(x if scaling is None else scaling(x))[there] for x, there in zip(lanes, observed, strict=True)]
+        values = np.concatenate(seen) if any(map(len, seen)) else np.zeros(1, np.float32)
+        return float(values.min()), float(values.max())
+    over = None if scaling is None else 0  # a scaling is of each value, by where it is in an example
+    low, high, dtype = np.inf, -np.inf, np.dtype(np.float32)
+    for x in lanes:
+        low, high, dtype = np.minimum(low, x.min(axis=over)), np.maximum(high, x.max(axis=over)), x.dtype
+    bounds = np.stack([low, high]).astype(dtype)
+    bounds = bounds if scaling is None else scaling(bounds)
+    return float(bounds[0].min()), float(bounds[1].max())
 
 
 class Drawn:
@@ -271,6 +304,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "...
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-@functools.partial(jax.jit, static_argnames="scaling")
-def _scaled(scaling: Callable, stored: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    return scaling(stored)
+@functools.partial(jax.jit, static_argnames=("tree", "scalings"))
+def _scaled(tree: Any, scalings: tuple[Callable | None, ...], stored: list[Array]) -> PyTree[Array]:
+    """A window as it is trained on: scaled, and 0 where it is not observed."""
+    parts = [x if scaling is None else scaling(x) for scaling, x in zip(scalings, stored, strict=True)]
+    which = Batch.of(tree.unflatten(range(len(parts))))
+    if which.observed is not None:
+        x, observed = parts[which.x], parts[which.observed].astype(bool)
+        parts[which.observed], parts[which.x] = observed, jnp.where(observed, x, jnp.zeros((), x.dtype))
+    return tree.unflatten(parts)

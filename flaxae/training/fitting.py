@@ -21,7 +21,7 @@ from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
 from flaxae.parallel import distributed
 from flaxae.training import feed, loop, optimizers, step
-from flaxae.training.examples import check_examples, check_objective, check_range, split
+from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
 from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule
@@ -71,9 +71,9 @@ def fit(
     It ends with the weights of the epoch of the lowest validation loss (the last epoch's without validation).
 
     Args:
-        x: in memory, an array or a tree (see `batches.Batch`); a memory map or a `data.Stream`, which is read a window
-            at a time and never whole; or anything else that gives batches of one size when iterated over (a generator,
-            a torch DataLoader, a grain loader), which are taken as they come.
+        x: in memory, an array or a tree (see `batches.Batch`); a memory map or a `data.Stream`, or a tree with any,
+            which is read a window at a time and never whole; or anything else that gives batches of one size when
+            iterated over (a generator, a torch DataLoader, a grain loader), which are taken as they come.
         batch_size: of what is not batches already.
         learning_rate: by default 3e-3. It, warmup, schedule and weight_decay are of the optimizers with a name.
         warmup, schedule, weight_decay, ema: see `Optimizer`.
@@ -186,7 +186,7 @@ def settings_of(
     seed: int, x: Any, source: Any, epochs: int, update: Optimizer, keep: str, precision: str
 ) -> dict[str, Any]:
     """What has to be the same when a run is resumed, as numbers."""
-    examples = 0 if isinstance(source, feed.Iterated) else len(x) if isinstance(x, Stream) else batches.count(x)
+    examples = 0 if isinstance(source, feed.Iterated) else batches.count(x)
     return {
         "seed": float(seed),
         "examples": float(examples),
@@ -269,10 +269,9 @@ def feed_of(model: Autoencoder, x: Any, batch_size: int, seed: int, mesh: Mesh |
     Raises:
         ConfigError: the devices of the mesh can't share a batch evenly.
     """
-    is_stream = isinstance(x, Stream)
-    batch_size = min(batch_size, len(x) if is_stream else batches.count(x))
+    batch_size = min(batch_size, batches.count(x))
     check_shared(batch_size, mesh)
-    if is_stream:
+    if has_streams(x):
         return feed.Windows(x, batch_size, seed, mesh, functools.partial(check_range, model))
     return feed.Resident(x, batch_size, seed)
 

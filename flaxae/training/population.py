@@ -35,6 +35,7 @@ from flaxae.training.optimizers import Optimizer
 from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule, State
 
+_OF_NO_MODEL = {"seed", "learning_rate", "latent"}
 Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what else was varied, such as level or latent
 
 
@@ -134,10 +135,10 @@ def fit_population(
         )
     if at_once < 1:
         raise errors.ConfigError(f"at_once is {at_once}; it has to be at least 1.")
-    shape = np.shape(Batch.of(x).x)[1:] if not isinstance(x, Stream) else x.shape[1:]
-    build = functools.cache(functools.partial(_build, model, shape))
+    shape = np.shape(Batch.of(x).x)[1:]
+    start = functools.cache(functools.partial(_start, model, shape))
     widest = max(grid, key=lambda settings: settings.get("latent", 0))
-    largest = _with_hyper(build(widest["seed"], widest.get("latent")), widest)
+    largest = _model(start(widest["seed"], widest.get("latent")), widest)
     mesh = mesh or distributed.default_mesh()
     x, held_out = split(largest, x, validation, seed, mesh)
     source = fitting.feed_of(largest, x, batch_size, seed, mesh)
@@ -146,6 +147,7 @@ def fit_population(
     objective = in_precision(objective or own_objective, precision)
     metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
     update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches)
+    fitting.set_schedules(largest, schedules or {}, steps)  # as those of every member are set
     program = Program(nnx.split(largest)[0], objective, update, batch_size, tuple((schedules or {}).items()))
     step_key, held_out_key = fitting.keys(seed)
 
@@ -167,20 +169,29 @@ def fit_population(
         source=source,
         samples=batch_size,
     )
+
+    def first_weights(settings: Settings) -> step.Weights:
+        first = start(settings["seed"], settings.get("latent"))
+        if schedules or settings.keys() - _OF_NO_MODEL:
+            own = _model(first, settings)
+            fitting.set_schedules(own, schedules or {}, steps)
+            first = _parts(own)
+        return first.weights
+
     members: list[Member] = []
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
+    wide = _parts(largest).weights
     side_by_side = 1 if mesh is None else mesh.shape["population"]
+    size = math.ceil(len(groups[0]) / side_by_side) * side_by_side  # of all alike, so that one program does
     for done, group in enumerate(groups):
-        models = [_with_hyper(build(grid[i]["seed"], grid[i].get("latent")), grid[i]) for i in group]
-        for member in models:
-            fitting.set_schedules(member, schedules or {}, steps)
-        padded = np.resize(np.arange(len(group)), math.ceil(len(group) / side_by_side) * side_by_side)
+        first = [first_weights(grid[i]) for i in group]
+        padded = np.resize(np.arange(len(group)), size)
         rates = jnp.float32([grid[group[k]].get("learning_rate", 1.0) for k in padded])
-        states = _first_states(update, metrics, stack([_weights_like(models[k], largest) for k in padded]), rates)
+        states = _first_states(update, metrics, stack([_widened(first[k], wide) for k in padded]), rates)
         states = distributed.place(states, mesh, "population")
         settings = {
             **fitting.settings_of(seed, x, source, epochs, update, keep, precision),
-            **{name: np.array([grid[i].get(name, 0) for i in group], np.float64) for name in grid[0]},
+            **{name: np.array([grid[group[k]].get(name, 0) for k in padded], np.float64) for name in grid[0]},
         }
         own = None if folder is None else pathlib.Path(folder, f"group-{done}")
         run = loop.train(
@@ -197,13 +208,13 @@ def fit_population(
         )
         history = run.history
         scores = np.nanmin(history[chosen_by], axis=0, initial=math.inf)
-        weights, ok = distributed.local((run.best, run.state.ok), mesh)
+        weights, ok = distributed.keyed(distributed.numbers, (run.best, run.state.ok))
         epochs_done = loop.done(history)
         for k, i in enumerate(group):
-            _take(models[k], weights, k)
+            trained = nnx.merge(start(grid[i]["seed"], grid[i].get("latent")).graphdef, *_cut(weights, k, first[k]))
             last = loop.last_epoch(history[chosen_by][:, k], patience, epochs_done)
             values = {name: values[:last, k].tolist() for name, values in history.items()}
-            members.append(Member(grid[i], models[k], History(values), float(scores[k]), not ok[k]))
+            members.append(Member(grid[i], trained, History(values), float(scores[k]), not ok[k]))
     source.close()
     best = min(members, key=lambda member: member.score)
     if best.score == math.inf:
@@ -278,9 +289,22 @@ def _grid(axes: Mapping[str, Any]) -> list[Settings]:
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 
-def _build(
+class _Parts(NamedTuple):
+    """A model taken apart. Flax's own `split` and `merge` take longer than training a small one for an epoch."""
+
+    graphdef: nnx.GraphDef
+    weights: step.Weights
+
+
+def _parts(model: Autoencoder) -> _Parts:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    return _Parts(graphdef, (params, rest))
+
+
+def _start(
     model: Config | Callable[[int], Autoencoder], shape: tuple[int, ...], seed: int, latent: int | None
-) -> Autoencoder:
+) -> _Parts:
+    """The model of that seed, with its first weights."""
     if latent is not None:
         if not isinstance(model, Config) or not isinstance(model.head, Deterministic):
             raise errors.ConfigError(
@@ -288,13 +312,13 @@ def _build(
                 "Train one population for each size."
             )
         model = model.with_latent(latent)
-    return autoencoder.build(model, shape, seed=seed) if isinstance(model, Config) else model(seed)
+    return _parts(autoencoder.build(model, shape, seed=seed) if isinstance(model, Config) else model(seed))
 
 
-def _with_hyper(model: Autoencoder, settings: Settings) -> Autoencoder:
+def _model(start: _Parts, settings: Settings) -> Autoencoder:
     """A copy under the hyper-parameters of one member."""
-    model = nnx.clone(model)
-    for name in settings.keys() - {"seed", "learning_rate", "latent"}:
+    model = nnx.merge(start.graphdef, *start.weights, copy=True)
+    for name in settings.keys() - _OF_NO_MODEL:
         if name not in model.hyper:
             raise errors.ConfigError(errors.unknown("hyper-parameter", name, model.hyper))
         model.hyper[name][...] = jnp.float32(settings[name])
@@ -306,8 +330,8 @@ def stack(states: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def _weights_like(model: Autoencoder, like: Autoencoder) -> step.Weights:
-    """The model's parameters and the rest, in the shapes of `like`, with zeros beside the weights.
+def _widened(weights: step.Weights, wide: step.Weights) -> step.Weights:
+    """The weights in the shapes of `wide`, with zeros beside them.
 
     Training leaves them at zero: a weight into an unused part of the code has a gradient only through the weights out
     of it, and those only through the code.
@@ -319,20 +343,13 @@ def _weights_like(model: Autoencoder, like: Autoencoder) -> step.Weights:
         missing = [(0, more - size) for size, more in zip(leaf.shape, wide.shape, strict=True)]
         return jnp.asarray(np.pad(leaf, missing))
 
-    _, *wide = nnx.split(like, nnx.Param, ...)
-    _, *own = nnx.split(model, nnx.Param, ...)
-    return jax.tree.map(pad, tuple(own), tuple(wide))
+    return jax.tree.map(pad, weights, wide)
 
 
-def _take(model: Autoencoder, weights: step.Weights, member: int) -> None:
-    """Put one member's weights into its model, cut to its shapes."""
+def _cut(stacked: step.Weights, member: int, like: step.Weights) -> step.Weights:
+    """One member's weights, in the shapes of `like`."""
 
-    def cut(leaf: Array, stacked: Array) -> Array:
-        return stacked[(member, *_corner(leaf))]
+    def cut(leaf: Array, stacked: Array | np.ndarray) -> Array:
+        return jnp.asarray(stacked[(member, *(slice(size) for size in leaf.shape))])
 
-    _, *own = nnx.split(model, nnx.Param, ...)
-    nnx.update(model, *jax.tree.map(cut, tuple(own), weights))
-
-
-def _corner(leaf: Array) -> tuple[slice, ...]:
-    return tuple(slice(n) for n in leaf.shape)
+    return jax.tree.map(cut, like, stacked)

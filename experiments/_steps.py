@@ -1,0 +1,257 @@
+"""The steps that experiments share: load the data, train, use the devices asked for, finish with a report."""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+from jax.sharding import Mesh
+from rich.text import Text
+
+from flaxae import autoencoder, baselines, data, experiments, presets, runs, stacked, trained, training
+from flaxae.autoencoder import Autoencoder
+from flaxae.data import Dataset, Stream
+from flaxae.errors import DataError
+from flaxae.experiments import _flags
+from flaxae.likelihoods import Bernoulli, Gaussian
+from flaxae.parallel import distributed
+from flaxae.runs import Run, loggers, plots, report
+from flaxae.runs.report import Table, printable
+from flaxae.training import History
+
+EPOCHS, STEPS = 10, 2000  # by default: of a large set, and at least of a small one
+PRETRAINING_EPOCHS = 2  # of each layer of a stack
+MOST_VALUES_FOR_PCA = 4096  # an example: PCA takes time with its cube
+
+
+def load(config: _flags.Flags, *, marks: bool = True) -> Dataset:
+    """The data that the flags ask for; of tables with features that mark missing values, or without."""
+    columns = {"label": config.label, "time": config.time, "ids": config.id, "drop": config.drop, "keep": config.keep}
+    return data.load(config.data, **columns, marks=marks, window=config.window, stride=config.stride, seed=config.seed)
+
+
+def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | Stream, float | np.ndarray]:
+    """What to train on, scaled, and the `validation` of `fit`: a fraction, drawn there; of a signal the last windows.
+
+    A signal's windows overlap: those drawn at random would be half known from others.
+
+    Raises:
+        DataError: the signal is too short for both.
+    """
+    x, fraction = dataset.scaling(dataset.train), config.validation
+    if dataset.framing is None or not 0 < fraction < 1:
+        return x, fraction
+    held_out = math.ceil(fraction * len(x))
+    kept = len(x) - held_out - dataset.framing.apart
+    if kept < 1:
+        raise DataError(
+            f"{len(x)} windows can't be split into some to train on and some to validate on that share no moment: "
+            "give a longer signal, or --validation 0."
+        )
+    return x[:kept], x[-held_out:]
+
+
+def in_memory(dataset: Dataset) -> Dataset:
+    """The data set, its training part a sample if it is a stream, with a line that says so."""
+    sample = dataset.train_sample
+    if len(sample) == len(dataset.train):
+        return dataset
+    print(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
+    return dataclasses.replace(dataset, train=sample)
+
+
+def new_file(dataset: Dataset, name: str = "new") -> str:
+    """A name for new data of that kind."""
+    if dataset.kind == "tabular" or dataset.columns:
+        return f"{name}.csv"
+    return f"{name}.wav" if dataset.framing and dataset.framing.rate else f"{name}.npy"
+
+
+def lines(x: np.ndarray) -> np.ndarray:
+    """Rows of a table, [n, columns], or signals, [n, time, channels], one channel after the other, as [n, features]."""
+    return np.moveaxis(x, 1, -1).reshape(len(x), -1)
+
+
+def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) -> int:
+    """`epochs`, or as many more as it takes to make that many steps on few examples."""
+    return max(epochs, math.ceil(steps / max(1, examples // batch_size)))
+
+
+def settings(config: _flags.Flags) -> dict[str, Any]:
+    """The flags that decide what is trained, for a run's config.json."""
+    apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
+
+
+def mesh(config: _flags.Flags) -> Mesh | None:
+    """The devices that the flags ask for."""
+    return None if config.mesh is None else distributed.mesh(config.mesh)
+
+
+@contextlib.contextmanager
+def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[dict[str, Any]]:
+    """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
+    with contextlib.ExitStack() as stack:
+        writers = [run.log_epoch] if log else []
+        if config.logger == "tensorboard":
+            writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
+
+        def on_epoch(metrics: dict[str, Any]) -> None:
+            for write in writers:
+                write(metrics)
+
+        yield {"mesh": mesh(config), "on_epoch": on_epoch}
+
+
+@contextlib.contextmanager
+def start(
+    experiment: str, config: _flags.Flags, dataset: Dataset, model: autoencoder.Config, **more: Any
+) -> Iterator[Run]:
+    """A run of that experiment, or the one to resume. Its config.json says what is trained on what, and `more`."""
+    about = {"settings": settings(config), **trained.describe(model, dataset), **more}
+    with runs.start(experiment, config.name, about, resume=config.resume) as run, resumable(run):
+        yield run
+
+
+@contextlib.contextmanager
+def resumable(run: Run) -> Iterator[None]:
+    """Say how to go on with the run when it is interrupted inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
+        named = [] if "--name" in flags else ["--name", run.folder.name]
+        go_on = shlex.join([*experiments.started(), *flags, *named, "--resume"])
+        saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
+        raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
+
+
+def print_table(table: Table) -> None:
+    """Print a report's table, on a terminal in its width, into a file in plain characters."""
+
+    def text(cell: object) -> Text:  # whose brackets rich doesn't read as markup
+        return Text(printable(f"{cell:.4g}" if isinstance(cell, float) else str(cell)))
+
+    drawn = rich.table.Table(title=text(table.caption), box=rich.box.SIMPLE_HEAD)
+    for i, column in enumerate(table.heads, 1):  # where there is no room, the last column is what wraps
+        drawn.add_column(text(column.head), justify="right" if column.name else "left", no_wrap=i < len(table.columns))
+    for row in table.rows:
+        drawn.add_row(*map(text, row))
+    rich.console.Console().print(drawn)
+
+
+def preset(config: _flags.PresetFlags, dataset: Dataset, *, latent: int | None = None) -> autoencoder.Config:
+    """The model that the flags ask for, with the likelihood that the data are scaled for."""
+    made = presets.find(config.model, Bernoulli() if dataset.kind == "image" else Gaussian())
+    size = latent or config.latent
+    return made.with_latent(size) if size else made
+
+
+def epochs(config: _flags.PresetFlags, dataset: Dataset, *, least: int = EPOCHS) -> int:
+    """--epochs; by default `least`, and on few examples as many more as `STEPS` steps take."""
+    return config.epochs or enough_epochs(len(dataset.train), config.batch_size, epochs=least, steps=STEPS)
+
+
+def train(
+    config: _flags.PresetFlags,
+    run: Run,
+    dataset: Dataset,
+    model: autoencoder.Config,
+    *,
+    least: int = EPOCHS,
+    part: str = "",
+    log: bool = True,
+    **optimizer: Any,
+) -> tuple[Autoencoder, History]:
+    """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own.
+
+    `optimizer` are further settings of `training.fit`.
+    """
+    x, validation = parts(config, dataset)
+    network = autoencoder.build(model, dataset.shape, seed=config.seed)
+    folder = run.checkpoints / part
+    resume = config.resume and (folder / "latest").exists()
+    settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
+    if config.model == "stacked" and not resume:
+        known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without what `fit` validates on
+        stacked.pretrain(
+            network,
+            dataset.scaling(dataset.train_sample) if isinstance(known, Stream) else known,
+            epochs=PRETRAINING_EPOCHS,
+            validation=0.0,
+            folder=run.folder / "pretraining" / part,
+            resume=config.resume,
+            **settings,
+        )
+    with resources(config, run, log=log) as given:
+        history = training.fit(
+            network,
+            x,
+            epochs=epochs(config, dataset, least=least),
+            validation=validation,
+            patience=config.patience,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            folder=folder,
+            resume=resume,
+            **settings,
+            **optimizer,
+            **given,
+        )
+    return network, history
+
+
+def mean_squared_error(model: Autoencoder, x: np.ndarray) -> float:
+    """Of the reconstruction, a value, in the model's scale."""
+    return float(np.mean(np.square(training.apply(Autoencoder.reconstruct, model, x) - x)))
+
+
+def pca_error(dataset: Dataset, components: int) -> float | None:
+    """PCA's mean squared error on the test examples; None where it has not that many components, or takes too long."""
+    train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
+    if train[0].size > MOST_VALUES_FOR_PCA or components > min(len(train), train[0].size):
+        return None
+    return float(np.mean(np.square(baselines.pca_reconstruct(test, train=train, components=components) - test)))
+
+
+def finish(
+    run: Run,
+    title: str,
+    summary: str,
+    tables: list[Table],
+    figures: list[tuple[str, str]],
+    results: Mapping[str, Any],
+    usage: str,
+    *,
+    history: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Write the report and results.json, print the tables. `figures` are captions and names."""
+    if history is not None:
+        plots.curves(history, run.figure("curves"))
+        figures = [
+            *figures,
+            ("Loss an epoch, of training examples and, if there are any, of those held out.", "curves"),
+        ]
+        results = {"train/seconds": history["seconds"][-1], "train/epochs": len(history["loss"]), **results}
+    report.write(
+        run.folder / "report.html",
+        title=title,
+        summary=summary,
+        command=experiments.running(),
+        tables=tables,
+        figures=[(caption, run.figure(name)) for caption, name in figures],
+        config=run.config,
+        usage=usage,
+        epochs=run.history(),
+    )
+    run.write_results(results)
+    for table in tables:
+        print_table(table)
+    print(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")
