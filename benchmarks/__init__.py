@@ -1,1 +1,1 @@
-"""flaxae beside its peers: every comparison is made in one run, alternately, on the machine at hand."""
+"""flaxae compared with its peers: every comparison is made in one run, in turns, on the machine at hand."""

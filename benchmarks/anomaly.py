@@ -1,24 +1,25 @@
-"""Anomaly scores: flaxae's default beside neighbours without an autoencoder, other scores of the same one, and peers.
+"""Anomaly scores: flaxae's default, its other scores, nearest neighbours without an autoencoder, and peers.
 
     python -m benchmarks.anomaly images --data mnist /usr/share/datasets/fashion-mnist     one class against nine
     python -m benchmarks.anomaly tables --data ODDS                                        a folder of .mat tables
     python -m benchmarks.anomaly time --data ODDS                                          and a million rows
 
-The defaults of `anomaly.fit` are the same for all of a kind. They were chosen on what is not measured here, one-class
-tasks among *training* images and scikit-learn's own tables, but for one choice: of several forms of the score for
-tables that were level there, the bounded activation and the neighbours in three spaces were taken after a look at the
-AUROC of the ODDS tables (clean, two splits), and a tenth of the references under contamination after a twentieth had
-been measured on them. That flatters those eight a little.
+The defaults of `anomaly.fit` are the same for all data of a kind. They were chosen on data that are not measured here:
+one-class tasks among *training* images, and scikit-learn's own tables. There is one exception. Several forms of the
+score for tables were equally good there; the bounded activation and the neighbours in three spaces were chosen after a
+look at the AUROC of the ODDS tables (clean, two splits), and the tenth of the references under contamination after a
+twentieth had been measured on them. That flatters those eight tables a little.
 
 - images: trained on one class's training images, tested on all 10,000; AUROC, the mean over the ten classes.
 - tables, clean: trained on a random half of the normals, tested on the rest, over seeds; z-scored by the training part.
-- tables, contaminated: 60 % of all rows, anomalies left in, train; the rest tests; the fraction of anomalies is given.
+- tables, contaminated: trained on 60 % of all rows, with their anomalies; tested on the rest; the fraction of anomalies
+  is given.
 - time: of fitting and scoring together, compiling included, in turns with PyOD's AutoEncoder; then of scoring a million
-  rows. Nothing is compiled before, unless --cache names a folder that an earlier run has filled, as the command line's
-  cache is after a first run. Seconds of CPU, of all threads, are said beside those that passed: other work on the
-  machine hardly changes them.
+  rows. Nothing is compiled before, unless --cache names a folder that an earlier run has filled, as the cache of the
+  command line is after a first run. Seconds of CPU, over all threads, are printed beside seconds of wall time: other
+  work on the machine hardly changes them.
 
-PyOD adds its rows where it is installed (`pip install pyod`, in an environment with torch).
+PyOD's rows are added if it is installed (`pip install pyod`, in an environment with torch).
 """
 
 import argparse
@@ -88,7 +89,7 @@ def image_scores(train: np.ndarray, test: np.ndarray, names: Sequence[str]) -> S
 
 
 def without_autoencoder(detector: anomaly.Detector, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The views' nearest neighbours among the detector's references, summed as the detector sums its parts."""
+    """Distances of the views to the nearest of the detector's references, summed as the detector sums its parts."""
     views, total = detector.views, 0.0
     for view in range(views.count):
         references, x = (
@@ -103,7 +104,7 @@ def without_autoencoder(detector: anomaly.Detector, train: np.ndarray, test: np.
 
 
 def untrained(detector: anomaly.Detector, train: np.ndarray, held_out: np.ndarray) -> anomaly.Detector:
-    """The same detector with the weights that training started from."""
+    """The same detector with the initial weights."""
     models = [autoencoder.build(detector.config, detector.views(train[:1]).shape[1:])]
     settings = {"score": detector.score_name, "neighbours": detector.neighbours}
     return anomaly.Detector.of(detector.config, models, detector.views, train, held_out, **settings)
@@ -131,7 +132,7 @@ def tables(options: argparse.Namespace) -> None:
 
 
 def clean(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Half of the normals to train on; the rest to test on."""
+    """Half of the normals to train on, and the rest to test on."""
     normal = np.random.default_rng(seed).permutation(np.flatnonzero(~strange))
     train, rest = np.split(normal, [len(normal) // 2])
     test = np.concatenate([rest, np.flatnonzero(strange)])
@@ -139,7 +140,7 @@ def clean(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndarray, np
 
 
 def contaminated(x: np.ndarray, strange: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """60 % of all to train on; PyOD's protocol, which gives the detectors the fraction of anomalies."""
+    """60 % of all rows to train on. This is PyOD's protocol, which gives the detectors the fraction of anomalies."""
     train, test = np.split(np.random.default_rng(seed).permutation(len(x)), [round(0.6 * len(x))])
     return *z_scored(x[train], x[test]), strange[test], float(strange.mean())
 
@@ -151,7 +152,7 @@ def table_scores(train: np.ndarray, test: np.ndarray, fraction: float, seed: int
     from sklearn.ensemble import IsolationForest
 
     detector = anomaly.fit(train, kind="tabular", contamination=fraction, held_out=0.0, seed=seed)
-    parts = train, train[:0]  # nothing is held out: ranks are measured, not p-values
+    parts = train, train[:0]  # nothing is held out, as ranks are measured and not p-values
     scores = {
         "5 nearest neighbours": neighbour_distance(train, test, 5),
         "5 % nearest neighbours": neighbour_distance(train, test, max(5, round(0.05 * len(train)))),
@@ -179,14 +180,14 @@ def flaxae_default(train: np.ndarray, test: np.ndarray, fraction: float, seed: i
 
 
 def times(options: argparse.Namespace) -> None:
-    """Fit and score each table of over 1,000 rows, in a process that has compiled nothing for it yet."""
+    """Fit and score each table of over 1,000 rows, in a process that has not compiled anything for it yet."""
     peer = importlib.util.find_spec("pyod") is not None
     for name, x, strange in read_odds(options.data):
         train, test, _, fraction = contaminated(x, strange, 0)
         if len(x) <= 1000:
             continue
         ours, theirs = [], []
-        for seed in range(3):  # a column fewer each time, so that all is compiled again
+        for seed in range(3):  # one column fewer each time, so that everything is compiled again
             part = train[:, seed:], test[:, seed:], fraction, seed
             ours.append(seconds(flaxae_default, *part))
             if peer:
@@ -251,12 +252,12 @@ def auroc(strange: np.ndarray, scores: np.ndarray) -> float:
 
 
 def precision_at_n(strange: np.ndarray, scores: np.ndarray) -> float:
-    """Of the n highest scores, the fraction that are anomalies, n being how many there are."""
+    """The fraction of anomalies among the n highest scores, where n is the number of anomalies."""
     return float(strange[np.argsort(-scores, kind="stable")[: int(strange.sum())]].mean())
 
 
 def seconds(function: Callable, *arguments: object) -> tuple[float, float]:
-    """That pass, and of CPU."""
+    """The wall time and the CPU time of a call, in seconds."""
     began, cpu = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - began, time.process_time() - cpu

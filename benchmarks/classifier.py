@@ -2,10 +2,11 @@
 
     python -m benchmarks.classifier
 
-60 % of the rows train, of which 10 or 30 a class keep their labels; the others test. Test errors (%), their mean ±
-deviation over splits. All see the columns in standard deviations of all rows that train. The peers' settings are
-scikit-learn's own, but for logistic regression, whose ridge is cross-validated within the labels, and for label
-spreading, whose graph is of the 10 nearest rows. The classifier's defaults were chosen on other splits (seeds 0 to 3).
+60 % of the rows are for training, of which 10 or 30 per class keep their labels; the others are for testing. It prints
+test errors (%), as mean ± standard deviation over splits. All methods see columns standardised by all training rows.
+The peers have scikit-learn's default settings, except that logistic regression cross-validates its ridge within the
+labels, and that label spreading uses a graph of the 10 nearest rows. The classifier's defaults were chosen on other
+splits (seeds 0 to 3).
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Who competes: the same network in flaxae, torch and Keras, each as its users write it. One process for each.
+"""The contestants: the same network in flaxae, torch and Keras, as users of each write it. Each has its own process.
 
     python -m benchmarks.contestants CONTESTANT NETWORK BATCH
 
-answers a line for a line of its standard input: `loss` (of the starting weights), `train` (seconds, for the network's
-number of samples; the first time with compilation), `peak` (FLOP/s of a matrix product), `bandwidth` (bytes/s of a
-sum), `memory` (its peak, in MiB); flaxae's also `traffic` (bytes a sample).
+answers each line of its standard input with a line: `loss` (of the initial weights), `train` (seconds, for the
+network's number of samples; the first time with compilation), `peak` (FLOP/s of a matrix product), `bandwidth`
+(bytes/s of a sum), `memory` (its peak, in MiB); flaxae also answers `traffic` (bytes per sample).
 """
 
 import contextlib
@@ -25,16 +25,16 @@ import numpy as np
 from benchmarks import networks
 from benchmarks.networks import LEARNING_RATE, Network
 
-CONSTANT = 0.5 * math.log(2 * math.pi)  # of a value's negative log-likelihood under variance 1
+CONSTANT = 0.5 * math.log(2 * math.pi)  # the constant in a value's negative log-likelihood for variance 1
 LOGVAR_BOUND = 10.0
-CACHED = 3 * 2**18  # bytes of images that flaxae convolves at a time: what they become fits the cache
+CACHED = 3 * 2**18  # bytes of images that flaxae convolves at a time, so that their features fit the cache
 
 
 class Contestant(NamedTuple):
-    """`loss` is of the starting weights on one batch, without noise; `train` returns when the training is done.
+    """`loss` is that of the initial weights on one batch, without noise; `train` returns when the training is done.
 
-    `traffic` is how many bytes a sample the operations of a step read and write, by XLA's count, which takes no account
-    of caches.
+    `traffic` is the number of bytes per sample that the operations of a step read and write, as XLA counts them; that
+    ignores caches.
     """
 
     loss: Callable[[], float]
@@ -43,7 +43,7 @@ class Contestant(NamedTuple):
 
 
 def flaxae(network: Network, batch: int, members: int | None = None) -> Contestant:
-    """The compiled block of steps that `flaxae.fit` runs, or, of so many members, `flaxae.fit_population`."""
+    """The compiled block of steps that `flaxae.fit` runs or, if `members` is given, `flaxae.fit_population`."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -93,7 +93,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
 
     def traffic() -> float:
         one_step = jax.jit(step.train_step, static_argnames=("graphdef", "objective", "optimizer"))
-        whole = dataclasses.replace(optimizer, microbatches=1)  # of a loop over parts XLA counts one
+        whole = dataclasses.replace(optimizer, microbatches=1)  # in a loop over parts, XLA counts only one
         compiled = one_step.lower(graphdef, autoencoder.own_objective, whole, state, x[:batch], step_key, 0).compile()
         return compiled.cost_analysis()["bytes accessed"] / batch
 
@@ -101,7 +101,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
 
 
 def microbatches(network: Network, batch: int) -> int:
-    """How many parts flaxae takes a batch in: the fewest, a power of 2, in which images to convolve fit the cache."""
+    """Into how many parts flaxae cuts a batch: the least power of 2 for which a part's convolutions fit the cache."""
     parts = batch * 4 * math.prod(network.shape) / CACHED if network.convolutional else 1
     return 2 ** max(0, math.ceil(math.log2(parts)))
 
@@ -117,8 +117,8 @@ def torch(
 ) -> Contestant:
     """Eager, with the data preloaded and fused Adam; or compiled; or in channels-last; or from a DataLoader.
 
-    Torch pads images at all sides where flaxae and TensorFlow pad at the far ones, so it gets images and kernels turned
-    round: the same numbers without a further copy in each step.
+    Torch pads images at all sides, where flaxae and TensorFlow pad at the far ones. So it gets flipped images and
+    kernels, which gives the same numbers without another copy in each step.
     """
     import torch
     from torch import nn
@@ -139,7 +139,7 @@ def torch(
 
     if network.convolutional:
         height, width, channels = networks.smallest(network)
-        # a flattened image: turned round, and channels first
+        # for a flattened image: flipped, and channels first
         turned = np.arange(height * width * channels).reshape(height, width, channels)[::-1, ::-1]
         turned = turned.transpose(2, 0, 1).ravel()
         encoder = [
@@ -208,7 +208,7 @@ def keras(network: Network, batch: int, backend: str) -> Contestant:
     w = networks.weights(network)
 
     class Sample(layers.Layer):
-        """z ~ N(mean, exp(logvar)), and the KL divergence among the losses."""
+        """Draws z ~ N(mean, exp(logvar)), and adds the KL divergence to the losses."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -289,7 +289,7 @@ def peak() -> float:
 
 
 def bandwidth() -> float:
-    """Bytes a second of memory read and written: ten times a number added to 256 MiB of them, in JAX."""
+    """Bytes per second that are read and written when a number is added to 256 MiB of numbers, ten times, in JAX."""
     import jax
     import jax.numpy as jnp
 

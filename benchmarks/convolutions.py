@@ -1,12 +1,17 @@
-"""Convolutional training on CPU: flaxae's form beside `lax` in the same scan, and torch where it is installed.
+"""Convolutional training on CPU: flaxae's convolutions beside those of `lax` in the same scan, and torch if installed.
 
-    python -m benchmarks.convolutions [--rounds 5]
+    python -m benchmarks.convolutions [--rounds 5] [--shapes]
 
-The network: 28×28, 3×3 convolutions of stride 2 with 1 → 16 → 32 channels, dense 32, transposed back; Adam,
-shuffled, float32. In each round every contestant trains once on the same number of samples, so that what else
-the machine does falls on all alike; ratios are medians over the rounds, paired. The matrix peak is that of a
-1024 × 1024 product in the same round. Two minutes on two idle cores; on busy ones torch's threads wait for each
-other, and the comparison with it means nothing.
+The network: 28×28 images, 3×3 convolutions of stride 2 with 1 → 16 → 32 channels, dense 32, and transposed back;
+Adam, shuffled, float32. In each round every contestant trains once on the same number of samples, so that other
+work on the machine affects all of them alike. Ratios are paired, and medians over the rounds. The matrix peak is
+that of a 1024 × 1024 product in the same round. It takes two minutes on two idle cores; on busy ones torch's
+threads wait for each other, and the comparison with it means nothing.
+
+`--shapes` measures single 3×3 convolutions of stride 1 instead, forward and with both gradients: Winograd's and plain
+products inside a compiled loop, `lax` outside one, and torch. Operations are counted as those of a plain convolution,
+per second of the processor's time, which tells more than the clock on a busy machine; `conv._winograd_pays` rests on
+them.
 """
 
 import argparse
@@ -26,14 +31,14 @@ from jax import lax
 from flaxae.nn import conv
 
 SAMPLES = 10_240
-LAX_SAMPLES = 1_024  # the slow one trains on few
+LAX_SAMPLES = 1_024  # fewer, because it is slow
 MULTIPLY_ADDS = 2 * (14 * 14 * 9 * 16 + 7 * 7 * 9 * 16 * 32 + 1568 * 32)  # one sample, forward
-# Forward, and backward to weights and inputs; no gradient to the image.
+# Forward, and backward to weights and inputs, but not to the image.
 FLOP = 2 * (3 * MULTIPLY_ADDS - 14 * 14 * 9 * 16)
 
 
 class Network(nnx.Module):
-    """[batch, 28, 28, 1] -> the same."""
+    """[batch, 28, 28, 1] -> [batch, 28, 28, 1]."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.down = nnx.List([conv.Conv(1, 16, stride=2, rngs=rngs), conv.Conv(16, 32, stride=2, rngs=rngs)])
@@ -82,7 +87,7 @@ def in_scan(batch: int, samples: int, images: np.ndarray, batch_minor: bool) -> 
 
 
 def in_torch(batch: int, images: np.ndarray, channels_last: bool, fused: bool) -> Callable[[], None]:
-    """The same in torch, eager, with the data preloaded as one tensor."""
+    """The same training in torch, eager, with the data preloaded as one tensor."""
     import torch
     from torch import nn
 
@@ -158,12 +163,87 @@ def compare(batch: int, rounds: int) -> None:
         print(f"  {name:34}{statistics.median(theirs):8,.0f} samples/s   flaxae is {ratio:.2f} times as fast")
 
 
+SHAPES = ((32, 64, 16), (32, 28, 64), (48, 32, 16), (64, 32, 16), (96, 16, 16), (128, 8, 16), (64, 64, 4))
+REPEATS = 5
+
+
+def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]]:
+    """What convolves so, forward and backward, `REPEATS` times."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, side, side, channels)).astype(np.float32)
+    kernel = (0.05 * rng.standard_normal((3, 3, channels, channels))).astype(np.float32)
+
+    def step(convolve, x, kernel):
+        y, pull_back = jax.vjp(convolve, x, kernel)
+        of_x, of_kernel = pull_back(0.01 * y)
+        return x + 1e-6 * of_x, kernel + 1e-6 * of_kernel
+
+    def in_loop(least_tiles: int) -> Callable[[], None]:
+        def repeated(x, kernel):
+            return lax.fori_loop(0, REPEATS, lambda _, both: step(conv.conv, *both), (x, kernel))
+
+        arguments = conv.from_nhwc(jnp.asarray(x)), jnp.asarray(kernel)
+        with mock.patch.object(conv, "LEAST_TILES", least_tiles):
+            compiled = jax.jit(repeated).lower(*arguments).compile()
+        return lambda: jax.block_until_ready(compiled(*arguments))
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    alone = jax.jit(lambda x, kernel: step(plain, x, kernel))
+
+    def outside():
+        both = jnp.asarray(x), jnp.asarray(kernel)
+        for _ in range(REPEATS):
+            both = alone(*both)
+        jax.block_until_ready(both)
+
+    runs = {"Winograd": in_loop(1), "products": in_loop(10**9), "lax, no loop": outside}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        for name, layout in (("torch", torch.contiguous_format), ("torch, last", torch.channels_last)):
+            images = torch.from_numpy(x).movedim(3, 1).contiguous(memory_format=layout).requires_grad_()
+            weights = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).contiguous(memory_format=layout)
+            weights.requires_grad_()
+
+            def of_torch(images=images, weights=weights):
+                for _ in range(REPEATS):
+                    y = torch.nn.functional.conv2d(images, weights, padding=1)
+                    torch.autograd.grad(y, (images, weights), 0.01 * y.detach())
+
+            runs[name] = of_torch
+    return runs
+
+
+def by_shape(rounds: int) -> None:
+    """GFLOP a second of the processor's, the best of the rounds, and of the clock."""
+    print("channels, side, batch: GFLOP a second of one core's time (of the clock)")
+    for channels, side, batch in SHAPES:
+        flop = REPEATS * 3 * 2 * 9 * channels**2 * side**2 * batch
+        found = []
+        for name, run in single(channels, side, batch).items():
+            run()
+            taken = []
+            for _ in range(rounds):
+                start, clock = time.process_time(), time.perf_counter()
+                run()
+                taken.append((time.process_time() - start, time.perf_counter() - clock))
+            least, elapsed = (min(times) for times in zip(*taken, strict=True))
+            found.append(f"{name} {flop / least / 1e9:.0f} ({flop / elapsed / 1e9:.0f})")
+        print(f"{channels}, {side}, {batch}: {'; '.join(found)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each contestant trains")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--shapes", action="store_true", help="single convolutions instead of a network")
+    arguments = parser.parse_args()
+    if arguments.shapes:
+        by_shape(arguments.rounds)
+        return
     for batch in (256, 64):
-        compare(batch, rounds)
+        compare(batch, arguments.rounds)
 
 
 if __name__ == "__main__":

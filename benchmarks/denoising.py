@@ -4,10 +4,10 @@
 
 The peer is the network of "Building autoencoders in Keras" (blog.keras.io, 2016), section "Application to image
 denoising", built in torch: two 3 × 3 convolutions of 32 channels, each max-pooled, to 7 × 7 × 32 and back by
-upsampling; cross-entropy, batches of 128, Adam, one fixed noisy copy of the training set. Both see noise of deviation
-0.5 clipped to [0, 1]; both are measured on the same noisy test set, by the means over its images. The seconds are of
-training and denoising, compilation included. Needs `pip install -e ".[bench]"`. About two minutes on two CPU cores;
-`--data` takes a folder of IDX files for Fashion-MNIST.
+upsampling; cross-entropy, batches of 128, Adam, one fixed noisy copy of the training set. Both train with noise of
+standard deviation 0.5, clipped to [0, 1], and both are measured on the same noisy test set, by means over its images.
+The seconds are those of training and denoising, compilation included. It needs `pip install -e ".[bench]"`, and about
+two minutes on two CPU cores. `--data` takes a folder of IDX files for Fashion-MNIST.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ class Config:
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     epochs: int = 3
-    """Of both; by default those of `--exp denoise`."""
+    """Epochs of both; by default those of `--exp denoise`."""
     models: tuple[str, ...] = ("mixer",)
-    """The presets of flaxae's to train."""
+    """The presets of flaxae to train."""
     seed: int = 0
-    """Of the weights, shuffles and noise."""
+    """Seed of the weights, the shuffles and the noise."""
     peer: bool = True
     """Train the peer too."""
 
@@ -71,7 +71,7 @@ def report(name: str, reconstruction: np.ndarray, clean: np.ndarray, seconds: fl
 
 
 def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
-    """A preset under the defaults of `--exp denoise`; gives a function that denoises."""
+    """Train a preset with the defaults of `--exp denoise`; returns a function that denoises."""
     defaults = _flags.Denoise(model=name, noise=NOISE)
     model = autoencoder.build(denoise.network(defaults, "image"), train.shape[1:], seed=config.seed)
     training.fit(
@@ -88,7 +88,7 @@ def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
 
 
 def keras_blog(config: Config, train: np.ndarray, noisy: np.ndarray):
-    """The peer, in channels-last memory and with fused Adam, torch's fast path; gives a function that denoises."""
+    """Train the peer, in channels-last memory and with fused Adam (torch's fast path); returns a denoising function."""
     import torch
     from torch import nn
 

@@ -1,30 +1,31 @@
-"""Few labels: what each ingredient is worth, step by step, on several draws of the labels.
+"""Few labels: what each ingredient of the recipe is worth, step by step, over several draws of the labels.
 
     python -m benchmarks.finetuning --labels 100 1000
 
-An autoencoder is pre-trained on all training images, once; each draw of labels is even over the classes. Test errors
-(%) after each step, their mean ± deviation over the draws:
+An autoencoder is pre-trained once, on all training images. Each draw has equally many labels of each class. It prints
+test errors (%) after each step, as mean ± standard deviation over the draws:
 
-1. a linear probe on the code, and labels propagated over the codes' neighbour graph, test images by a vote of their
-   neighbours; on codes, and on codes that are means over transformed views;
-2. a classifier on the encoder, trained towards what was propagated (`finetuning.distil`); its probabilities alone, and
+1. a linear probe of the code, and labels propagated over the neighbour graph of the codes, where test images are
+   classified by a vote of their neighbours; on codes, and on codes that are means over transformed views;
+2. a classifier on the encoder, trained on the propagated labels (`finetuning.distil`); its probabilities alone, and
    averaged over transformed views;
-3. further rounds: propagated over its codes' graph, and trained again. Some three minutes each.
+3. further rounds: labels propagated over the graph of its codes, and trained on again. Some three minutes each.
 
-That transform-denoising and propagation are strong was found in earlier trials, which were ranked by test errors. Their
-settings were then chosen without a test image and with no more labels than a draw has, on other draws: by how well what
-was learnt from one half of a draw's labels agrees with the other half's over the training images (`--halves`). The
+Earlier trials, ranked by test errors, showed that transform-denoising and propagation are strong. Their settings were
+then chosen on other draws, without test images and with no more labels than a draw has: by how well the predictions
+learned from one half of a draw's labels agree with those from the other half on the training images (`--halves`). The
 length, four rounds of 3,000 steps, is the second that was tried, after two rounds of 2,000.
 
 The images are transformed at random (±15°, ±12 %, shear ±.2, ±2 pixels, elastic, cut-out), in pre-training and in
-fine-tuning: no figure for a method without augmentation compares with these. `--pretraining masked_pixels` hides values
-instead, `--pretraining denoising` adds noise. `--frozen` prints the accuracy of neighbours, of a probe and of k-means
-on the codes; whitening them for k-means was picked among four scalings of MNIST's codes, with the accuracies in view.
+fine-tuning, so figures of methods without augmentation can't be compared with these. `--pretraining masked_pixels`
+hides values instead, `--pretraining denoising` adds noise. `--frozen` prints the accuracy of neighbours, of a probe and
+of k-means on the codes; whitening for k-means was chosen among four scalings of MNIST's codes by these accuracies.
 
     python -m benchmarks.finetuning --ingredients --labels 100
 
-prints the error of the recipe, shortened to one round, and of it without each of its ingredients in turn, or with
-another in its place; then of three that never transform an image, which the order of the pixels makes no difference to.
+prints the error of the recipe, shortened to one round; then of the recipe without each of its ingredients in turn, or
+with another in its place; then of three recipes that never transform an image, so that the order of the pixels doesn't
+matter to them.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ PRETRAINING: dict[str, Callable[[], autoencoder.Config]] = {
     "masked_pixels": lambda: dataclasses.replace(presets.masked(), corruption=corruptions.Masking(0.5)),
 }
 LONG = {"epochs": 30, "steps": 3000, "rounds": 4}
-SHORT = {"epochs": 10, "steps": 600, "rounds": 1}  # to leave ingredients out of
+SHORT = {"epochs": 10, "steps": 600, "rounds": 1}  # the recipe for --ingredients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +60,29 @@ class Config:
     labels: tuple[int, ...] = (100, 1000)
     """Numbers of labels."""
     draws: int = 5
-    """Of the labels; at least 2."""
+    """How many draws of the labels; at least 2."""
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     pretraining: str = "transformed"
     """What to pre-train, a name in `PRETRAINING`."""
     epochs: int | None = None
-    """Of pre-training; by default 30, with --ingredients 10."""
+    """Epochs of pre-training; by default 30, or 10 with --ingredients."""
     steps: int | None = None
-    """Of a round of distillation, 128 images each; by default 3000, with --ingredients 600."""
+    """Steps of a round of distillation, with 128 images each; by default 3000, or 600 with --ingredients."""
     views: int = 4
-    """Transformed versions that codes and probabilities are averaged over, beside the image itself."""
+    """How many transformed versions codes and probabilities are averaged over, besides the image itself."""
     rounds: int | None = None
-    """Of distillation; by default 4, with --ingredients 1."""
+    """Rounds of distillation; by default 4, or 1 with --ingredients."""
     ingredients: bool = False
     """Print what leaving out each ingredient of the recipe does."""
     only: tuple[str, ...] = ()
-    """Of --ingredients: the rows whose names hold one of these words, beside the recipe itself; by default all."""
+    """With --ingredients: only rows whose names have one of these words, and the recipe itself; by default all."""
     frozen: bool = False
-    """Print what the frozen codes keep of the classes, given all labels, and nothing else."""
+    """Only print how well the frozen codes separate the classes, given all labels."""
     halves: bool = False
-    """Print how well halves of the draws' labels agree after each step, and no test error."""
+    """Print how well the two halves of each draw agree after each step, and no test error."""
     folder: pathlib.Path = pathlib.Path("runs/benchmarks/finetuning")
-    """Where the pre-trained autoencoders are kept for the next time."""
+    """Where to keep the pre-trained autoencoders for the next time."""
 
 
 def main(config: Config) -> None:
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
 
 
 def pretrained(config: Config, pretraining: str, dataset: Dataset, x: np.ndarray) -> Autoencoder:
-    """The autoencoder, trained or read."""
+    """The pre-trained autoencoder, trained now or read from the folder."""
     model = autoencoder.build(PRETRAINING[pretraining](), dataset.shape)
     folder = config.folder / f"{dataset.name}-{pretraining}-{config.epochs}"
     weights = nnx.split(model, nnx.Param, ...)[1:]
@@ -135,7 +136,7 @@ def pretrained(config: Config, pretraining: str, dataset: Dataset, x: np.ndarray
 
 
 def plan_for(config: Config, pretraining: str) -> FineTuning:
-    """How a round is trained, under the corruption of the pre-training."""
+    """The plan of a round, with the corruption of the pre-training."""
     preset = PRETRAINING[pretraining]()
     return FineTuning(
         steps=config.steps,
@@ -147,13 +148,13 @@ def plan_for(config: Config, pretraining: str) -> FineTuning:
 
 
 def drawn(config: Config, dataset: Dataset, count: int) -> list[Labels]:
-    """The labels of each draw; with `--halves` its two halves, one after the other."""
+    """The labels of each draw; with `--halves`, its two halves one after the other."""
     draws = [finetuning.draw(dataset.train_labels, count, seed=seed) for seed in range(config.draws)]
     return [half for labels in draws for half in halves(labels)] if config.halves else draws
 
 
 def errors_of(config: Config, dataset: Dataset, classified: list[np.ndarray]) -> list[float]:
-    """Test errors (%) of what was learnt from each draw; with `--halves` how often its halves disagree."""
+    """Test errors (%) for each draw; with `--halves`, how often its two halves disagree (%)."""
     if config.halves:
         return [100 * np.mean(one != other) for one, other in zip(classified[::2], classified[1::2], strict=True)]
     return [100 * np.mean(own != dataset.test_labels) for own in classified]
@@ -195,13 +196,13 @@ def measure(config: Config, dataset: Dataset, x: np.ndarray, model: Autoencoder,
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that a classifier's errors depend on: what is pre-trained, if anything, and how labels are learnt from."""
+    """All that the errors of a classifier depend on: the pre-training, if any, and how it learns from labels."""
 
     pretraining: str
     plan: FineTuning
     views: int
     rounds: int
-    trained: bool = True  # before the labels are looked at
+    trained: bool = True  # whether the encoder is pre-trained
     targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = finetuning.distilled
 
 
@@ -210,13 +211,13 @@ def labels_alone(found: Sequence[Probabilities], draws: Sequence[Labels]) -> Tar
 
 
 def evenly(found: Sequence[Probabilities], draws: Sequence[Labels]) -> Targets:
-    """Every example is drawn as often as any other, however uncertain it is."""
+    """Draw all examples equally often, however uncertain they are."""
     targets = finetuning.distilled(found, draws)
     return targets._replace(weights=np.ones_like(targets.weights))
 
 
 def recipes(config: Config) -> dict[str, Recipe]:
-    """The recipe first, then it with one ingredient left out, put in another's place or added."""
+    """The recipe, then the recipe with one ingredient left out, replaced or added."""
     full = Recipe(config.pretraining, plan_for(config, config.pretraining), config.views, config.rounds)
     still = dataclasses.replace(full.plan, corruption=None)
     consistent = dataclasses.replace(full.plan, consistency=1.0)
@@ -245,7 +246,7 @@ def recipes(config: Config) -> dict[str, Recipe]:
 
 
 def compare(config: Config, dataset: Dataset, x: np.ndarray, count: int) -> None:
-    """Print the errors of each of `recipes` for so many labels, and their differences to the first, draw by draw."""
+    """Print the errors of each of `recipes` for so many labels, and their paired differences to the first."""
     draws = drawn(config, dataset, count)
     asked = x if config.halves else dataset.scaling(dataset.test)
     print(
@@ -284,7 +285,7 @@ def compare(config: Config, dataset: Dataset, x: np.ndarray, count: int) -> None
 
 
 def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels cut in two, each class evenly."""
+    """The labels split into two halves, evenly within each class."""
     first = finetuning.draw(labels, np.count_nonzero(labels >= 0) // 2)
     return first, np.where(first >= 0, -1, labels)
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [NETWORK ...] [--json FILE]
 
-The peak of each contestant's whole process (resident set, with its libraries and the data) after training on the
-network's samples, and before it trains. Two minutes a network on two idle cores.
+It prints the peak memory of each contestant's whole process (resident set, with its libraries and the data) before and
+after training on the network's samples. It takes two minutes per network on two idle cores.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks.training import Worker, contestants
 
 
 def peaks(network: str) -> dict[str, dict[str, float]]:
-    """MiB of each contestant, once it is built and once it has trained."""
+    """The peak of each contestant in MiB, after it is built and after it has trained."""
     found = {}
     for name in contestants(networks.NETWORKS[network]):
         worker = Worker(name, network, 256)

@@ -1,4 +1,4 @@
-"""The networks that all contestants train, told in no framework's words, with the weights that they all start from."""
+"""The networks that all contestants train, described independently of any framework, and their initial weights."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ class Network(NamedTuple):
     shape: tuple[int, ...]
     hidden: tuple[int, ...]
     latent: int
-    samples: int  # that one timing trains on, some tenths of a second's worth
+    samples: int  # how many one timing trains on, for some tenths of a second
     convolutional: bool = False
     variational: bool = False
 
@@ -34,16 +34,16 @@ NETWORKS = {
 
 
 class Weights(NamedTuple):
-    """Kernels in the encoder's order, the code's, then the decoder's; convolutions as [height, width, in, out]."""
+    """Kernels of encoder, code and decoder, each in order; convolutions are [height, width, in, out]."""
 
     encoder: list[np.ndarray]
     code: np.ndarray
-    expand: list[np.ndarray]  # from the code to the first image, of a convolutional decoder
+    expand: list[np.ndarray]  # from the code to the first image in a convolutional decoder
     decoder: list[np.ndarray]
 
 
 def weights(network: Network) -> Weights:
-    """The same random numbers for everyone; biases are zero."""
+    """The same random weights for every contestant; biases are zero."""
     rng = np.random.default_rng(0)
 
     def kernel(*shape: int) -> np.ndarray:
@@ -81,11 +81,11 @@ def images(network: Network, n: int) -> np.ndarray:
 
 
 def flop(network: Network) -> float:
-    """Of the matrix products of one sample's step: forward, and backward to weights and inputs (but the first's)."""
+    """FLOP of the matrix products in a sample's step: forward, and backward to weights and inputs (but the first's)."""
     w = weights(network)
     products = [kernel.size for kernel in (w.code, *w.expand)]
     if network.convolutional:
-        # a product for each place of the smaller image; the transposed convolution is the adjoint
+        # one product for each place of the smaller image; the transposed convolution is the adjoint
         sides = [network.shape[0] * network.shape[1] / 4 ** (i + 1) for i in range(len(w.encoder))]
         products = [kernel.size * side for kernel, side in zip(w.encoder, sides, strict=True)] + products
         products += [kernel.size * side for kernel, side in zip(w.decoder, reversed(sides), strict=True)]

@@ -2,8 +2,9 @@
 
     python -m benchmarks.populations
 
-Both train the same networks (784-32-8 by default) from 200 seeds on the same examples, by the same number of steps.
-The `fit`s share their compiled programs: the first alone compiles. Rounds alternate; the median of their ratios counts.
+Both train the same networks (784-32-8 by default) from 200 seeds on the same examples, for the same number of steps.
+The `fit`s share their compiled programs, so that only the first compiles. Rounds alternate, and the result is the
+median of their ratios.
 """
 
 import dataclasses
@@ -21,15 +22,15 @@ from flaxae.nn.mlp import MLP
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """What to measure."""
 
     members: int = 200
     examples: int = 1000
-    """Of MNIST's training images."""
+    """How many of MNIST's training images to use."""
     epochs: int = 10
     batch_size: int = 100
     at_once: int = 16
-    """Members in one program."""
+    """How many members train in one program."""
     rounds: int = 3
 
 

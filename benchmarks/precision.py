@@ -1,13 +1,14 @@
-"""Precision: what computing in bfloat16 costs in quality, beside float32, on MNIST's test images.
+"""Precision: the loss in quality from computing in bfloat16 instead of float32, on MNIST's test images.
 
     python -m benchmarks.precision
 
-The same three small models from the same weights, on the same batches and noise, over several seeds, trained once in
-each precision: a fully connected autoencoder (mean squared error a pixel), the fully connected denoiser of
-`--exp denoise --model denoising` (PSNR at noise 0.5), a variational one on pixels drawn black or white (−ELBO by one
-sample an image). Each is measured in float32, whose weights both have. What is printed: mean ± deviation over the
-seeds, and bf16 minus float32, pair by pair. bfloat16 is for accelerators: on CPU this tells of quality alone. XLA
-may leave out roundings between operations; here it is told to make them all. About three minutes of one CPU core.
+Three small models are trained in each precision, over several seeds, from the same weights and on the same batches and
+noise: a fully connected autoencoder (mean squared error per pixel), the fully connected denoiser of
+`--exp denoise --model denoising` (PSNR at noise 0.5), and a variational one on binarised pixels (−ELBO by one sample
+per image). All are measured in float32, as both precisions have float32 weights. It prints mean ± standard deviation
+over the seeds, and the paired differences bf16 − float32. bfloat16 is for accelerators; on CPU this only measures
+quality. XLA may leave out roundings between operations; here it is told to make all of them. It takes about three
+minutes of one CPU core.
 """
 
 import dataclasses
@@ -34,15 +35,15 @@ class Config:
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     epochs: int = 5
-    """Of each model."""
+    """Epochs of each model."""
     examples: int = 20_000
-    """Training images to take."""
+    """How many training images to use."""
     seeds: int = 3
-    """Of the weights, from 0 on."""
+    """How many seeds of the weights, from 0 on."""
 
 
 class Contest(NamedTuple):
-    """A model, and what it is measured by: `(model, test images) -> number`."""
+    """A model and its measure, `(model, test images) -> number`."""
 
     model: autoencoder.Config
     metric: str

@@ -2,8 +2,8 @@
 
     python -m benchmarks.profile [NETWORK ...]
 
-By JAX's profiler, the sum over all threads. Matrix products are `dot`, and the fusions of them that XLA calls `ynn`; of
-what is left, `gather` collects the batches, and multiplying and adding is mostly Adam. On any device.
+The times are from JAX's profiler, summed over all threads. Matrix products are `dot`, and their fusions that XLA calls
+`ynn`; of the rest, `gather` collects the batches, and multiplying and adding is mostly Adam. It runs on any device.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import jax
 
 from benchmarks import contestants, networks
 
-CONTAINERS = ("ThunkExecutor", "while", "cond", "call", "end:", "ThreadpoolListener", "wait")  # of other operations
-THREADS = "tf_XLA"  # that run them
+CONTAINERS = ("ThunkExecutor", "while", "cond", "call", "end:", "ThreadpoolListener", "wait")  # which contain others
+THREADS = "tf_XLA"  # the threads that run operations
 
 
 def shares(network: networks.Network, batch: int) -> dict[str, float]:
-    """Of each kind of operation, in the time of all; the largest first."""
+    """The share of each kind of operation in the total time, the largest first."""
     train = contestants.flaxae(network, batch).train
     train()  # compiles
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.reconstruction
 
-Trains on MNIST's training part with nothing held out, beside PCA with as many components; mean squared error per pixel
-of the test images in [0, 1]. The seconds are of `fit` as a whole, compilation included. About 80 s on two CPU cores.
+It trains on all of MNIST's training part, without validation, and compares with PCA with as many components. The error
+is the mean squared error per pixel of the test images, in [0, 1]. The seconds are those of the whole `fit`, compilation
+included. It takes about 80 s on two CPU cores.
 """
 
 import dataclasses
@@ -25,14 +26,14 @@ class Config:
     data: str = "mnist"
     """`mnist`, or a folder of IDX files."""
     latent: int = 32
-    """Numbers in the code."""
+    """How many numbers the code has."""
     seed: int = 0
-    """Of the weights and shuffles."""
+    """Seed of the weights and the shuffles."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one of the two is trained."""
+    """The settings of one of the two trainings."""
 
     model: autoencoder.Config
     epochs: int

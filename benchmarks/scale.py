@@ -1,9 +1,10 @@
-"""What holds on data that don't fit, on many devices, and in many processes: measured, and checked.
+"""Training on data that don't fit in memory, on many devices, and in many processes: measurements and checks.
 
     python -m benchmarks.scale [rows] [stream] [memory] [devices] [processes] [mpirun] [failures]
 
-By default everything but `memory`, which writes a file of --gigabytes (20) first. Times are of processor seconds too,
-which a busy machine disturbs less. Several devices are simulated on the CPU; several processes are of this machine.
+By default it runs everything but `memory`, which first writes a file of --gigabytes (20). Times are also given in CPU
+seconds, which a busy machine disturbs less. Several devices are simulated on the CPU; several processes run on this
+machine.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-# The command line, but that it streams however small the file is, and saves often.
+# The command line, changed to stream files of any size and to save often.
 RUN = """
 import sys, run
 from flaxae.training import feed, loop
@@ -71,7 +72,7 @@ class Rate:
         self(1)
 
     def __call__(self, samples: int) -> tuple[float, float]:
-        """Seconds, and processor seconds, a sample; over whole windows."""
+        """Seconds and CPU seconds per sample, over whole windows."""
         import jax
 
         began, cpu_began, windows = time.perf_counter(), time.process_time(), 0
@@ -89,7 +90,7 @@ class Rate:
 
 
 def write(path: pathlib.Path, rows: int, columns: int) -> None:
-    """A `.npy` file of uniform numbers, the same million again and again."""
+    """Write a `.npy` file of uniform numbers, repeating the same million."""
     block = np.random.default_rng(0).random((max(1, 2**20 // columns), columns), np.float32)
     file = np.lib.format.open_memmap(path, "w+", np.float32, (rows, columns))
     for start in range(0, rows, len(block)):
@@ -98,7 +99,7 @@ def write(path: pathlib.Path, rows: int, columns: int) -> None:
 
 
 def rows_rate(path: str, streamed: bool) -> tuple[float, float]:
-    """Of 4 million samples of a table."""
+    """Seconds and CPU seconds per sample, over 4 million samples of a table."""
     x = np.load(path, mmap_mode="r") if streamed else np.load(path)
     return Rate(x, (64, 32), 8, 1024)(4_000_000)
 
@@ -113,7 +114,7 @@ def rows(folder: pathlib.Path) -> None:
 
 
 def stream_rates(path: str, rounds: int) -> list[list[tuple[float, float]]]:
-    """Of the reference MLP, in memory and streamed, in turn."""
+    """Rates of the reference MLP, in memory and streamed, in turns."""
     ways = [Rate(x, (128, 64), 32, 256) for x in (np.load(path), np.load(path, mmap_mode="r"))]
     return [[way(400_000) for way in ways] for _ in range(rounds)]
 
@@ -132,7 +133,7 @@ def stream(folder: pathlib.Path) -> None:
 
 
 def stream_peak(path: str) -> tuple[float, float, float]:
-    """Peak MiB of the process over an epoch, the seconds it took, and those of them spent waiting for data."""
+    """The process' peak in MiB over an epoch, the seconds the epoch took, and the seconds of waiting for data."""
     from flaxae import autoencoder, training
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.heads import Deterministic
@@ -141,7 +142,7 @@ def stream_peak(path: str) -> tuple[float, float, float]:
     config = autoencoder.Config(body=MLP((128, 64)), head=Deterministic(32), likelihood=Gaussian())
     x, logged = np.load(path, mmap_mode="r"), []
     training.fit(autoencoder.build(config, x.shape[1:]), x, epochs=1, show=False, on_epoch=logged.append)
-    # not getrusage's, which begins with what the parent had
+    # not from getrusage, which starts from the parent's peak
     status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024, logged[0]["seconds"], logged[0]["waited"]
 
@@ -159,10 +160,7 @@ def memory(folder: pathlib.Path, gigabytes: float) -> None:
 
 
 def mesh_losses(cases: list[tuple[str | None, bool, bool]]) -> list[list[float]]:
-    """The losses of every epoch, on each mesh (None is one device), with data in memory or streamed, of one or of many.
-
-    The many are a population of 8.
-    """
+    """The losses of every epoch for each case: (mesh, whether data are streamed, whether a population of 8 trains)."""
     from flaxae import autoencoder, data, training
     from flaxae.corruptions import GaussianNoise
     from flaxae.likelihoods import Gaussian
@@ -204,12 +202,12 @@ def devices(folder: pathlib.Path) -> None:
 
 
 def difference(a: Any, b: Any) -> float:
-    """The largest, relative to the largest number."""
+    """The largest difference, relative to the largest number."""
     return float(np.max(np.abs(np.subtract(a, b))) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny))
 
 
 class Job:
-    """Processes of the command line that train together; what they print is kept."""
+    """Processes of the command line that train together; their output is kept."""
 
     def __init__(
         self, folder: pathlib.Path, flags: str, count: int = 2, *, each: dict[int, dict[str, str]] | None = None
@@ -232,12 +230,12 @@ class Job:
             )  # fmt: skip
 
     def wait(self, seconds: float = 300) -> list[tuple[int, str]]:
-        """The exit status and stderr of each."""
+        """Wait for all processes, and return the exit status and stderr of each."""
         ended = [(process.communicate(timeout=seconds)[1].strip(), process.returncode) for process in self.processes]
         return [(status, errors) for errors, status in ended]
 
     def wait_for(self, path: pathlib.Path) -> None:
-        """Until a file appears."""
+        """Wait until a file appears."""
         while not path.exists():
             if any(process.poll() is not None for process in self.processes):
                 raise RuntimeError(f"It ended before {path} was there: {self.wait()}")
@@ -252,7 +250,7 @@ def environment_of_run(folder: pathlib.Path) -> dict[str, str]:
 
 
 def table(folder: pathlib.Path, rows: int = 4000) -> None:
-    """A table with structure to learn, 20 columns."""
+    """Write a table of 20 columns with structure to learn."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, 4)) @ rng.standard_normal((4, 20)) + 0.1 * rng.standard_normal((rows, 20))
     np.save(folder / "table.npy", x.astype(np.float32))
@@ -286,7 +284,7 @@ def finished(job: Job) -> None:
 
 
 def processes(folder: pathlib.Path) -> None:
-    """One process, two, two of which one is killed and both restarted, and one that goes on where two were."""
+    """Train in one process; in two; in two, one of which is killed and both restarted; and go from two to one."""
     runs = folder / "runs/reconstruct"
     flags = f"{FLAGS} --epochs 20 --name"
     finished(Job(folder, f"{flags} one", 1))
@@ -328,7 +326,7 @@ def mpirun(folder: pathlib.Path) -> None:
 
 
 def failures(folder: pathlib.Path) -> None:
-    """What can go wrong at the start: each process' status, message and seconds."""
+    """Failures at the start: the status, message and seconds of each process."""
     flags = f"{FLAGS} --epochs 100000 --name"
     other = folder / "other/flaxae-9.9.dist-info"
     other.mkdir(parents=True)

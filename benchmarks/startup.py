@@ -1,9 +1,10 @@
-"""How long a whole process takes that trains the reference network for 10 epochs of 60,000 samples, and then ends.
+"""The time of a whole process that trains the reference network for 10 epochs of 60,000 samples, and then ends.
 
     python -m benchmarks.startup [--epochs 10] [--rounds 3] [--json FILE]
 
-Imports, compilation and training, as a script's user waits for them; flaxae by `fit`, with a cold and with a warm cache
-of compiled programs, beside scripts in torch and Keras, in turn. Six minutes on two idle cores.
+It includes imports, compilation and training, as the user of a script has to wait for them. It compares flaxae's `fit`,
+with a cold and with a warm cache of compiled programs, with scripts in torch and Keras, in turns. It takes six minutes
+on two idle cores.
 """
 
 import argparse
@@ -24,7 +25,7 @@ PEERS = {"torch": "torch", "torch, DataLoader": "torch", "Keras, TensorFlow": "t
 
 
 def script(contestant: str, epochs: int) -> None:
-    """What the process does."""
+    """The work of the process."""
     network = networks.NETWORKS["mlp"]._replace(samples=SAMPLES)
     if contestant == "flaxae":
         import flaxae
@@ -48,7 +49,7 @@ def script(contestant: str, epochs: int) -> None:
 
 
 def seconds(contestant: str, epochs: int, cache: str) -> float:
-    """Of the whole process."""
+    """The seconds of the whole process."""
     command = [sys.executable, "-c", f"from benchmarks import startup; startup.script({contestant!r}, {epochs})"]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache})

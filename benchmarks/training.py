@@ -1,13 +1,13 @@
-"""How fast flaxae trains beside torch and Keras.
+"""The speed of training in flaxae, torch and Keras.
 
     python -m benchmarks.training [NETWORK ...] [--quick] [--json FILE] [--population]
 
-For each network every contestant gets the same weights, must compute the same loss from them, and then trains in turn,
-round by round: ratios are paired within a round. Each lives in its own process and waits while others train. The first
-training, with compilation, is told apart. The matrix peak is that of a product in JAX, in the same rounds, the memory's
-bandwidth that of a sum; of that, flaxae's share counts what stays in caches too. On a machine with a GPU the same
-command measures there. It needs the extra `bench`; contestants that are not installed are left out.
-The machine has to be idle otherwise: torch's threads wait for each other on busy processors.
+For each network, every contestant gets the same weights and must compute the same loss from them. Then they train in
+turns, round by round, and ratios are paired within a round. Each contestant has its own process and waits while others
+train. The first training, with compilation, is reported separately. In the same rounds, the matrix peak is measured
+by a product in JAX, and the memory bandwidth by a sum; flaxae's share of the bandwidth also counts data that stay in
+caches. On a machine with a GPU the same command measures there. It needs the extra `bench`; contestants that are not
+installed are left out. The machine must be idle otherwise: torch's threads wait for each other on busy processors.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import networks
 
-BATCHES = {"conv": (256, 64)}  # of the others 256
+BATCHES = {"conv": (256, 64)}  # 256 for the others
 EPOCH = 60_000
 TORCH = ("torch", "torch, channels last", "torch.compile", "torch, DataLoader")
 KERAS = ("Keras, TensorFlow", "Keras, JAX")
@@ -55,7 +55,7 @@ class Worker:
 
 
 def contestants(network: networks.Network) -> list[str]:
-    """Those that are installed and make a difference for the network."""
+    """The contestants that are installed and differ for this network."""
     names = ["flaxae", *TORCH, *KERAS]
     if not network.convolutional:
         names.remove("torch, channels last")
@@ -107,14 +107,14 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def with_best_torch(rates: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The others' rates, and the best torch of each round."""
+    """The rates of the other contestants, and the best torch of each round."""
     torch = [rates[name] for name in TORCH if name in rates]
     best = {"the best torch of each round": [max(one) for one in zip(*torch, strict=True)]} if torch else {}
     return {**{name: rate for name, rate in rates.items() if name != "flaxae"}, **best}
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How many times as fast we are: the median of the rounds' ratios, and their range."""
+    """How many times faster we are: the median of the rounds' ratios, and their range."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
@@ -140,7 +140,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def compare_population(name: str, members: int, rounds: int) -> dict[str, Any]:
-    """A population trained as one program, beside as many trainings one after another in flaxae and in torch."""
+    """A population trained as one program, compared with as many trainings one by one in flaxae and in torch."""
     together = Worker(f"flaxae, {members} at once", name, 256)
     alone = [Worker(one, name, 256) for one in ("flaxae", "torch") if one in contestants(networks.NETWORKS[name])]
     workers = [together, *alone]
@@ -169,7 +169,7 @@ def population_line(result: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The hardware and software that the figures depend on."""
     device = subprocess.run(
         [sys.executable, "-c", "import jax; print(jax.devices()[0].platform, jax.devices()[0].device_kind)"],
         capture_output=True, text=True, check=True,

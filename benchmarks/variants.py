@@ -4,16 +4,19 @@
     python -m benchmarks.variants --quick     one epoch each, to see it run
     python -m benchmarks.variants --only sparse stacked
 
-The test images choose nothing: settings were fixed beforehand, but for the linear part's, chosen by the bound on the
-training images, and the sparse part's, by the error on the last 10,000 of them. Every model trains on all 60,000.
+Nothing is chosen on the test images. Settings were fixed beforehand, except those of `linear`, chosen by the bound on
+the training images, and those of `sparse`, chosen by the error on the last 10,000 of them. Every model trains on all
+60,000.
 
-- sizes: twice as long, test MSE at codes of 2, 10, 32, 64 beside PCA's; wanted: at most 0.6, 0.5, 0.3, 0.4 of it.
-- linear: twice as long, a linear VAE of 10 latents, noise σ = 0.25: its largest angle to the principal subspace, and
-  its −ELBO beside the closed form's −log p (probabilistic PCA, which it equals at the optimum: Lucas et al. 2019).
-- sparse: top-k and L1 codes beside dense ones; wanted: the MSE of a dense one of 1,024 within 10 %, with 256 units on.
-- contractive: the squared Jacobian ‖∂z/∂x‖² with and without its penalty, and the MSE it costs.
-- stacked: pre-trained layer by layer, then together, beside the same network from scratch for as many steps in all.
-- quantized: MSE and how many of its vectors each group uses (perplexity of the indices).
+- sizes: twice as long; test MSE for codes of 2, 10, 32, 64 beside PCA's; wanted: at most 0.6, 0.5, 0.3, 0.4 of it.
+- linear: twice as long; a linear VAE with 10 latents and noise σ = 0.25: its largest angle to the principal subspace,
+  and its −ELBO beside the closed form's −log p (probabilistic PCA, which it equals at the optimum: Lucas et al. 2019).
+- sparse: top-k and L1 codes beside dense ones; wanted: within 10 % of the MSE of a dense code of 1,024, with 256 units
+  on.
+- contractive: the squared Jacobian ‖∂z/∂x‖² with and without its penalty, and the cost in MSE.
+- stacked: pre-trained layer by layer, then trained together, beside the same network trained from scratch for as many
+  steps in all.
+- quantized: MSE, and how many of its vectors each group uses (the perplexity of the indices).
 """
 
 import argparse
@@ -56,7 +59,7 @@ def main() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The data, and how everything is trained; what was trained before is read from `folder`."""
+    """The data and the settings of all trainings. Models that were trained before are read from `folder`."""
 
     dataset: Dataset
     epochs: int
@@ -99,7 +102,7 @@ class Bench:
         return model
 
     def error(self, model: Autoencoder) -> float:
-        """Test mean squared error a pixel."""
+        """The test mean squared error per pixel."""
         return float(np.mean(np.square(training.apply(Autoencoder.reconstruct, model, self.test) - self.test)))
 
     def code(self, model: Autoencoder) -> np.ndarray:
@@ -110,7 +113,7 @@ def sizes(bench: Bench) -> None:
     print(f"\n{bench.dataset.name}: test MSE     PCA   flaxae   ratio")
     for latent in (2, 10, 32, 64):
         body = MLP((512, 256, 128) if latent <= 10 else (512,))
-        objective = objectives.profile_likelihood  # of the squared error, of sigmoids
+        objective = objectives.profile_likelihood  # on the squared error of sigmoid outputs
         config = Config(body=body, head=Deterministic(latent), objective=objective)
         error = bench.error(bench.fit(f"size-{latent}", config, epochs=2 * bench.epochs, batch_size=128))
         pca = baselines.pca_reconstruct(bench.test, train=bench.train, components=latent)
@@ -179,7 +182,7 @@ def _squared_jacobian(model: Autoencoder, x: jax.Array) -> jax.Array:
 
 
 def stack(bench: Bench) -> None:
-    """The pre-trained one has `epochs` a layer before, the other as many epochs more of the whole network."""
+    """The pre-trained network first has `epochs` epochs per layer; the other has as many more of the whole network."""
     print(f"\n{bench.dataset.name}, stacked 512-256-128-32: test MSE")
     before = max(1, bench.epochs // 5)
 

@@ -1,6 +1,6 @@
 """Experiments: one file each, with the command, the time it takes and what to expect in its docstring.
 
-Their flags are in `_flags`, what they share in `_steps` and `_sweep`.
+Their flags are in `_flags`, and the steps that they share in `_steps` and `_sweep`.
 """
 
 import ast
@@ -8,11 +8,11 @@ import pathlib
 import shlex
 import sys
 
-FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by experiment
+FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by the experiment's name
 
 
 def description(name: str) -> str:
-    """An experiment's docstring, read and not imported."""
+    """An experiment's docstring, read without importing the experiment."""
     return ast.get_docstring(ast.parse(FILES[name].read_bytes())) or ""
 
 
@@ -24,12 +24,12 @@ def overview() -> str:
 
 
 def started() -> list[str]:
-    """The words that the user started this with, before any flag: `flaxae`, or in a checkout `python run.py`."""
+    """How the user started the program, without the flags: `flaxae`, or in a checkout `python run.py`."""
     return ["python", "run.py"] if pathlib.Path(sys.argv[0]).name == "run.py" else ["flaxae"]
 
 
 def command(experiment: str, **flags: object) -> str:
-    """The command line, in the form that the user used, that runs an experiment with those flags."""
+    """The command line that runs an experiment with those flags, in the form that the user used."""
     named = ["--exp"] if len(started()) > 1 else []
     given = [word for flag, value in flags.items() for word in (f"--{flag.strip('_')}", str(value))]
     return shlex.join([*started(), *named, experiment, *given])

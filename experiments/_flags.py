@@ -1,4 +1,4 @@
-"""The flags of every experiment. Nothing heavy is imported here: `--help` and a mistyped flag answer at once."""
+"""The flags of every experiment. Nothing heavy is imported here, so that `--help` and mistyped flags answer at once."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ import tyro
 from flaxae.data import formats
 from flaxae.errors import ConfigError, unknown
 
-FORMATS = formats.listed("array", "signal", "table")  # of files whose examples are no images
+FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
-CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
+CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Flags:
         ),
     ] = "mnist"
     label: str | None = None
-    """The column of a table, or feature of a TFDS set, that is a label and not trained on."""
+    """The column of a table, or the feature of a TFDS set, that holds the labels. It is not trained on."""
     time: str | None = None
     """The column of a table that tells the time, carried into the results and not trained on; by default found."""
     id: tuple[str, ...] = ()
@@ -39,15 +39,15 @@ class Flags:
     keep: tuple[str, ...] = ()
     """Columns of a table to train on even if they look like clocks, counters or names of rows."""
     window: int | None = None
-    """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments."""
+    """Treat the data as a signal (a table's rows as moments), and cut it into windows of so many moments."""
     stride: int | None = None
-    """A window begins every so many moments; by default every half window."""
+    """How many moments after one window the next begins; by default half a window."""
     model: str | None
     """The preset to train."""
     epochs: int | None = None
-    """Passes over the training data; by default what a large set needs, and more of a small one."""
+    """Passes over the training data; by default enough for a large data set, and more for a small one."""
     seed: int = 0
-    """Of the weights, the shuffles, the noise and the held-out part: the same seed gives the same run."""
+    """Seed of the weights, the shuffles, the noise and the validation part: the same seed gives the same run."""
     name: str | None = None
     """The run's folder, runs/EXPERIMENT/NAME; by default the next free number."""
     resume: bool = False
@@ -59,18 +59,18 @@ class Flags:
         tyro.conf.arg(help=f"New data for the model given by --from: an image, a folder of images, {FORMATS}."),
     ] = None
     output: pathlib.Path | None = None
-    """Where to write what the model makes of --input, in the same format."""
+    """Where to write the model's result for --input, in the same format."""
     mesh: str | None = None
-    """Devices to share each batch, such as `data=4`; by default one, or all of several processes (Slurm, mpirun).
-    With --sweep, `population=2,data=4` trains models side by side as well."""
+    """Devices that share each batch, such as `data=4`; by default one, or with several processes (Slurm, mpirun) all.
+    With --sweep, `population=2,data=4` also trains models side by side."""
     logger: str | None = None
-    """Where metrics go besides metrics.jsonl: `tensorboard`, into the run's folder (needs the extra of that name)."""
+    """Where else to write metrics than to metrics.jsonl: `tensorboard`, in the run's folder (needs that extra)."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
     @property
     def applies(self) -> bool:
-        """Whether the experiment's `apply` is asked for, which uses a trained model, and not its `train`."""
+        """Whether to call the experiment's `apply`, which uses a trained model, instead of its `train`."""
         return self.from_ is not None
 
     def __post_init__(self) -> None:
@@ -96,18 +96,18 @@ class PresetFlags(Flags):
     latent: int | None = None
     """Size of the code; by default the preset's."""
     batch_size: int = 256
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: float = 3e-3
-    """The peak, after a warm-up and before a cosine decay."""
+    """The peak learning rate, after a warm-up and before a cosine decay."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam, or muon, by which fully connected models need fewer epochs, each of which takes longer."""
+    """adam or muon. With muon, fully connected models need fewer epochs, each of which takes longer."""
     validation: float = 0.05
-    """Fraction of the training data held out, to choose the best epoch by."""
+    """Fraction of the training data to validate on, which chooses the best epoch."""
     patience: int | None = None
     """Stop after so many epochs without a better validation loss."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the autoencoder's training: bf16 computes in bfloat16 with weights in float32. It is for accelerators; on CPU
-    it is slower, and only for trying."""
+    """Precision of the autoencoder's training: bf16 computes in bfloat16 with weights in float32. It is for
+    accelerators; on CPU it is slower, and only for trying it out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,10 @@ class SweepFlags(PresetFlags):
     """Flags of an experiment whose settings can be swept."""
 
     sweep: tuple[str, ...] = ()
-    """Settings to vary: lr, and noise, beta, … of a model that has it. `lr=1e-3,1e-2 noise=0.1,0.3` trains all four
-    combinations and keeps the best model."""
+    """Settings to vary: lr, and those that the model has, such as noise or beta. `lr=1e-3,1e-2 noise=0.1,0.3` trains
+    all four combinations and keeps the best model."""
     seeds: int = 1
-    """How many models are trained for each of a sweep's values, from different weights."""
+    """How many models to train for each combination of a sweep, from different initial weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,25 +139,26 @@ class Anomaly(Flags):
     latent: int | None = None
     """Size of the code; by default the preset's."""
     normal: str | None = None
-    """The normal class, which alone is trained on; by default labels only evaluate, the most frequent being normal."""
+    """Train on this class only, as the normal one. By default all is trained on; labels only evaluate, and the most
+    frequent class counts as normal."""
     score: str | None = None
     """How strange is measured: by default ensemble for tables, else combined, or neighbours under contamination; a
     wrong name lists the ways."""
     false_alarms: float | None = None
-    """The rate of normal examples that may be flagged; by default 0.01, or with --from the run's. Of a signal's windows
-    it holds as far as the time to come is like that held out."""
+    """The fraction of normal examples that may be flagged; by default 0.01, or with --from that of the run. For windows
+    of a signal, this holds only if the future resembles the held-out time."""
     threshold: Literal["conformal", "percentile", "f1"] | None = None
-    """Conformal, the default, promises that rate; percentile is the plain quantile of held-out scores; f1 is the best
-    on held-out labels."""
+    """conformal, the default, guarantees that fraction; percentile is the plain quantile of the held-out scores; f1 is
+    the best F1 on held-out labels."""
     fdr: float | None = None
-    """Flag so that of the flagged at most this fraction is normal, in expectation (Benjamini-Hochberg)."""
+    """Flag so that, in expectation, at most this fraction of the flagged examples is normal (Benjamini-Hochberg)."""
     contamination: float | None = None
     """The fraction of the training data that may be strange: as much of each batch, the worst-fitting, is left out, and
     of the scores that the threshold is set by. By default 0 of images and signals; of tables it is estimated."""
     members: int = 1
-    """Autoencoders trained together, whose scores are averaged."""
+    """How many autoencoders to train together; their scores are averaged."""
     held_out: float = 0.2
-    """The fraction of the normal training examples that is kept from training, to set the threshold by."""
+    """The fraction of the normal training examples to keep out of the training, for setting the threshold."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,27 +177,45 @@ class Denoise(SweepFlags):
 
     model: str | None = None
     """The preset to train: mixer, convolutional or denoising; by default mixer for images, denoising for the rest.
-    `package.module:preset` is one of your own, with its own corruption."""
+    `package.module:preset` is one of your own, with its own corruption. Photographs (images that are large, or differ
+    in size) have a U-Net."""
     corruption: str = "gaussian"
-    """What the model learns to undo: gaussian, masking or salt_and_pepper."""
-    noise: float = 0.5
-    """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit."""
+    """What the model learns to undo: gaussian, masking, salt_and_pepper or poisson_gaussian (a sensor's noise)."""
+    noise: float | None = None
+    """Its level: the standard deviation (of data scaled to [0, 1], or standardised), or the fraction of values hit. By
+    default 0.5, and for photographs any from 5 to 55 of 255: one model for all."""
+    target: str | None = None
+    """Photographs, by the same names as those of --data, which are what should be made of these: clean ones, or others
+    of the same things with other noise."""
+    noisy: bool = False
+    """The photographs of --data are noisy themselves and there are no clean ones. --noise is then how noisy they are;
+    by default that is estimated."""
+    test: str | None = None
+    """Clean photographs to test on; by default a fifth of --data is kept for that."""
+    crop: int = 128
+    """Of photographs, train on pieces of so many pixels a side. Of small ones all is near an edge."""
     clip: bool = True
-    """Clip noisy images to [0, 1]."""
-    batch_size: int = 64
-    """Examples a step."""
+    """Clip noisy images to [0, 1]; photographs never are."""
+    batch_size: int | None = None
+    """Examples per step; by default 64, and 8 pieces of photographs."""
+    learning_rate: float | None = None
+    """The peak, after a warm-up and before a cosine decay; by default 3e-3, and 1e-3 for photographs."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     ema: float | None = None
-    """Decay of a moving average of the weights, which is then what is used; such as 0.999."""
+    """Use a moving average of the weights with this decay, such as 0.999; for photographs by default 0.995."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is not None and ":" not in self.model:
             check_name("model", self.model, DENOISERS)
         check_name("corruption", self.corruption, CORRUPTIONS)
-        if not self.noise > 0:
+        if self.noise is not None and not self.noise > 0:
             raise ConfigError(f"--noise is {self.noise}; it has to be above 0.")
+        if self.crop < 8:
+            raise ConfigError(f"--crop is {self.crop}; it has to be at least 8.")
+        if self.target is not None and (self.noisy or self.noise is not None):
+            raise ConfigError("--target says what the noise is: leave out --noise and --noisy.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,17 +225,17 @@ class Finetune(PresetFlags):
     model: str | None = None
     """The preset to pre-train; by default `transformed` for images and `denoising` for the rest."""
     labels: int = 100
-    """How many labels the strongest recipe gets, evenly of all classes."""
+    """How many labels the strongest recipe gets, the same number of each class."""
     draws: int = 5
-    """How often the labels are drawn."""
+    """How many times to draw the labels and repeat the comparison."""
     batch_size: int = 128
-    """Examples a step of pre-training."""
+    """Examples per step of pre-training."""
     learning_rate: float = 4e-3
-    """Of pre-training: the peak, after a warm-up and before a cosine decay."""
+    """The peak learning rate of pre-training, after a warm-up and before a cosine decay."""
 
     @property
     def applies(self) -> bool:
-        return self.input is not None  # --from alone is what to start from
+        return self.input is not None  # --from alone gives the encoder to start from
 
     def __post_init__(self) -> None:
         if self.input is not None or self.output is not None:
@@ -236,13 +255,14 @@ class Generate(SweepFlags):
     model: str = "vae"
     """The preset to train; a wrong name lists them."""
     binarise: bool = True
-    """Train and score a variational model of images on pixels drawn black or white, by their grey levels."""
+    """For a variational model of images, train and score on binarised pixels, drawn with their grey levels as
+    probabilities."""
     draws: int = 500
-    """Importance samples for the likelihood of an example."""
+    """Importance samples for the likelihood of each example."""
     scored: int = 1000
-    """Test examples to estimate the likelihood of."""
+    """How many test examples to estimate the likelihood of."""
     components: int = 32
-    """Of the Gaussian mixture, for a code without a prior."""
+    """Components of the Gaussian mixture that is sampled if the code has no prior."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -275,7 +295,7 @@ class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
     latent: int = 2
-    """Dimensions of the map; beyond 3 the codes are scored and written, and not drawn."""
+    """Dimensions of the map; with more than 3, the codes are scored and written but not drawn."""
 
 
 FLAGS: dict[str, type[Flags]] = {
@@ -289,22 +309,22 @@ FLAGS: dict[str, type[Flags]] = {
 
 
 def check_name(flag: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError, with the nearest name, unless `given` is one of those known."""
+    """Raise ConfigError, which suggests the nearest name, unless `given` is one of the `known` names."""
     if given not in known:
         raise ConfigError(unknown(f"--{flag}", given, known))
 
 
 def refuse_mesh(config: Flags) -> None:
-    """Raise ConfigError if --mesh is given, to an experiment that trains several small models on one device."""
+    """Raise ConfigError if --mesh is given. For experiments that train several small models on one device."""
     if config.mesh is not None:
         raise ConfigError("--mesh is for denoise, reconstruct, generate and reduce; this experiment uses one device.")
 
 
 def axes(config: SweepFlags) -> dict[str, list[int | float]]:
-    """The names and ascending values of --sweep; sizes of the code are whole numbers.
+    """The settings in --sweep and their values in ascending order; sizes of the code are whole numbers.
 
     Raises:
-        ConfigError: it is not of the form lr=1e-4,1e-3, or has a setting twice.
+        ConfigError: --sweep is not of the form lr=1e-4,1e-3, or has a setting twice.
     """
     found = {}
     for text in config.sweep:

@@ -1,4 +1,4 @@
-"""The steps that experiments share: load the data, train, use the devices asked for, finish with a report."""
+"""The steps that experiments share: load the data, train on the given devices, and finish with a report."""
 
 import contextlib
 import dataclasses
@@ -15,20 +15,21 @@ import rich.table
 from jax.sharding import Mesh
 from rich.text import Text
 
-from flaxae import autoencoder, baselines, data, experiments, presets, runs, stacked, trained, training
+from flaxae import autoencoder, baselines, data, experiments, interruption, presets, runs, stacked, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, Stream
 from flaxae.errors import DataError
 from flaxae.experiments import _flags
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import distributed
+from flaxae.printing import printable, say
 from flaxae.runs import Run, loggers, plots, report
-from flaxae.runs.report import Table, printable
+from flaxae.runs.report import Table
 from flaxae.training import History
 
-EPOCHS, STEPS = 10, 2000  # by default: of a large set, and at least of a small one
-PRETRAINING_EPOCHS = 2  # of each layer of a stack
-MOST_VALUES_FOR_PCA = 4096  # an example: PCA takes time with its cube
+EPOCHS, STEPS = 10, 2000  # the default: so many epochs, and for a small data set at least so many steps
+PRETRAINING_EPOCHS = 2  # for each layer of a stack
+MOST_VALUES_FOR_PCA = 4096  # per example: PCA takes time with the cube of this number
 
 
 def load(config: _flags.Flags, *, marks: bool = True) -> Dataset:
@@ -38,9 +39,9 @@ def load(config: _flags.Flags, *, marks: bool = True) -> Dataset:
 
 
 def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | Stream, float | np.ndarray]:
-    """What to train on, scaled, and the `validation` of `fit`: a fraction, drawn there; of a signal the last windows.
+    """The scaled training data, and the `validation` of `fit`: a fraction, or for a signal its last windows.
 
-    A signal's windows overlap: those drawn at random would be half known from others.
+    Windows of a signal overlap, so that validation windows drawn at random would be half known from training windows.
 
     Raises:
         DataError: the signal is too short for both.
@@ -59,45 +60,45 @@ def parts(config: _flags.PresetFlags, dataset: Dataset) -> tuple[np.ndarray | St
 
 
 def in_memory(dataset: Dataset) -> Dataset:
-    """The data set, its training part a sample if it is a stream, with a line that says so."""
+    """The data set. If its training part is a stream, a sample takes its place, and a printed line says so."""
     sample = dataset.train_sample
     if len(sample) == len(dataset.train):
         return dataset
-    print(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
+    say(f"Takes {len(sample):,} of the {len(dataset.train):,} training examples, which don't fit in memory.")
     return dataclasses.replace(dataset, train=sample)
 
 
 def new_file(dataset: Dataset, name: str = "new") -> str:
-    """A name for new data of that kind."""
+    """A file name for new data of the data set's kind."""
     if dataset.kind == "tabular" or dataset.columns:
         return f"{name}.csv"
     return f"{name}.wav" if dataset.framing and dataset.framing.rate else f"{name}.npy"
 
 
 def lines(x: np.ndarray) -> np.ndarray:
-    """Rows of a table, [n, columns], or signals, [n, time, channels], one channel after the other, as [n, features]."""
+    """Rows of a table, [n, columns], or signals, [n, time, channels], as [n, features], one channel after the other."""
     return np.moveaxis(x, 1, -1).reshape(len(x), -1)
 
 
 def enough_epochs(examples: int, batch_size: int, *, epochs: int, steps: int) -> int:
-    """`epochs`, or as many more as it takes to make that many steps on few examples."""
+    """`epochs`, or more if there are few examples, so that there are at least `steps` steps."""
     return max(epochs, math.ceil(steps / max(1, examples // batch_size)))
 
 
 def settings(config: _flags.Flags) -> dict[str, Any]:
-    """The flags that decide what is trained, for a run's config.json."""
+    """The flags that decide how the model is trained, for a run's config.json."""
     apart = ("name", "resume", "from_", "input", "output", "mesh", "logger", "cache")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in apart}
 
 
 def mesh(config: _flags.Flags) -> Mesh | None:
-    """The devices that the flags ask for."""
+    """The mesh of devices that the flags ask for."""
     return None if config.mesh is None else distributed.mesh(config.mesh)
 
 
 @contextlib.contextmanager
 def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[dict[str, Any]]:
-    """The arguments of `training.fit` that say on what devices to train, and where the metrics of each epoch go."""
+    """The arguments `mesh` and `on_epoch` of `training.fit`: the devices, and where the metrics of each epoch go."""
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []
         if config.logger == "tensorboard":
@@ -112,35 +113,43 @@ def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[d
 
 @contextlib.contextmanager
 def start(
-    experiment: str, config: _flags.Flags, dataset: Dataset, model: autoencoder.Config, **more: Any
+    experiment: str,
+    config: _flags.Flags,
+    dataset: Dataset,
+    model: autoencoder.Config,
+    shape: tuple[int, ...] | None = None,
+    **more: Any,
 ) -> Iterator[Run]:
-    """A run of that experiment, or the one to resume. Its config.json says what is trained on what, and `more`."""
-    about = {"settings": settings(config), **trained.describe(model, dataset), **more}
+    """A new run of that experiment, or the one to resume. Its config.json has settings, model and data, and `more`."""
+    about = {"settings": settings(config), **trained.describe(model, dataset, shape), **more}
     with runs.start(experiment, config.name, about, resume=config.resume) as run, resumable(run):
         yield run
 
 
 @contextlib.contextmanager
 def resumable(run: Run) -> Iterator[None]:
-    """Say how to go on with the run when it is interrupted inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
+    """If the block is interrupted, say how to resume the run."""
+
+    def message() -> str:
         flags = [flag for flag in sys.argv[1:] if flag != "--resume"]
         named = [] if "--name" in flags else ["--name", run.folder.name]
         go_on = shlex.join([*experiments.started(), *flags, *named, "--resume"])
-        saved = "what was trained is saved" if run.checkpoints.exists() else "nothing was saved yet"
-        raise KeyboardInterrupt(f"Interrupted; {saved}. Go on with: {go_on}") from None
+        steps = [int(path.name) for path in run.folder.glob("**/latest/*") if path.name.isdecimal()]
+        saved = f"what was trained is saved up to step {max(steps):,}" if steps else "nothing was saved yet"
+        return f"Interrupted; {saved}. Go on with: {go_on}"
+
+    with interruption.saying(message):
+        yield
 
 
 def print_table(table: Table) -> None:
-    """Print a report's table, on a terminal in its width, into a file in plain characters."""
+    """Print a report's table, in the width of the terminal, or to a file in plain characters."""
 
-    def text(cell: object) -> Text:  # whose brackets rich doesn't read as markup
+    def text(cell: object) -> Text:  # rich doesn't read brackets in a Text as markup
         return Text(printable(f"{cell:.4g}" if isinstance(cell, float) else str(cell)))
 
     drawn = rich.table.Table(title=text(table.caption), box=rich.box.SIMPLE_HEAD)
-    for i, column in enumerate(table.heads, 1):  # where there is no room, the last column is what wraps
+    for i, column in enumerate(table.heads, 1):  # without enough room, only the last column wraps
         drawn.add_column(text(column.head), justify="right" if column.name else "left", no_wrap=i < len(table.columns))
     for row in table.rows:
         drawn.add_row(*map(text, row))
@@ -148,14 +157,14 @@ def print_table(table: Table) -> None:
 
 
 def preset(config: _flags.PresetFlags, dataset: Dataset, *, latent: int | None = None) -> autoencoder.Config:
-    """The model that the flags ask for, with the likelihood that the data are scaled for."""
+    """The config that the flags ask for, with the likelihood that fits the scaling of the data."""
     made = presets.find(config.model, Bernoulli() if dataset.kind == "image" else Gaussian())
     size = latent or config.latent
     return made.with_latent(size) if size else made
 
 
 def epochs(config: _flags.PresetFlags, dataset: Dataset, *, least: int = EPOCHS) -> int:
-    """--epochs; by default `least`, and on few examples as many more as `STEPS` steps take."""
+    """--epochs; by default `least`, or more if there are few examples, so that there are at least `STEPS` steps."""
     return config.epochs or enough_epochs(len(dataset.train), config.batch_size, epochs=least, steps=STEPS)
 
 
@@ -170,17 +179,17 @@ def train(
     log: bool = True,
     **optimizer: Any,
 ) -> tuple[Autoencoder, History]:
-    """The trained model and its history, from the checkpoint on if the run is resumed; a `part` has its own.
+    """Train a model, from its checkpoint if the run is resumed, and return it with its history.
 
-    `optimizer` are further settings of `training.fit`.
+    The checkpoints of a `part` are in a subfolder of that name. `optimizer` are further settings of `training.fit`.
     """
     x, validation = parts(config, dataset)
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
     folder = run.checkpoints / part
-    resume = config.resume and (folder / "latest").exists()
+    resume = config.resume and bool(training.checkpoints.steps(folder / "latest"))
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     if config.model == "stacked" and not resume:
-        known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without what `fit` validates on
+        known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without validation examples
         stacked.pretrain(
             network,
             dataset.scaling(dataset.train_sample) if isinstance(known, Stream) else known,
@@ -209,12 +218,12 @@ def train(
 
 
 def mean_squared_error(model: Autoencoder, x: np.ndarray) -> float:
-    """Of the reconstruction, a value, in the model's scale."""
+    """The mean squared error of the reconstruction, per value and in the model's scale."""
     return float(np.mean(np.square(training.apply(Autoencoder.reconstruct, model, x) - x)))
 
 
 def pca_error(dataset: Dataset, components: int) -> float | None:
-    """PCA's mean squared error on the test examples; None where it has not that many components, or takes too long."""
+    """PCA's mean squared error on the test examples; None if it has fewer components, or would take too long."""
     train, test = dataset.scaling(dataset.train_sample), dataset.scaling(dataset.test)
     if train[0].size > MOST_VALUES_FOR_PCA or components > min(len(train), train[0].size):
         return None
@@ -232,7 +241,7 @@ def finish(
     *,
     history: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write the report and results.json, print the tables. `figures` are captions and names."""
+    """Write the report and results.json, and print the tables. `figures` are pairs of caption and name."""
     if history is not None:
         plots.curves(history, run.figure("curves"))
         figures = [
@@ -254,4 +263,4 @@ def finish(
     run.write_results(results)
     for table in tables:
         print_table(table)
-    print(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")
+    say(f"{summary}\nReport: {run.folder / 'report.html'}\nUse it: {usage}")

@@ -1,4 +1,4 @@
-"""Sweeps: settings varied, over several seeds, all trained as one program; a table, a figure, and the best kept."""
+"""Sweeps: vary settings over several seeds, train all models as one program, compare them, and keep the best."""
 
 import itertools
 import math
@@ -19,19 +19,19 @@ from flaxae.runs import Run, plots, report
 from flaxae.training import checkpoints, population, step
 from flaxae.training.population import Population
 
-NAMES = {"lr": "learning_rate", "noise": "level"}  # of settings that `fit_population` calls otherwise
+NAMES = {"lr": "learning_rate", "noise": "level"}  # settings that have other names in `fit_population`
 
 
 class Measure(NamedTuple):
-    """What the models of a sweep are compared by on examples not trained on: the mean of an objective, low is good."""
+    """How a sweep compares its models: by the mean of an objective on validation or test examples; lower is better."""
 
     objective: Objective
     name: str  # in results.json
-    label: str  # for people, with its unit and what it was measured under
+    label: str  # for tables and figures, with the unit and the conditions
 
 
 def reconstruction() -> Measure:
-    """The error of what a model makes of examples as they are."""
+    """The squared error of reconstructing uncorrupted examples."""
     return Measure(objectives.squared_error, "mse", "MSE")
 
 
@@ -45,7 +45,7 @@ def compare(
     least: int = _steps.EPOCHS,
     **settings: Any,
 ) -> None:
-    """Train a model for every combination and seed; keep the one that measures best on validation as the run's.
+    """Train a model for every combination and seed, and keep the one that is best on validation as the run's model.
 
     `least` is as in `_steps.epochs`; `settings` are as in `fit_population`.
     """
@@ -63,7 +63,7 @@ def compare(
             batch_size=config.batch_size,
             validation=validation,
             patience=config.patience,
-            score=measure.objective,  # the loss itself changes with noise, β and the like
+            score=measure.objective,  # not the loss, which changes with noise, β and the like
             optimizer=config.optimizer,
             precision=config.precision,
             seed=config.seed,
@@ -78,16 +78,16 @@ def compare(
 
 
 def keep(run: Run, model: Autoencoder, mesh: Mesh | None) -> None:
-    """Save the model where `training.fit` saves a run's. Called by all processes."""
+    """Save the model where `training.fit` saves a run's model. All processes call this."""
     weights = nnx.split(model, nnx.Param, ...)[1:]
     weights = distributed.place(weights, mesh or distributed.default_mesh())
     checkpoints.save(run.checkpoints / "best", 0, weights, keep=1)
 
 
 def evaluate(config: _flags.SweepFlags, run: Run, dataset: Dataset, trained: Population, measure: Measure) -> None:
-    """Measure all on the test set: the table, the figure, results.json, the report."""
+    """Measure all models on the test set, and write the table, the figure, results.json and the report."""
     varied, members = _flags.axes(config), trained.members
-    groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, a member a seed
+    groups = {values: [] for values in itertools.product(*varied.values())}  # by combination, one member per seed
     for i, member in enumerate(members):
         groups[tuple(member.settings[NAMES.get(name, name)] for name in varied)].append(i)
     validation = np.array([member.score for member in members])
@@ -143,7 +143,7 @@ def evaluate(config: _flags.SweepFlags, run: Run, dataset: Dataset, trained: Pop
         f"and {test[best]:.4g} on the test examples. That model is kept."
     )
     figures = [(f"{measure.label} of test examples over {first}: {seeds}.", "sweep")]
-    finite = {name: value for name, value in results.items() if math.isfinite(value)}  # a huge rate may leave others
+    finite = {name: value for name, value in results.items() if math.isfinite(value)}  # with a huge rate some are not
     title = f"A sweep of {' and '.join(varied)} on {dataset.name}"
     _steps.finish(run, title, summary, [table], figures, finite, usage(config, run, dataset))
 
@@ -153,20 +153,20 @@ def _named(name: str, value: int | float) -> str:
 
 
 def on_test(config: _flags.SweepFlags, dataset: Dataset, model: Autoencoder, measure: Measure) -> float:
-    """The measure on the test examples, under the same noise for every model."""
+    """The measure on the test examples, with the same noise for every model."""
     graphdef, *weights = nnx.split(model, nnx.Param, ...)
     test, key = dataset.scaling(dataset.test), jax.random.key(config.seed)
     return float(step.evaluate(graphdef, measure.objective, config.batch_size, *weights, test, key)["loss"])
 
 
 def variable(model: autoencoder.Config) -> tuple[str, ...]:
-    """The settings that models of that kind can be swept over."""
+    """The settings of that config that can be swept."""
     flags = {setting: flag for flag, setting in NAMES.items()}
     return ("lr", *(flags.get(name, name) for name in model.hyper))
 
 
 def usage(config: _flags.SweepFlags, run: Run, dataset: Dataset) -> str:
-    """The command that uses the model that was kept."""
+    """The command that uses the model that the sweep kept."""
     flags = {
         "from": run.folder,
         "input": _steps.new_file(dataset),

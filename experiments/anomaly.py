@@ -32,27 +32,29 @@ from flaxae.data import Dataset, Framing, formats
 from flaxae.errors import ConfigError, DataError, RunError, unknown
 from flaxae.experiments import _flags, _steps
 from flaxae.likelihoods import Gaussian
+from flaxae.printing import say
 from flaxae.runs import Run, SavedRun, plots, report
 from flaxae.runs.report import Table
+from flaxae.training import checkpoints
 
-NORMAL_DIGIT = "3"  # of MNIST, by default
+NORMAL_DIGIT = "3"  # the default for MNIST
 FALSE_ALARMS = 0.01
 SHOWN = 10
-MOST_FOR_NEIGHBOURS = 10**11  # products: the baseline takes time with training examples × test examples × values
+MOST_FOR_NEIGHBOURS = 10**11  # training examples × test examples × values, which the baseline's time grows with
 
 
 class Parts(NamedTuple):
-    """The training part divided, as indices, and which examples are strange by the labels (None without)."""
+    """The training part divided, as indices, and which examples are strange by their labels (None without labels)."""
 
     train: np.ndarray
     held_out: np.ndarray
-    left_out: np.ndarray  # strange ones that --normal keeps from training
-    strange: np.ndarray | None  # of the training examples
+    left_out: np.ndarray  # strange examples that --normal keeps out of the training
+    strange: np.ndarray | None  # which training examples are strange
     test_strange: np.ndarray | None
 
 
 def apply(config: _flags.Anomaly) -> None:
-    """Score --input with the detector of --from, into --output."""
+    """Score --input with the detector of --from, and write the results to --output."""
     if config.output.suffix.lower() not in formats.suffixes("table"):
         raise ConfigError(f"--output is {config.output}; scores are a table: {formats.listed('table')}.")
     saved = runs.open(config.from_)
@@ -69,11 +71,11 @@ def apply(config: _flags.Anomaly) -> None:
         line = findings.time_line(detector, x, found, about)
         line.write(config.output.with_stem(f"{config.output.stem}_moments"), about.framing.rate)
     _steps.print_table(strangest(found))
-    print(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
+    say(f"{np.sum(found.flagged):,} of {len(x):,} are flagged; {rule}. Scores: {config.output}.")
 
 
 def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, framing: Framing | None) -> Rule:
-    """The rule that the flags give, else the run's; a threshold that was chosen on labels is in its results."""
+    """The rule that the flags give, else the run's. A threshold that was chosen on labels is in the run's results."""
     if config.threshold == "f1":
         raise ConfigError("--threshold f1 is chosen on labels, when a detector is trained; leave it out to use that.")
     given = {name: getattr(config, name) for name in ("threshold", "false_alarms", "fdr")}
@@ -89,9 +91,9 @@ def saved_rule(config: _flags.Anomaly, saved: SavedRun, detector: Detector, fram
 def affordable(
     threshold: str | None, false_alarms: float | None, fdr: float | None, *, normals: int, framing: Framing | None
 ) -> Rule:
-    """The rule of the flags; if they give no rate, the smallest that so many held-out normals can promise, or 1 %.
+    """The rule of the flags. Without a rate in them, it is 1 %, or the least that so many held-out normals allow.
 
-    Of a signal's windows those count that share no moment: others say much the same.
+    For a signal, only as many windows count as share no moment, because overlapping windows are not independent.
     """
     if fdr is not None:
         return Rule("fdr", fdr)
@@ -142,7 +144,7 @@ def train(config: _flags.Anomaly) -> None:
             "epochs": config.epochs,
             "seed": config.seed,
             "folder": run.checkpoints,
-            "resume": config.resume and run.checkpoints.exists(),
+            "resume": config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
             "show": True,
             "on_epoch": resources["on_epoch"],
         }
@@ -199,9 +201,9 @@ def divide(config: _flags.Anomaly, dataset: Dataset, *, in_folds: bool = False) 
     if normal is not None and (config.normal or config.data == "mnist"):
         is_normal = dataset.train_labels == normal
         examples, left_out = examples[is_normal], examples[~is_normal]
-        print(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
+        say(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
     elif strange is not None and strange.any():
-        print(
+        say(
             f"Trains on all {len(examples):,} training examples, the {strange.sum():,} that are not of class "
             f"{dataset.classes[normal]!r} too: labels only evaluate. --normal leaves those out."
         )
@@ -244,7 +246,7 @@ def normal_class(config: _flags.Anomaly, dataset: Dataset) -> int | None:
 
 
 def preset(config: _flags.Anomaly, kind: str, x: np.ndarray) -> autoencoder.Config:
-    """The autoencoder that the flags ask for."""
+    """The config of the autoencoder that the flags ask for."""
     if config.model is None:
         made = anomaly.default_config(kind, anomaly.Views(kind)(x[:1]).shape[1:])
     else:
@@ -253,7 +255,7 @@ def preset(config: _flags.Anomaly, kind: str, x: np.ndarray) -> autoencoder.Conf
 
 
 def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, parts: Parts) -> float:
-    """The threshold of the best F1 on the held-out examples, and as large a part of those left out."""
+    """The threshold with the best F1 on the held-out examples together with the same fraction of those left out."""
     count = math.ceil(config.held_out * len(parts.left_out))
     others = np.random.default_rng(config.seed).choice(parts.left_out, count, replace=False)
     chosen = np.concatenate([parts.held_out, others])
@@ -332,7 +334,10 @@ def evaluate(
 
 
 def flagged_rates(flagged: np.ndarray, strange: np.ndarray) -> dict[str, float | None]:
-    """Which fraction of the normal and of the strange is flagged, and of the flagged strange; None where of nothing."""
+    """The flagged fraction of normal and of strange examples, and the strange fraction of flagged ones.
+
+    A fraction of no examples is None.
+    """
     rates = {
         "test/false_alarm_rate": flagged[~strange],
         "test/detection_rate": flagged[strange],
@@ -351,7 +356,7 @@ def flagged_table(threshold: float | None, flagged: np.ndarray, strange: np.ndar
 
 
 def ranking(strange: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """How well scores tell the strange apart, over all thresholds."""
+    """How well the scores rank strange examples above normal ones, over all thresholds."""
     measures = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
     return {name: float(measure(strange, scores)) for name, measure in measures.items()}
 
@@ -377,7 +382,7 @@ def by_folds(x: np.ndarray, parts: Parts, config: _flags.Anomaly) -> dict[str, n
 
 
 def baselines(train: np.ndarray, test: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """Scores without an autoencoder, of what the detector was given."""
+    """Anomaly scores of the same data by methods without an autoencoder."""
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     made = {}
     if len(train) * test.size < MOST_FOR_NEIGHBOURS:
@@ -389,7 +394,7 @@ def baselines(train: np.ndarray, test: np.ndarray, *, seed: int) -> dict[str, np
 
 
 def strangest(found: Findings) -> Table:
-    """The table of the strangest examples, and what made them so."""
+    """The table of the strangest examples and what made them strange."""
     rows = [
         [
             *(f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]) for values in found.which.values()),
@@ -411,7 +416,7 @@ def draw(
     found: Findings,
     strange: np.ndarray | None,
 ) -> list[tuple[str, str]]:
-    """Draw the strangest and the most normal test examples, and for each kind of data why; captions and names."""
+    """Draw the strangest and the most normal test examples and what made them so; returns captions and names."""
     order = np.argsort(-found.scores, kind="stable")
     count = min(SHOWN if dataset.kind == "image" else 3, math.ceil(len(x) / 2))
     ends = x[np.concatenate([order[:count], order[::-1][:count]])]

@@ -4,12 +4,14 @@
 
 trains on the embedded MNIST for about a minute on two CPU cores, to 20.3 dB PSNR on test digits that have 9.4 dB when
 noisy and 17.7 dB after the best linear map. The same command takes a table or a folder of images:
-`--data readings.csv`. A trained run cleans new data:
+`--data readings.csv`. Photographs, which are large or differ in size, train a U-Net on pieces of them, for any level
+of noise; `--target clean/` is for pairs, `--noisy` where there are no clean ones. A trained run cleans new data:
 
     python run.py --exp denoise --from runs/denoise/1 --input noisy.png --output clean.png
 
---sweep lr=1e-3,3e-3,1e-2 --seeds 3 compares settings, all models trained as one program, and keeps the one with the
-least error on held-out examples under --noise; so --sweep noise=0.3,0.5,0.7 tells what to train at for that level.
+--sweep lr=1e-3,3e-3,1e-2 --seeds 3 compares settings, with all models trained as one program, and keeps the model with
+the least error on validation examples at the level --noise. So --sweep noise=0.3,0.5,0.7 finds the noise to train with
+for that level.
 """
 
 import dataclasses
@@ -32,27 +34,46 @@ from flaxae import (
 )
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.data.images import Images
+from flaxae.errors import ConfigError
+from flaxae.experiments import _flags, _photographs, _steps, _sweep
 from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
-EPOCHS = 3  # by default, of a large set
-MOST_VALUES_FOR_LINEAR = 4096  # an example: the linear baselines take time with its cube
+EPOCHS = 3  # the default for a large data set
+NOISE, BATCH_SIZE, LEARNING_RATE = 0.5, 64, 3e-3
+MOST_VALUES_FOR_LINEAR = 4096  # per example: the linear baselines take time with the cube of this number
 LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
 
 
 def apply(config: _flags.Denoise) -> None:
-    """Denoise --input with the model of --from, into --output."""
+    """Denoise --input with the model of --from, and write the result to --output."""
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, lambda noisy: denoising.denoise(model, noisy))
-    print(f"Denoised {config.input} into {config.output}.")
+    say(f"Denoised {config.input} into {config.output}.")
 
 
 def train(config: _flags.Denoise) -> None:
     """Train and evaluate a denoiser in a run's folder, and say how to use it."""
     dataset = _steps.load(config)
+    if isinstance(dataset.train, Images):
+        _photographs.train(config, dataset)
+        return
+    for_photographs = {"--target": config.target, "--noisy": config.noisy, "--test": config.test}
+    if given := [flag for flag, value in for_photographs.items() if value]:
+        raise ConfigError(
+            f"{' and '.join(given)}: for photographs, a folder of images that are large or differ in size, which "
+            f"{config.data} is not."
+        )
+    config = dataclasses.replace(
+        config,
+        noise=config.noise or NOISE,
+        batch_size=config.batch_size or BATCH_SIZE,
+        learning_rate=config.learning_rate or LEARNING_RATE,
+    )
     preset = network(config, dataset.kind)
     decay = {"weight_decay": config.weight_decay, "ema": config.ema}
     with _steps.start("denoise", config, dataset, preset) as run:
@@ -66,13 +87,13 @@ def train(config: _flags.Denoise) -> None:
 
 
 def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:
-    """The denoiser that the flags ask for, on data of that kind. Images are trained for PSNR, each weighing alike."""
+    """The denoiser that the flags ask for, for that kind of data. For images, the objective is the mean PSNR."""
     is_image = kind == "image"
     name = config.model or ("mixer" if is_image else "denoising")
     preset = presets.find(name, Bernoulli() if is_image else Gaussian())
     if config.latent is not None:
         preset = preset.with_latent(config.latent)
-    if ":" in name:  # with parts of its own
+    if ":" in name:  # the user's own preset, with its own parts
         return preset
     corruption = corruptions.CORRUPTIONS[config.corruption](level=config.noise)
     if config.clip and is_image and config.corruption == "gaussian":
@@ -82,7 +103,7 @@ def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:
 
 
 def evaluate(run: Run, model: Autoencoder, dataset: Dataset, history: History, *, seed: int) -> None:
-    """Denoise the test set, by the model and by simple filters: the table, results.json, figures, the report."""
+    """Denoise the test set by the model and by simple filters; write the table, results.json, figures and report."""
     clean = dataset.scaling(dataset.test)
     noisy = np.asarray(model.corrupt(clean, jax.random.key(seed)))
     denoised = {"noisy": noisy, **filtered(model, dataset, noisy, seed=seed)}
@@ -122,7 +143,7 @@ def evaluate(run: Run, model: Autoencoder, dataset: Dataset, history: History, *
 
 
 def filtered(model: Autoencoder, dataset: Dataset, noisy: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """The noisy test examples through simple filters, fitted and chosen on the training part alone."""
+    """The noisy test examples denoised by simple filters, which are fitted and chosen on the training part alone."""
     low, high = model.likelihood.support
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
     if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
@@ -137,7 +158,7 @@ def filtered(model: Autoencoder, dataset: Dataset, noisy: np.ndarray, *, seed: i
 
 
 def score(x: np.ndarray, clean: np.ndarray, kind: str) -> dict[str, float]:
-    """Means over the test examples: PSNR (dB), SSIM and MSE of images, MSE of anything else; in the model's scale."""
+    """Means over the test examples, in the model's scale: PSNR (dB), SSIM and MSE for images, MSE for other data."""
     if kind != "image":
         return {"mse": float(np.mean(np.square(x - clean)))}
     measures = {"psnr_db": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
@@ -145,7 +166,7 @@ def score(x: np.ndarray, clean: np.ndarray, kind: str) -> dict[str, float]:
 
 
 def examples(dataset: Dataset, count: int = 10) -> np.ndarray:
-    """Which test examples to show: one of each class where there are labels, then the first ones."""
+    """Which test examples to show: one of each class if there are labels, then the first ones."""
     labels = np.zeros(len(dataset.test), int) if dataset.test_labels is None else dataset.test_labels
     first_of_class = np.unique(labels, return_index=True)[1][:count]
     others = np.setdiff1d(np.arange(min(len(labels), 2 * count)), first_of_class)
@@ -153,7 +174,7 @@ def examples(dataset: Dataset, count: int = 10) -> np.ndarray:
 
 
 def use(run: Run, dataset: Dataset, noisy: np.ndarray) -> str:
-    """The command that uses the model; for images, on a strip of noisy ones that is put in the run's folder for it."""
+    """The command that uses the model. For images, its input is a strip of noisy ones, written to the run's folder."""
     if dataset.kind == "image" and dataset.scaling.dtype == "uint8":
         given, made = run.folder / "noisy.png", "clean.png"
         data.write(given, dataset.scaling.undo(np.concatenate(list(noisy), axis=1)))

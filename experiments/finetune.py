@@ -2,12 +2,13 @@
 
     python run.py --exp finetune --labels 100
 
-pre-trains on the embedded MNIST without its labels, then compares, on 10 labels to all of them and several draws of
-which: logistic regression on pixels, on principal components and on the code (a linear probe), the encoder trained from
-scratch and fine-tuned, and with `--labels` labels the strongest recipe, which spreads them over the neighbour graph of
-the codes and learns from what they reach (`flaxae.finetuning.distil`). Eight minutes of CPU time. Any
-labelled table or folder of images, one a class, does: `--data leaves/`, `--data customers.csv --label segment`. Images
-are transformed at random in training (`--model` names another preset), rows of tables corrupted.
+pre-trains on the embedded MNIST without its labels. It then compares classifiers for 10 labels up to all of them, over
+several draws of the labels: logistic regression on pixels, on principal components and on the code (a linear probe),
+the encoder trained from scratch, and the encoder fine-tuned. With `--labels` labels it also runs the strongest recipe,
+which propagates the labels over the neighbour graph of the codes and trains on the result
+(`flaxae.finetuning.distil`). It takes eight minutes of CPU time. Any labelled table, or folder of images with a folder
+for each class, will do: `--data leaves/`, `--data customers.csv --label segment`. In training, images are transformed
+at random (`--model` names another preset), and rows of tables are corrupted.
 
     python run.py --exp finetune --from runs/reconstruct/1 --data mnist --labels 100
 
@@ -18,6 +19,7 @@ starts from the encoder of any run. A finished run classifies new data:
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 from flax import nnx
@@ -29,22 +31,24 @@ from flaxae.data import Dataset
 from flaxae.errors import ConfigError, DataError
 from flaxae.experiments import _flags, _steps
 from flaxae.finetuning import Classifier, FineTuning
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.trained import Trained, TrainedClassifier, load
 from flaxae.training import checkpoints
 
-COUNTS = (10, 100, 1000)  # of labels, beside --labels and all there are
-STEPS = 300  # of fine-tuning, and at least so many passes over the labelled examples:
+COUNTS = (10, 100, 1000)  # numbers of labels to compare at, besides --labels and all of them
+STEPS = 300  # the least number of steps of fine-tuning; and at least so many passes over the labelled examples:
 PASSES = 2
 DISTILLATION_STEPS = 1000
-VIEWS = 4  # transformed versions that codes and probabilities are averaged over
+VIEWS = 4  # how many transformed versions codes and probabilities are averaged over
 SCRATCH_RATE = 3e-3
 ERROR_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+METHODS = ("raw + logistic", "PCA + logistic", "from scratch", "linear probe", "fine-tuned")
 DISTILLED = "propagated, distilled"
 
 
 def apply(config: _flags.Finetune) -> None:
-    """Write the class of each of --input, with its probability, by the classifier of --from."""
+    """Classify --input with the classifier of --from, and write each class with its probability to --output."""
     loaded = load(config.from_)
     if not isinstance(loaded, TrainedClassifier):
         raise ConfigError(f"{config.from_} is no run of --exp finetune; it has no classifier.")
@@ -55,16 +59,16 @@ def apply(config: _flags.Finetune) -> None:
     names = np.array(loaded.classes, object)[probabilities.argmax(axis=1)]
     table = np.column_stack([names, probabilities.max(axis=1).astype(object)])
     data.write(config.output, table, columns=["class", "probability"])
-    print(f"Wrote the classes of {config.input} into {config.output}.")
+    say(f"Wrote the classes of {config.input} into {config.output}.")
 
 
 def save(run: Run, part: str, model: nnx.Module) -> None:
-    """Keep a trained model among the checkpoints of the run."""
+    """Save a trained model as `part` of the run's checkpoints."""
     checkpoints.save(run.checkpoints / part, 0, nnx.split(model, nnx.Param, ...)[1:], keep=1)
 
 
 def train(config: _flags.Finetune) -> None:
-    """Pre-train, or take the encoder of --from, and compare in a run's folder."""
+    """Pre-train, or take the encoder of --from, and compare all classifiers, in a run's folder."""
     dataset = _steps.load(config)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise DataError(f"{config.data} has no labels to learn from. Name a table's column by --label.")
@@ -88,7 +92,7 @@ def train(config: _flags.Finetune) -> None:
 
 
 def pretrained(config: _flags.Finetune, dataset: Dataset) -> tuple[Trained, autoencoder.Config]:
-    """The autoencoder of the run --from, and what it is built from."""
+    """The autoencoder of the run --from, and its config."""
     start = trained.autoencoder_of(config.from_)
     if start.shape != dataset.shape:
         raise ConfigError(f"{config.from_} is of examples of shape {start.shape}; these are {dataset.shape}.")
@@ -103,16 +107,16 @@ def compare(
     model: Autoencoder,
     history: dict[str, list[float]] | None,
 ) -> None:
-    """Measure every way to classify at every number of labels; write the figures, results.json and the report."""
+    """Measure every classifier at every number of labels; write the figures, results.json and the report."""
     given = features(dataset, model)
     kept = frozen(given, dataset)
     counts = numbers_of_labels(config.labels, dataset)
     errors = {}
     for count in counts:
-        errors[count] = errors_at(config, count, dataset, given, preset, model)
+        errors[count] = kept_errors(config, run, count, lambda n: errors_at(config, n, dataset, given, preset, model))
         means = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in errors[count].items())
-        print(f"{count:,} labels, test error (%): {means}", flush=True)
-    distilled, classifier = learn(config, dataset, model)
+        say(f"{count:,} labels, test error (%): {means}")
+    distilled, classifier = learn(config, run, dataset, model)
     save(run, "classifier", classifier)
     errors[config.labels][DISTILLED] = distilled
     methods = list(errors[config.labels])
@@ -159,7 +163,7 @@ def compare(
 
 
 def numbers_of_labels(asked: int, dataset: Dataset) -> list[int]:
-    """Those to compare at: at least one label a class, at most all."""
+    """The numbers of labels to compare at: at least one per class, at most all."""
     known = int(np.count_nonzero(dataset.train_labels >= 0))
     classes = len(np.unique(dataset.train_labels))
     if not classes <= asked <= known:
@@ -168,7 +172,7 @@ def numbers_of_labels(asked: int, dataset: Dataset) -> list[int]:
 
 
 def features(dataset: Dataset, model: Autoencoder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What a classifier can be given, of the training and the test examples: values, principal components, codes."""
+    """The inputs to compare classifiers on, for training and test examples: values, principal components, codes."""
     parts = [dataset.scaling(part) for part in (dataset.train, dataset.test)]
     codes = [training.apply(Autoencoder.encode, model, part) for part in parts]
     raw = [part.reshape(len(part), -1) for part in parts]
@@ -177,7 +181,7 @@ def features(dataset: Dataset, model: Autoencoder) -> dict[str, tuple[np.ndarray
 
 
 def frozen(given: dict[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> dict[str, dict[str, float]]:
-    """What codes and as many principal components keep of the classes: all labels, nothing fine-tuned."""
+    """How well frozen codes, and as many principal components, separate the classes, with all labels."""
     y, new_y = dataset.train_labels, dataset.test_labels
     measured = {}
     for name in ("code", "PCA"):
@@ -192,6 +196,21 @@ def frozen(given: dict[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset) ->
     return measured
 
 
+def kept_errors(
+    config: _flags.Finetune, run: Run, count: int, measure: Callable[[int], dict[str, list[float]]]
+) -> dict[str, list[float]]:
+    """The errors that `measure` gives for `count` labels, or those that a resumed run has saved."""
+    folder = run.checkpoints / f"errors-{count}"
+    if config.resume and checkpoints.steps(folder):
+        draws = checkpoints.known(folder, 0)["draws"]
+        kept = checkpoints.restore(folder, np.zeros((len(METHODS), draws)))[1]
+        return dict(zip(METHODS, kept.tolist(), strict=True))
+    found = measure(count)
+    values = np.array([found[method] for method in METHODS])
+    checkpoints.save(folder, 0, values, keep=1, about={"draws": values.shape[1]})
+    return found
+
+
 def errors_at(
     config: _flags.Finetune,
     count: int,
@@ -200,7 +219,7 @@ def errors_at(
     preset: autoencoder.Config,
     model: Autoencoder,
 ) -> dict[str, list[float]]:
-    """Test errors (%) of every way to classify from `count` labels, one for each draw; of all labels there is one."""
+    """Test errors (%) of every classifier with `count` labels, one for each draw; for all labels there is one draw."""
     x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
     classes, latent = len(dataset.classes), given["code"][0].shape[1]
     draws = labels_drawn(dataset, count, config.draws if count < len(x) else 1)
@@ -230,7 +249,7 @@ def errors_at(
 
 
 def wrong(predicted: np.ndarray, dataset: Dataset) -> float:
-    """Percent of the test examples."""
+    """The percentage of test examples that are misclassified."""
     return 100 * float((predicted != dataset.test_labels).mean())
 
 
@@ -239,7 +258,7 @@ def labels_drawn(dataset: Dataset, count: int, draws: int) -> list[np.ndarray]:
 
 
 def fine_tuning(model: Autoencoder, count: int) -> FineTuning:
-    """The plan for so many labels. The inputs are corrupted as in pre-training: images transformed, values hidden."""
+    """The plan for so many labels. Inputs are corrupted as in pre-training: images transformed, values hidden."""
     return FineTuning(
         steps=max(STEPS, PASSES * count // FineTuning.batch_size),
         layer_decay=0.7,
@@ -247,7 +266,7 @@ def fine_tuning(model: Autoencoder, count: int) -> FineTuning:
     )
 
 
-def learn(config: _flags.Finetune, dataset: Dataset, model: Autoencoder) -> tuple[list[float], Classifier]:
+def learn(config: _flags.Finetune, run: Run, dataset: Dataset, model: Autoencoder) -> tuple[list[float], Classifier]:
     """Test errors (%) of the strongest recipe, one for each draw of labels, and the classifier of the first draw."""
     plan = dataclasses.replace(
         fine_tuning(model, config.labels),
@@ -259,15 +278,24 @@ def learn(config: _flags.Finetune, dataset: Dataset, model: Autoencoder) -> tupl
     )
     draws = labels_drawn(dataset, config.labels, config.draws)
     x, new = (dataset.scaling(part) for part in (dataset.train, dataset.test))
+    folder = run.checkpoints / "distilled"
     classifiers, _ = finetuning.distil(
-        model, x, draws, plan, classes=len(dataset.classes), views=VIEWS, seed=config.seed
+        model,
+        x,
+        draws,
+        plan,
+        classes=len(dataset.classes),
+        views=VIEWS,
+        seed=config.seed,
+        folder=folder,
+        resume=config.resume and bool(checkpoints.steps(folder / "latest")),
     )
     predicted = [finetuning.predict(own, new, plan.views(VIEWS)) for own in classifiers]
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]
 
 
 def clearly_below(values: list[float], others: list[float]) -> bool:
-    """Whether the mean is lower by more than two standard errors of the difference; never from one draw each."""
+    """Whether the mean is lower by more than two standard errors of the difference; False with one draw each."""
     if min(len(values), len(others)) < 2:
         return False
     error = np.sqrt(sum(np.var(each, ddof=1) / len(each) for each in (values, others)))
@@ -275,14 +303,14 @@ def clearly_below(values: list[float], others: list[float]) -> bool:
 
 
 def spread(values: list[float] | None) -> str:
-    """Mean ± deviation; one draw has none."""
+    """Mean ± standard deviation; with one draw, the value alone."""
     if values is None:
         return "–"
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def draw_errors(errors: dict[str, dict[int, list[float]]], run: Run) -> None:
-    """Test error over the number of labels, a line each, the strongest recipe as a mark."""
+    """Draw the test error over the number of labels, one line per classifier, and the strongest recipe as a marker."""
     counts = sorted({count for by_count in errors.values() for count in by_count})
     with plots.figure_style():
         figure = plots.new_figure(8.0, 5.5)

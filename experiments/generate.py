@@ -1,14 +1,14 @@
-"""Generate: new examples from a trained code, what lies between two examples, and how probable the data are.
+"""Generate: sample new examples, interpolate between examples, and estimate the likelihood of the data.
 
     python run.py --exp generate
 
-trains a variational autoencoder on the embedded MNIST, pixels drawn black or white at every pass, for about two minutes
-on two CPU cores; then samples it, interpolates between test images, and estimates the test likelihood in nats.
-`--latent 2` draws its whole map, and a trained run is sampled again by
+trains a variational autoencoder on the embedded MNIST, with pixels binarised at random in every pass, for about two
+minutes on two CPU cores. Then it samples the model, interpolates between test images, and estimates the test likelihood
+in nats. With `--latent 2` it draws the whole map of the code. A trained run is sampled again by
 
     python run.py --exp generate --from runs/generate/1 --output samples.npy --count 1000
 
-A model whose code has no prior, such as `--model vanilla`, samples a Gaussian mixture fitted to its codes. For the
+If the code has no prior, as with `--model vanilla`, a Gaussian mixture fitted to the codes is sampled. For the
 likelihood as papers quote it: `--epochs 300 --draws 5000 --scored 10000`.
 """
 
@@ -27,23 +27,24 @@ from flaxae.nn import heads
 from flaxae.nn.heads import Variational
 from flaxae.objectives import Binarised
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
 COLUMNS, ROWS = 10, 5
 CODES_FOR_MIXTURE = 20_000
-IN_USE = 0.01  # nats of KL, from which a latent carries something (Burda et al. 2016 find the same set by its variance)
+IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
 
 
 def apply(config: _flags.Generate) -> None:
-    """Draw --count samples from the prior of the model of --from, into --output."""
+    """Draw --count samples from the model of --from, and write them to --output."""
     model = trained.autoencoder_of(config.from_)
     drawn = model.scaling.undo(model.model.sample(config.count, jax.random.key(config.seed)))
     if model.kind == "image" and not config.output.suffix:
         data.write(config.output, {f"{i}.png": image for i, image in enumerate(drawn)})
     else:
         data.write(config.output, drawn, columns=model.columns, encoding=model.encoding)
-    print(f"Drew {config.count:,} samples into {config.output}.")
+    say(f"Drew {config.count:,} samples into {config.output}.")
 
 
 def train(config: _flags.Generate) -> None:
@@ -63,10 +64,10 @@ def train(config: _flags.Generate) -> None:
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:
-    """What a sweep ranks by: −ELBO, at β = 1 whatever a model was trained under; or the error without a prior."""
+    """The measure of a sweep: −ELBO at β = 1, whatever β the model was trained with; without a prior, the error."""
     if not isinstance(model.head, Variational):
         return _sweep.reconstruction()
-    bound = objectives.ImportanceWeighted(samples=1)  # a single sample's: the ELBO
+    bound = objectives.ImportanceWeighted(samples=1)  # with a single sample, it is the ELBO
     objective = objectives.Binarised(bound) if isinstance(model.objective, objectives.Binarised) else bound
     return _sweep.Measure(objective, "negative_elbo_nats", "−ELBO (nats)")
 
@@ -127,7 +128,7 @@ def evaluate(
 def sample(
     config: _flags.Generate, model: Autoencoder, dataset: Dataset, decode: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """From the prior of the code where it has one, else from a mixture fitted to the codes of training examples."""
+    """Samples from the code's prior if it has one, else from a mixture fitted to the codes of training examples."""
     if isinstance(model.head, heads.Probabilistic):
         return np.asarray(model.sample(ROWS * COLUMNS, jax.random.key(config.seed)))
     codes = training.apply(Autoencoder.encode, model, dataset.scaling(dataset.train[:CODES_FOR_MIXTURE]))
@@ -139,7 +140,7 @@ def sample(
 def interpolations(
     model: Autoencoder, dataset: Dataset, decode: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Between the first test examples, in pairs: the means of p(x | z) along straight lines of the code."""
+    """The means of p(x | z) along straight lines in the code, between pairs of the first test examples."""
     pairs = min(ROWS, len(dataset.test) // 2)
     codes = training.apply(Autoencoder.encode, model, dataset.scaling(dataset.test[: 2 * pairs]))
     share = np.linspace(0, 1, COLUMNS)[:, None]
@@ -147,7 +148,7 @@ def interpolations(
 
 
 def latent_map(decode: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
-    """What the plane of a 2-D code decodes to, at equal steps of the prior's probability."""
+    """The decoded plane of a 2-D code, on a grid with equal steps of the prior's probability."""
     at = stats.norm.ppf(np.linspace(0.05, 0.95, COLUMNS))
     return {f"{up:+.2f}": decode(np.stack([at, np.full(COLUMNS, up)], axis=1)) for up in at[::-1]}
 
@@ -155,7 +156,7 @@ def latent_map(decode: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarr
 def likelihood(
     config: _flags.Generate, model: Autoencoder, dataset: Dataset, *, binarise: bool
 ) -> tuple[dict[str, float | int], np.ndarray]:
-    """ELBO, −log p(x) by importance sampling, KL in all, latents in use; and the KL of each latent. Nats."""
+    """ELBO, −log p(x) by importance sampling, total KL and the number of latents in use; and each latent's KL. Nats."""
     x = dataset.scaling(dataset.test)
     if binarise:
         x = np.asarray(jax.random.bernoulli(jax.random.key(config.seed), x), np.float32)
@@ -171,10 +172,10 @@ def likelihood(
 
 
 def grid(rows: dict[str, np.ndarray], run: Run, name: str) -> None:
-    """Rows of images as the run's figure of that name."""
+    """Draw rows of images as the run's figure of that name."""
     plots.image_grid(rows, run.figure(name))
 
 
 def curves(rows: dict[str, np.ndarray], run: Run, name: str) -> None:
-    """Rows of signals or table rows as the run's figure of that name."""
+    """Draw rows of signals or table rows as the run's figure of that name."""
     plots.line_grid({row: _steps.lines(values) for row, values in rows.items()}, run.figure(name))

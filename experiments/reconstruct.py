@@ -7,7 +7,7 @@ code is in use, and whether the model memorises. The size of the code is the har
 
     python run.py --exp reconstruct --sweep latent=2,8,32,128
 
-answers it, and --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, all models trained as one program, and
+answers it. --sweep lr=1e-4,1e-3,1e-2 --seeds 5 compares any other setting, with all models trained as one program, and
 keeps the best. A trained run reconstructs new data: `--from runs/reconstruct/1 --input new.npy --output same.npy`.
 """
 
@@ -21,21 +21,22 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
-MEMORISES = 1.5  # the error on unseen examples over that on training examples, from which the report says so
+MEMORISES = 1.5  # test error / training error above which the report says that the model memorises
 
 
 def apply(config: _flags.Reconstruct) -> None:
-    """Reconstruct --input with the model of --from, into --output."""
+    """Reconstruct --input with the model of --from, and write the result to --output."""
     model = trained.autoencoder_of(config.from_)
     model.convert(config.input, config.output, model.reconstruct)
-    print(f"Reconstructed {config.input} into {config.output}.")
+    say(f"Reconstructed {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reconstruct) -> None:
-    """Train and evaluate in a run's folder: one model, or one a size."""
+    """Train and evaluate in a run's folder: one model, or one for each size of the code."""
     dataset = _steps.load(config)
     model = _steps.preset(config, dataset)
     with _steps.start("reconstruct", config, dataset, model) as run:
@@ -53,7 +54,7 @@ def compare_sizes(config: _flags.Reconstruct, run: Run, dataset: Dataset) -> Non
     """Train a model of each size and draw the elbow."""
     errors, pca = {}, {}
     for latent in _flags.axes(config)["latent"]:
-        print(f"latent {latent}")
+        say(f"latent {latent}")
         preset = _steps.preset(config, dataset, latent=latent)
         model, _ = _steps.train(config, run, dataset, preset, part=f"latent-{latent}", log=False)
         errors[latent] = _steps.mean_squared_error(model, dataset.scaling(dataset.test))
@@ -81,7 +82,7 @@ def compare_sizes(config: _flags.Reconstruct, run: Run, dataset: Dataset) -> Non
 
 
 def elbow(errors: dict[int, float]) -> str:
-    """In words: the size beyond which a doubling takes away less than a fifth of the error."""
+    """A sentence about the elbow: the size beyond which doubling reduces the error by less than a fifth."""
     numbers = list(errors)
     for n, larger in itertools.pairwise(numbers):
         if errors[larger] > errors[n] * 0.8 ** math.log2(larger / n):
@@ -90,14 +91,14 @@ def elbow(errors: dict[int, float]) -> str:
 
 
 def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:
-    """Measure on the test set: the table, results.json, figures, the report."""
+    """Measure on the test set, and write the table, results.json, the figures and the report."""
     x = dataset.scaling(dataset.test)
     code = training.apply(Autoencoder.encode, model, x)
     rebuilt = training.apply(Autoencoder.reconstruct, model, x)
     seen = dataset.scaling(dataset.train[: len(x)])
     error, train_error = float(np.mean(np.square(rebuilt - x))), _steps.mean_squared_error(model, seen)
     spread, used = code.std(axis=0), activity(code)
-    components = max(1, round(used["on"]))  # of a sparse code, as many as tell of one example
+    components = max(1, round(used["on"]))  # for a sparse code, as many as are on per example
     pca = _steps.pca_error(dataset, components)
     errors = report.Table(
         f"{len(x):,} test examples, {dataset.name}",
@@ -137,13 +138,13 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
 
 
 def activity(code: np.ndarray) -> dict[str, int | float]:
-    """`units` that vary over the examples by more than a hundredth of the liveliest, and how many are `on` (not 0)."""
+    """`units`: how many vary more than a hundredth of the most active one. `on`: how many are not 0, on average."""
     spread = code.std(axis=0)
     return {"units": int(np.sum(spread > 0.01 * spread.max())), "on": float(np.mean(np.sum(code != 0, axis=1)))}
 
 
 def memory(train_error: float, test_error: float) -> str:
-    """In words, whether the model reconstructs examples that it was not trained on as well."""
+    """A sentence about whether the model reconstructs unseen examples as well as training examples."""
     ratio = test_error / max(train_error, 1e-12)
     if ratio < MEMORISES:
         return f"It does not memorise: the error on unseen examples is {ratio:.2f} times that on training examples."

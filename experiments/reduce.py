@@ -2,9 +2,10 @@
 
     python run.py --exp reduce
 
-maps the embedded MNIST in about a minute on two CPU cores. Any table does: `--data customers.csv --label segment`; the
-labels colour the map and score it, and are not trained on. The codes of the whole set, training examples then test
-examples, are written into the run's folder as codes.npz and codes.csv. A trained run maps new data:
+maps the embedded MNIST in about a minute on two CPU cores. Any table will do: `--data customers.csv --label segment`.
+The labels only colour and score the map; they are not trained on. The codes of all examples, first those of the
+training part, then those of the test part, are written to codes.npz and codes.csv in the run's folder. A trained run
+maps new data:
 
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
@@ -20,21 +21,22 @@ from flaxae.data import Dataset
 from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.parallel import processes
+from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
-SCORED = 2000  # test examples that trustworthiness is measured on: it takes time with their square
+SCORED = 2000  # test examples to measure trustworthiness on, whose time grows with their square
 NEIGHBOURS = 10
 
 
 def apply(config: _flags.Reduce) -> None:
-    """Write the codes of --input by the model of --from into --output."""
+    """Encode --input with the model of --from, and write the codes to --output."""
     model = trained.autoencoder_of(config.from_)
     given = model.read(config.input)
     if isinstance(given, dict):
         raise ConfigError(f"{config.input} is a folder of images; --exp reduce takes {_flags.FORMATS}.")
     data.write(config.output, model.encode(given))
-    print(f"Wrote the codes of {config.input} into {config.output}.")
+    say(f"Wrote the codes of {config.input} into {config.output}.")
 
 
 def train(config: _flags.Reduce) -> None:
@@ -89,16 +91,16 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
 
 
 def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both parts along the first principal components of the training part."""
+    """Both parts projected on the first principal components of the training part."""
     pca = PCA(dimensions, random_state=0).fit(train.reshape(len(train), -1))
     return pca.transform(train.reshape(len(train), -1)), pca.transform(test.reshape(len(test), -1))
 
 
 def score(train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float) -> dict[str, float]:
-    """Of a map: whether neighbours in it are neighbours in the data, share the class of the test examples, and its MSE.
+    """Scores of a map: trustworthiness (are neighbours in the map neighbours in the data?), class accuracy, and MSE.
 
-    Trustworthiness (Venna & Kaski 2001), at most 1, is of the first `SCORED` test examples. The class of each test
-    example is voted for by its `NEIGHBOURS` nearest training examples in the map.
+    Trustworthiness (Venna & Kaski 2001), at most 1, is measured on the first `SCORED` test examples. For the accuracy,
+    the `NEIGHBOURS` nearest training examples in the map vote for the class of each test example.
     """
     x = dataset.scaling(dataset.test[:SCORED])
     neighbours = min(NEIGHBOURS, (len(x) - 1) // 2)
@@ -112,7 +114,7 @@ def score(train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float) -
 
 
 def write(run: Run, train: np.ndarray, test: np.ndarray, dataset: Dataset) -> None:
-    """The codes as codes.npz (train, test, and their labels) and codes.csv (training examples, then test examples)."""
+    """Write codes.npz (train, test, and their labels) and codes.csv (training examples, then test examples)."""
     labels = {"train_labels": dataset.train_labels, "test_labels": dataset.test_labels}
     known = {name: values for name, values in labels.items() if values is not None}
     with atomic.replacing(run.folder / "codes.npz") as unfinished:

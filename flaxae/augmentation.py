@@ -1,7 +1,7 @@
-"""Random transformations that leave an image what it shows: affine maps, elastic deformation, cut-out.
+"""Random transformations that don't change what an image shows: affine maps, elastic deformation, cut-out.
 
-`Transform` is a corruption (`flaxae.corruptions`). An autoencoder that sees a transformed image and is asked for the
-untransformed one learns a code without what the transformation changed; a classifier trained on transformed images
+`Transform` is a corruption (`flaxae.corruptions`). An autoencoder that gets a transformed image and has to return the
+untransformed one learns a code that is invariant to the transformation. A classifier trained on transformed images
 learns to ignore it.
 """
 
@@ -20,20 +20,20 @@ from flaxae import specs
 class Transform:
     """A random affine map, elastic deformation and cut-out of each image, [batch, height, width, channels].
 
-    All are drawn anew for each image, evenly within ± the number given, and all shrink with `level`, which is 1 for the
-    numbers given. What comes from outside the image is 0. Of tables and signals single values are
-    cut out, a fraction of `cutout`: nothing else leaves them what they are.
+    All are drawn anew for each image, uniformly within ± the given number times `level`. Pixels from outside the image
+    are 0. In tables and signals, a fraction `cutout` of the values is set to 0 instead, since no other transformation
+    keeps their meaning.
 
     Args:
         rotation: degrees.
-        scale: fraction by which height and width grow or shrink, each by itself.
-        shear: columns that a row is moved by for each row from the centre.
-        shift: fraction of height and width.
-        elastic: deviation of the displacements, as a fraction of height and width, smooth over about a fifth of the
-            image (after Simard et al. 2003).
+        scale: fraction by which height and width grow or shrink, independently.
+        shear: by how many columns a row is moved, for each row of distance from the centre.
+        shift: as a fraction of height and width.
+        elastic: standard deviation of the displacements, as a fraction of height and width; they are smooth over about
+            a fifth of the image (after Simard et al. 2003).
         cutout: side of a square set to 0, as a fraction of height and width; its centre is anywhere in the image
             (DeVries & Taylor 2017).
-        level: of all of them.
+        level: factor on all of the above.
     """
 
     rotation: float = specs.static(15.0)
@@ -78,7 +78,7 @@ class Transform:
         )
 
     def _elastic(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "2 batch height width"]:
-        """Smooth displacements, down and right, in pixels: normal at the knots of a grid, mixed between them."""
+        """Smooth displacements, down and right, in pixels: normal at the knots of a grid, interpolated between them."""
         batch, height, width, _ = shape
         knots = jax.random.normal(key, (2, batch, _KNOTS, _KNOTS))
         smooth = jnp.einsum("hk,dbkl,wl->dbhw", _mixing(height), knots, _mixing(width))
@@ -99,11 +99,11 @@ def _places(size: int) -> Float[Array, " size"]:
     return jnp.arange(size, dtype=jnp.float32)
 
 
-_KNOTS = 6  # of the elastic grid, along each side
+_KNOTS = 6  # of the elastic grid along each side
 
 
 def _mixing(size: int) -> Float[np.ndarray, "size knots"]:
-    """Weights of the knots at each pixel along a side: Gaussian, of unit length, so that variances are kept."""
+    """Gaussian weights of the knots at each pixel along a side. They have unit norm, so that the variance is kept."""
     place = (np.arange(size) + 0.5) / size * (_KNOTS - 1)
     weights = np.exp(-np.square(place[:, None] - np.arange(_KNOTS)))
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
@@ -114,7 +114,7 @@ def sample(
     rows: Float[Array, "batch out_height out_width"],
     columns: Float[Array, "batch out_height out_width"],
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Images read at fractional places, mixed linearly between pixels; 0 outside."""
+    """Images sampled at fractional positions by bilinear interpolation; 0 outside."""
     batch, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0))).reshape(batch, -1, channels)
     rows, columns = jnp.clip(rows + 1, 0, height + 1), jnp.clip(columns + 1, 0, width + 1)

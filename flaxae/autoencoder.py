@@ -23,7 +23,7 @@ from flaxae.nn.bodies import Body
 from flaxae.nn.heads import Deterministic, Head
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 
 FEW = 10**5  # weights: below this, drawing them takes less time than compiling a faster program for it
 SPECS = ("corruption", "objective", "likelihood")  # the parts without weights, which hold the hyper-parameters
@@ -325,12 +325,18 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     Raises:
         ConfigError: the parts don't go together, or the body doesn't take examples of that shape.
     """
+    processes.refuse_fork()
     key = jax.random.key(seed)
     if isinstance(key, Tracer):  # while another program is traced, which has its own compiler options
         return _make(config, shape, conditions, key)
     graphdef, numbers = _abstract(config, shape, conditions)
     draw = _draw_few if numbers < FEW else _draw
     return nnx.merge(graphdef, draw(config, shape, conditions, key))
+
+
+def count_weights(config: Config, shape: tuple[int, ...], *, conditions: int = 0) -> int:
+    """How many numbers the model of that config is made of, without making it."""
+    return _abstract(config, shape, conditions)[1]
 
 
 def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Array, ""]) -> Autoencoder:
@@ -352,7 +358,7 @@ def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Arra
     return model
 
 
-Shapes = Any  # of one example's array, or a tree of them
+Shapes = Any  # the shape of one example, or a tree of shapes
 
 
 def _is_shape(tree: Shapes) -> bool:

@@ -75,6 +75,32 @@ def replaced(given: Any, x: Any) -> Any:
     return {**given, "x": x} if isinstance(given, Mapping) else x
 
 
+def unmasked(given: Any) -> Any:
+    """The given examples. If their x is a masked array of `numpy.ma`, its masked values become not `observed`.
+
+    Raises:
+        DataError: an array other than x is masked, or `observed` is given too.
+    """
+    x = given if isinstance(given, np.ma.MaskedArray) else None
+    if isinstance(given, Mapping | Batch):
+        known = given._asdict() if isinstance(given, Batch) else dict(given)
+        masked = [name for name, values in known.items() if isinstance(values, np.ma.MaskedArray)]
+        if masked not in ([], ["x"]) or (masked and known.get("observed") is not None):
+            raise errors.DataError(
+                f"{', '.join(masked)} is masked; only x may be, and without `observed` beside it. Fill the others."
+            )
+        x = known["x"] if masked else None
+    if x is None:
+        return given
+    seen = np.where(np.ma.getmaskarray(x), np.zeros((), x.dtype), x.data)
+    if not np.ma.is_masked(x):
+        return seen if given is x else replaced(given, seen)
+    observed = ~np.ma.getmaskarray(x)
+    if isinstance(given, Batch):
+        return given._replace(x=seen, observed=observed)
+    return {**(given if isinstance(given, Mapping) else {}), "x": seen, "observed": observed}
+
+
 def count(examples: Any) -> int:
     """How many examples there are.
 

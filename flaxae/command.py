@@ -11,8 +11,11 @@ import warnings
 from typing import TextIO
 
 import flaxae
-from flaxae import experiments  # pyright: ignore[reportAttributeAccessIssue] (a folder beside this one: pyproject.toml)
+
+# The experiments are a folder beside this one: see pyproject.toml.
+from flaxae import experiments, interruption  # pyright: ignore[reportAttributeAccessIssue]
 from flaxae.errors import ConfigError, FlaxaeError, unknown
+from flaxae.printing import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,11 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that is explained in one message, 130 after Ctrl-C.
     """
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     _make_writable()
     try:
         try:
-            _read_and_run(sys.argv[1:] if arguments is None else arguments)
+            with interruption.at_once():
+                _read_and_run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
     except FlaxaeError as error:
@@ -33,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         _say(f"\n{interrupt or 'Interrupted.'}")
-        return 130
-    except BrokenPipeError:  # what read the output, such as `head`, has seen enough
+        return interruption.STATUS
+    except MemoryError as error:
+        _say(f"error: there is not enough memory ({error or 'none is left'}). Give less data, or smaller batches.")
+        return 2
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         _drop(sys.stdout)
     except OSError as error:  # a full disk, a place that can't be written
         _say(f"error: {error}")
@@ -63,7 +70,7 @@ def _read_and_run(arguments: list[str]) -> None:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Read the experiment's flags, then train or apply. What is heavy is imported after the flags are read."""
+    """Read the experiment's flags, then train or apply. Heavy packages are imported only after the flags are read."""
     import tyro
 
     from flaxae.experiments import _flags  # pyright: ignore[reportMissingImports]
@@ -72,7 +79,7 @@ def run(name: str, arguments: list[str]) -> None:
     prog = experiments.command(name)
     description = experiments.description(name).replace(f"python run.py --exp {name}", prog)
     config = tyro.cli(_flags.FLAGS[name], args=arguments, prog=prog, description=description)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, if the user has no home
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says where its cache is if the user has no home
     if config.cache:
         from flaxae.parallel.compilation import enable_cache
 
@@ -82,19 +89,19 @@ def run(name: str, arguments: list[str]) -> None:
         (experiment.apply if config.applies else experiment.train)(config)
 
 
-# For a terminal that has no more than its own alphabet. One for one, where columns have to stay.
+# For a terminal without Unicode. Replacements have one character each where columns must stay aligned.
 _PLAIN = {**dict(zip("×−–↑↓─│╭╮╰╯━", "x--^v-|++++-", strict=True)), "±": "+-", "…": "..."}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Codecs' handler of an error: what is shown of characters that can't be encoded."""
+    """An error handler for codecs: the replacement for characters that can't be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def _make_writable() -> None:
-    """Let nothing that is printed fail for its letters, or because a stream was closed before the process began."""
+    """Make sure that printing never fails for characters, or because a stream was closed before the process began."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -111,11 +118,11 @@ def _make_writable() -> None:
 
 def _say(message: str) -> None:
     try:
-        print(message, file=sys.stderr, flush=True)
-    except OSError:  # where not even that can be said, the exit status does
+        print(printable(message), file=sys.stderr, flush=True)
+    except OSError:  # if not even the message can be printed, there is still the exit status
         _drop(sys.stderr)
 
 
 def _drop(stream: TextIO) -> None:
-    """Let what is still to be written at exit go nowhere."""
+    """Discard what is still to be written at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

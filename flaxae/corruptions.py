@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flaxae import specs
+from flaxae import errors, specs
 from flaxae.augmentation import Transform
 
 Clip = tuple[float, float] | None
@@ -45,6 +45,62 @@ class GaussianNoise:
 
     def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
         noisy = x + self.level * jax.random.normal(key, x.shape, x.dtype)
+        return noisy if self.clip is None else jnp.clip(noisy, *self.clip)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class GaussianRange:
+    """Add normal noise, each example's standard deviation drawn evenly from `least` to `most`.
+
+    For one model of several levels, or of a level that isn't known (a blind one; Zhang et al. 2017, DnCNN-B).
+
+    Args:
+        least, most: the deviations, in the units of the (scaled) data.
+        clip: bounds that the noisy values are clipped to.
+    """
+
+    least: float = 0.0
+    most: float = 0.2
+    clip: Clip = None
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "least", "most")
+        specs.check_clip(self)
+        if self.least > self.most:
+            raise errors.ConfigError(f"GaussianRange is from {self.least} to {self.most}: give the lower one first.")
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, " batch *shape"]) -> Float[Array, " batch *shape"]:
+        level_key, key = jax.random.split(key)
+        level = jax.random.uniform(level_key, (len(x), *[1] * (x.ndim - 1)), x.dtype, self.least, self.most)
+        noisy = x + level * jax.random.normal(key, x.shape, x.dtype)
+        return noisy if self.clip is None else jnp.clip(noisy, *self.clip)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class PoissonGaussian:
+    """Add a sensor's noise, of variance level² · (dark + (1 − dark) · x): counted photons, and their reading out.
+
+    Both are normal (Foi et al. 2008, section II): at some ten photons and more, a Poisson variable nearly is.
+
+    Args:
+        level: the deviation where x is 1, in the units of the (scaled) data.
+        dark: the part of its square that is left where x is 0.
+        clip: bounds that the noisy values are clipped to.
+    """
+
+    level: float = 0.1
+    dark: float = 0.1
+    clip: Clip = None
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level", "dark")
+        specs.check_clip(self)
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        deviation = self.level * jnp.sqrt(self.dark + (1 - self.dark) * jnp.maximum(x, 0))
+        noisy = x + deviation * jax.random.normal(key, x.shape, x.dtype)
         return noisy if self.clip is None else jnp.clip(noisy, *self.clip)
 
 
@@ -110,6 +166,7 @@ class Patches:
 CORRUPTIONS = {
     "gaussian": GaussianNoise,
     "masking": Masking,
+    "poisson_gaussian": PoissonGaussian,
     "salt_and_pepper": SaltAndPepper,
     "patches": Patches,
     "transform": Transform,

@@ -1,7 +1,7 @@
-"""scikit-learn's face of flaxae: estimators on tables, [n, columns], that take and give values in their own units.
+"""scikit-learn estimators for tables, [n, columns]. They take and return values in the table's own units.
 
-Columns are standardised inside, by the first table that is seen; results have X's dtype, float64 or float32, and the
-networks compute in float32. The transformers train on tables of every length by one compiled program: the shuffled
+Columns are standardised inside, by the first table that is seen. Results have X's dtype, float64 or float32; the
+networks compute in float32. The transformers train on tables of any length with one compiled program: the shuffled
 rows are gathered on the host, in blocks of one size.
 """
 
@@ -32,11 +32,12 @@ from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flaxae import anomaly, atomic, autoencoder, errors, finetuning, training
+from flaxae import anomaly, atomic, autoencoder, errors, finetuning, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
 from flaxae.data import Encoding, roles, tables
+from flaxae.data.parts import with_gaps
 from flaxae.data.scaling import compressed, robust_moments
 from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
@@ -46,16 +47,17 @@ from flaxae.objectives import negative_log_likelihood
 from flaxae.training import checkpoints, loop, step
 from flaxae.training.step import State
 
-BLOCK = 32  # steps
+FILES = frozenset({"config.json", "detector"})  # in the folder of a saved estimator, besides its arrays
+BLOCK = 32  # steps in one block
 FALSE_ALARMS = 0.01  # of normal rows, where nothing is told of how many are strange
-FAR = 1e15  # standard deviations; float32 still holds the square
-FLOATS: Any = (np.float64, np.float32)  # scikit-learn takes a dtype for text, by its default
-# A constant rate under a moving average need not know how many steps there will be: `partial_fit` can go on.
+FAR = 1e15  # standard deviations; float32 can still hold the square
+FLOATS: Any = (np.float64, np.float32)  # typed Any, because scikit-learn's default is typed as a text
+# With a constant learning rate and a moving average, the number of steps needn't be known: `partial_fit` can go on.
 CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
 OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
 
 Init = TypeVar("Init")
-if TYPE_CHECKING:  # the types of settings are for who writes them; scikit-learn sets anything, and `fit` checks it
+if TYPE_CHECKING:  # the types of settings are for readers; scikit-learn may set anything, and `fit` checks it
 
     def no_type_check(init: Init) -> Init: ...
 
@@ -67,9 +69,9 @@ Transformer = TypeVar("Transformer", bound="_TableTransformer")
 
 
 class _TableEstimator(BaseEstimator):
-    """What all estimators share: columns in standard deviations, and files without a pickle."""
+    """What all estimators share: standardised columns, and saving without pickle."""
 
-    # What `fit` learns, by how it is read from JSON, beside the arrays of `_arrays_like`.
+    # What `fit` learns besides the arrays of `_arrays_like`, with the function that reads each from JSON.
     _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {"n_features_in_": int}
 
     random_state: Any
@@ -77,12 +79,21 @@ class _TableEstimator(BaseEstimator):
     feature_names_in_: np.ndarray
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a folder, as JSON and arrays. Of `random_state`, only a number is kept.
+        """Write the fitted estimator to a folder of its own, whole or not at all, as JSON and arrays.
+
+        An estimator that is already in the folder is replaced. `random_state` is kept only if it is a number.
 
         Raises:
-            CheckpointError: the folder can't be written.
+            RunError: the folder can't be written, or holds something else.
         """
         check_is_fitted(self)
+        try:
+            with manifest.replacing(Path(folder), FILES) as unfinished:
+                self._write(unfinished)
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def _write(self, folder: Path) -> None:
         settings = self.get_params(deep=False)
         if not isinstance(self.random_state, numbers.Integral):
             settings["random_state"] = None
@@ -95,18 +106,20 @@ class _TableEstimator(BaseEstimator):
         text = json.dumps(description, indent=2, default=_jsonable)
         arrays = {name: getattr(self, name) for name in self._arrays_like()}
         checkpoints.save(folder, 0, arrays, keep=1)
-        with atomic.replacing(Path(folder, "config.json")) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls: type[Estimator], folder: str | os.PathLike[str]) -> Estimator:
-        """The fitted estimator that `save` wrote: all it gives is the same, also after a `partial_fit`.
+        """The fitted estimator that `save` wrote. Its results are the same, also after a `partial_fit`.
 
         Raises:
+            RunError: a file was changed after it was saved.
             ConfigError: the folder's config.json is missing, damaged, or of another estimator.
             CheckpointError: its arrays are missing or damaged.
         """
-        path = Path(folder, "config.json")
+        folder = atomic.settled(Path(folder))
+        manifest.check(folder)
+        path = folder / "config.json"
         try:
             saved = json.loads(path.read_bytes())
             if saved["estimator"] != cls.__name__:
@@ -117,14 +130,14 @@ class _TableEstimator(BaseEstimator):
             if saved["names"] is not None:
                 estimator.feature_names_in_ = np.array(saved["names"], dtype=object)
             like = estimator._arrays_like()
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise errors.ConfigError(f"{path} does not describe a fitted {cls.__name__}: {error!r}.") from error
         for name, array in checkpoints.restore(folder, like)[1].items():
             setattr(estimator, name, array)
         return estimator
 
     def _arrays_like(self) -> dict[str, Any]:
-        """The learned arrays, or trees of them, as `checkpoints.restore` wants to know them."""
+        """The structure of the learned arrays, or trees of them, for `checkpoints.restore`."""
         columns = np.empty(self.n_features_in_)
         return {"mean_": columns, "scale_": columns}
 
@@ -141,7 +154,7 @@ class _TableEstimator(BaseEstimator):
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
-        x: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        x: Any = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False)
         return x
 
 
@@ -180,7 +193,7 @@ class _TableAutoencoder(_TableEstimator):
 
     @property
     def model_(self) -> Autoencoder:
-        """The trained network, of standardised columns in float32."""
+        """The trained network, which takes standardised columns in float32."""
         check_is_fitted(self)
         return nnx.merge(_graphdef(self.config_, self.n_features_in_), *step.weights(self._state))
 
@@ -244,7 +257,7 @@ class _TableAutoencoder(_TableEstimator):
             )
 
     def _codes(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n latent"]:
-        return _apply(Autoencoder.encode, self.model_, self._standardised(X))
+        return training.apply(Autoencoder.encode, self.model_, self._standardised(X))
 
     def _arrays_like(self) -> dict[str, Any]:
         state = jax.eval_shape(self._initial_state)
@@ -253,10 +266,10 @@ class _TableAutoencoder(_TableEstimator):
 
 
 class _Blocks:
-    """The batches of a table, whose blocks have one size whatever its length, so that few programs are compiled.
+    """The batches of a table, in blocks of one size for any length of table, so that few programs are compiled.
 
     Args:
-        taken: steps that were taken before.
+        taken: how many steps were taken before.
     """
 
     windows = 1
@@ -264,7 +277,7 @@ class _Blocks:
 
     def __init__(self, x: Float[np.ndarray, "n columns"], batch_size: int, seed: int, taken: int):
         self.x, self.batch_size, self.seed, self.taken = x, batch_size, seed, taken
-        self.steps = -(-len(x) // batch_size)  # an epoch
+        self.steps = -(-len(x) // batch_size)  # per epoch
 
     def __call__(self, window: int) -> tuple[Int[np.ndarray, " n"]]:
         first = self.taken + window * self.steps
@@ -273,7 +286,7 @@ class _Blocks:
     def cut(
         self, shuffled: Int[np.ndarray, " n"], start: int, stop: int
     ) -> Iterator[tuple[Float[np.ndarray, "rows columns"], Int[np.ndarray, " rows"], int, int]]:
-        """The arguments of `train_block` for steps `start` to `stop`: rows, their order, and steps from the first."""
+        """Arguments of `train_block` for steps `start` to `stop`: rows, their order, first and last step of the run."""
         rows = BLOCK * self.batch_size
         blocks = np.resize(shuffled, (-(-self.steps // BLOCK), rows))
         epoch = start - start % self.steps
@@ -286,11 +299,11 @@ class _Blocks:
             start = last
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing runs in the background."""
 
 
 class _TableTransformer(TransformerMixin, _TableAutoencoder):
-    """What the transformers share: training without labels, of which there can be more."""
+    """What the transformers share: training without labels, which can be continued."""
 
     def fit(self: Transformer, X: Any, y: Any = None) -> Transformer:
         """Train anew on X, [n, columns]; y is ignored.
@@ -299,7 +312,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
             ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X = validate_data(self, X, dtype=FLOATS)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS)
         self._start(X)
         self._train(X, int(self.epochs))
         return self
@@ -311,7 +324,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
         `fit` does.
         """
         first = not hasattr(self, "config_")
-        X = validate_data(self, X, dtype=FLOATS, reset=first)
+        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=first)
         if first:
             self._start(X)
         self._train(X, epochs=1)
@@ -324,23 +337,23 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
 
 
 class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer):
-    """An autoencoder's code as features: PCA's place in a pipeline, without its straight lines.
+    """An autoencoder's code as features: a non-linear replacement for PCA in a pipeline.
 
     Args:
-        latent: numbers in the code.
+        latent: how many numbers the code has.
         hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
-        corruption, noise: what training does to the standardised columns, for the network to undo, which regularises:
-            "gaussian" noise of deviation `noise`, or "masking" that replaces a value by its column's mean with
-            probability `noise`. 0 for none.
+        corruption, noise: how the standardised columns are corrupted in training, as a regulariser: "gaussian" noise of
+            standard deviation `noise`, or "masking", which replaces a value by its column's mean with probability
+            `noise`. 0 for none.
         epochs: passes over X in `fit`.
-        batch_size: rows a step. A shorter table is repeated to fill it.
-        learning_rate: of Adam; constant, under a moving average of the weights.
+        batch_size: rows per step. A shorter table is repeated to fill it.
+        learning_rate: of Adam. It is constant, with a moving average of the weights.
         random_state: a number for the same results each time; a `RandomState`; or None.
 
     Attributes:
-        model_: the trained `flaxae.Autoencoder`, of standardised columns. config_: its `flaxae.Config`.
-        loss_curve_: each epoch's mean loss, nats a row.
-        mean_, scale_: the columns' means and deviations, [columns]; 0 for a column that does not vary.
+        model_: the trained `flaxae.Autoencoder` of standardised columns. config_: its `flaxae.Config`.
+        loss_curve_: each epoch's mean loss, nats per row.
+        mean_, scale_: the columns' means and standard deviations, [columns]; 0 for a column that does not vary.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
 
@@ -350,20 +363,20 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
         return self._codes(X).astype(X.dtype)
 
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
-        """The rows that the codes X, [n, latent], stand for."""
+        """The reconstructed rows of the codes X, [n, latent]."""
         check_is_fitted(self)
-        X = check_array(X, dtype=FLOATS)
+        X = check_array(_unmasked(X), dtype=FLOATS)
         if X.shape[1] != self.config_.latent:
             raise ValueError(f"The codes have {X.shape[1]} numbers each; expected {self.config_.latent}.")
-        return self._in_units(_apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
+        return self._in_units(training.apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean squared error of the reconstruction, in units of the columns' variances; y is ignored.
 
-        0 is perfect, and −1 what the columns' means would get. Every column weighs alike, whatever its units.
+        0 is perfect; −1 is the score of the columns' means. All columns have equal weight, whatever their units.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(Autoencoder.reconstruct, self.model_, x) - x).mean(dtype=np.float64))
 
     @property
     def _n_features_out(self) -> int:
@@ -371,13 +384,13 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
 
 
 class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
-    """Learns from clean rows to undo a corruption (Vincent et al. 2010); `transform` gives rows without the noise.
+    """Learns from clean rows to undo a corruption (Vincent et al. 2010); `transform` denoises rows.
 
     Args:
-        latent: numbers in the code.
+        latent: how many numbers the code has.
         hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
-        corruption, noise: what is learnt to be undone: "gaussian" noise of deviation `noise`, in units of each column's
-            own deviation, or "masking" that replaces a value by its column's mean with probability `noise`.
+        corruption, noise: the corruption to undo: "gaussian" noise of standard deviation `noise`, in units of each
+            column's own, or "masking", which replaces a value by its column's mean with probability `noise`.
         epochs, batch_size, learning_rate, random_state: as in `AutoencoderTransformer`, and so are the attributes.
     """
 
@@ -408,33 +421,33 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
     def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
         """X, [n, columns], denoised."""
         X = self._checked(X)
-        x = _apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
+        x = training.apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
         return self._in_units(x).astype(X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the mean squared error of X, clean, after the corruption and its undoing; y is ignored.
+        """Minus the mean squared error of denoising, when clean X is corrupted as in training; y is ignored.
 
-        In units of the columns' variances: 0 is perfect, and −1 what the columns' means would get. The same noise is
-        drawn at each call. Estimators for different noise have different tasks: their scores don't compare.
+        It is in units of the columns' variances: 0 is perfect, and −1 is the score of the columns' means. The same
+        noise is drawn at each call. Scores of estimators for different noise can't be compared.
         """
         x = self._standardised(self._checked(X))
-        return -float(np.square(_apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
+        return -float(np.square(training.apply(_denoise_corrupted, self.model_, x) - x).mean(dtype=np.float64))
 
 
 class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
-    """Classes from few labels of many rows: an autoencoder learns from all, what its code means from the labelled.
+    """Classifies when few of many rows have labels: the autoencoder learns from all rows, the classes from those few.
 
-    The class probabilities are the mean of two opinions, of which either can be wrong alone: that of a linear probe,
-    `finetuning.linear_probe`, and that of the nearest rows, to which the labels spread (`propagation`).
+    The class probabilities are the mean of two methods that fail in different cases: a linear probe of the code
+    (`finetuning.linear_probe`), and label propagation over the nearest rows (`propagation`).
 
     Args:
-        latent: numbers in the code.
+        latent: how many numbers the code has.
         hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
         corruption, noise: what the autoencoder learns to undo, as in `DenoisingAutoencoder`.
         epochs, batch_size, learning_rate, random_state: as in `AutoencoderTransformer`.
 
     Attributes:
-        classes_: the labels of y but for −1, sorted, [classes].
+        classes_: the labels in y, without −1, sorted, [classes].
         model_, config_, loss_curve_, mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
     """
 
@@ -467,15 +480,15 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
     def fit(self, X: Any, y: Any) -> "AutoencoderClassifier":
         """Learn from X, [n, columns], and y, [n], which is −1 for rows without a label, as in all of scikit-learn.
 
-        Classes named −1 and 1 have to be renamed, therefore. Where classes are strings, an array of dtype object can
-        hold −1 beside them; in one of strings, all rows are labelled.
+        So a class must not be named −1. If classes are strings, y may be an array of dtype object, with −1 beside them;
+        in an array of strings, all rows are labelled.
 
         Raises:
             ValueError, TypeError: X is not a table of finite numbers, y has labels of fewer than two classes or is
                 continuous, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS)
+        X, y = validate_data(self, _unmasked(X), y, dtype=FLOATS)
         known = y != -1
         check_classification_targets(y[known])
         classes, own = np.unique(y[known], return_inverse=True)
@@ -517,25 +530,25 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
 
 
 class AutoencoderDetector(_TableEstimator):
-    """Finds strange rows, in PyOD's convention or in scikit-learn's, which give one name to opposite things:
+    """Finds strange rows, in PyOD's convention or in scikit-learn's, whose methods of one name mean opposite things:
 
     | convention | `decision_function` | `predict`, `fit_predict`, `labels_` |
     |---|---|---|
     | "pyod" | higher is stranger | 1 for a strange row, 0 for any other |
     | "sklearn" | lower is stranger, below 0 is strange | −1 for a strange row, 1 for any other |
 
-    All else is the same in both. A row is strange when its score, of `flaxae.anomaly`, is above `threshold_`: the
-    scores of a fraction `contamination` of the rows of `fit` are.
+    All else is the same in both. A row is strange if its score, one of `flaxae.anomaly`, is above `threshold_`, which
+    is set so that a fraction `contamination` of the rows of `fit` is above it.
 
     Args:
         contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. They are left out of
             the training as far as they fit worst. With 0, all are normal, and none of them is called strange. "auto"
             estimates it: what stands apart is strange, and what scores above `FALSE_ALARMS` of the others.
         convention: "pyod", or "sklearn" for scikit-learn's scorers and its other tools for outlier detectors.
-        score_name: a name in `anomaly.SCORES`; by default the one that `anomaly.fit` takes for that contamination.
+        score_name: a name in `anomaly.SCORES`; by default that of `anomaly.fit` for this contamination.
         config: of the autoencoder; by default `anomaly.default_config`.
-        members: how many autoencoders the score is the mean of.
-        epochs: passes over X in `fit`; by default as many as `anomaly.fit` takes for that many rows.
+        members: how many autoencoders to average the score over.
+        epochs: passes over X in `fit`; by default as many as in `anomaly.fit` for that many rows.
         random_state: a number for the same results each time; a `RandomState`; or None.
 
     Attributes:
@@ -579,7 +592,7 @@ class AutoencoderDetector(_TableEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
-        """Learn from X, [n, columns], what is normal; y is ignored.
+        """Learn what is normal from X, [n, columns]; y is ignored.
 
         X is an array, a sparse matrix or a table (pandas, polars, Arrow). Of a table, categories and missing values
         are encoded, clocks, counters and names of rows left out with a warning, and columns later found by name.
@@ -630,11 +643,11 @@ class AutoencoderDetector(_TableEstimator):
         return self._table(X, reset=False)
 
     def partial_fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
-        """Go on from what was learned with more rows X, [n, columns]; y is ignored. The first call is a `fit`.
+        """Continue the training with more rows X, [n, columns]; y is ignored. The first call is a `fit`.
 
-        The networks train on X from where they are, for as long as `fit` would. Rows are compared with a sample of
-        those of all calls, which `threshold_` rests on too. The standardisation stays that of the first call, so give
-        it many rows. Raises what `fit` does.
+        The networks go on from their weights and train on X for as long as `fit` would. Rows are compared with a sample
+        of the rows of all calls, and `threshold_` is set on that sample. The standardisation stays that of the first
+        call, so give it many rows. Raises what `fit` does.
         """
         if not hasattr(self, "detector_"):
             return self.fit(X)
@@ -673,12 +686,12 @@ class AutoencoderDetector(_TableEstimator):
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
-        """How strange each row of X, [n, columns], is; in scikit-learn's convention, `threshold_` minus that."""
+        """The score of each row of X, [n, columns], higher for stranger rows; as "sklearn", `threshold_` minus that."""
         scores = self._scores(self._standardised(self._checked(X)))
         return scores if self.convention == "pyod" else self.threshold_ - scores
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Minus how strange each row of X, [n, columns], is, in both conventions."""
+        """Minus the score of each row of X, [n, columns], so lower for stranger rows, in both conventions."""
         return -self._scores(self._standardised(self._checked(X)))
 
     def predict(self, X: Any) -> Int[np.ndarray, " n"]:
@@ -686,13 +699,13 @@ class AutoencoderDetector(_TableEstimator):
         return self._labels(self._scores(self._standardised(self._checked(X))))
 
     def fit_predict(self, X: Any, y: Any = None) -> Int[np.ndarray, " n"]:
-        """`fit`, and its `labels_`."""
+        """Call `fit`, and return `labels_`."""
         return self.fit(X).labels_
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n 2"]:
-        """p and 1 − p for each row of X, [n, columns]: p is how often a normal row is as strange.
+        """p and 1 − p for each row of X, [n, columns], where p is the probability that a normal row is as strange.
 
-        It is the conformal p-value of `conformal.p_values`, from rows of `fit` that were held out of the training.
+        It is the conformal p-value of `conformal.p_values`, from rows of `fit` that were not trained on.
         """
         p = conformal.p_values(-self.score_samples(X), self.detector_.calibration)
         return np.stack([p, 1 - p], axis=1)
@@ -707,16 +720,15 @@ class AutoencoderDetector(_TableEstimator):
         check_is_fitted(self)
         return -self.threshold_
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """As in `AutoencoderTransformer`."""
-        super().save(folder)
-        self.detector_.save(Path(folder, "detector"))
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        self.detector_.save(folder / "detector")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "AutoencoderDetector":
         """As in `AutoencoderTransformer`; raises what `anomaly.load` does, too."""
         estimator = super().load(folder)
-        estimator.detector_ = anomaly.load(Path(folder, "detector"))
+        estimator.detector_ = anomaly.load(atomic.settled(Path(folder)) / "detector")
         return estimator
 
     def __sklearn_tags__(self) -> Tags:
@@ -732,7 +744,7 @@ class AutoencoderDetector(_TableEstimator):
         return {**units, "decision_scores_": np.empty(self._rows), "_held_out": held_out}
 
     def _scores(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " n"]:
-        """How strange each row is. One that is itself a reference is compared with the others, in `fit` and after."""
+        """The score of each row. A row that is itself a reference is compared with the others, in `fit` and later."""
         references = {row.tobytes(): i for i, row in enumerate(self.detector_.references)}
         own = np.array([references.get(row.tobytes(), -1) for row in x])
         return self.detector_.score(x, own=own).astype(np.float64)
@@ -768,7 +780,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _setting(value: Any) -> Any:
-    """What `_jsonable` made a setting of, undone."""
+    """The inverse of `_jsonable` for a setting."""
     if isinstance(value, dict):
         return Config.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
@@ -783,13 +795,9 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, (columns,))))[0]
 
 
-def _apply(
-    function: Callable[[Autoencoder, Array], Array], model: Autoencoder, x: Float[np.ndarray, "n columns"]
-) -> np.ndarray:
-    """`training.apply`, to few rows filled up to a power of two, so that few programs are compiled."""
-    rows = max(32, 2 ** (len(x) - 1).bit_length())
-    padded = x if rows > 1024 else np.pad(x, ((0, rows - len(x)), (0, 0)))
-    return training.apply(function, model, padded)[: len(x)]
+def _unmasked(X: Any) -> Any:
+    """X; in an array of `numpy.ma`, masked values become NaN, which scikit-learn then refuses as missing."""
+    return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
 def _seed(random_state: Any) -> int:
@@ -797,7 +805,7 @@ def _seed(random_state: Any) -> int:
 
 
 def of_name(name: str) -> type[_TableEstimator]:
-    """The estimator of that name.
+    """The estimator class of that name.
 
     Raises:
         ConfigError: there is none.

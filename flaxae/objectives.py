@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from flaxae import errors, specs
 from flaxae.batches import Batch, Examples, replaced
@@ -78,6 +78,96 @@ def profile_likelihood(model: Any, batch: Examples, key: Key[Array, ""]) -> Loss
     residual = model.likelihood.mean(model(batch, key).params, batch.x) - batch.wanted
     variance = _mean_square(residual) + MIN_VARIANCE
     return 0.5 * residual[0].size * jnp.log(2 * math.pi * math.e * variance)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Recorrupted:
+    """`objective` of noisy x alone, whose normal noise has the deviation `level`: no clean example is needed.
+
+    From x, more noise z is drawn: x + strength · level · z is what the model sees, and x − level · z / strength what it
+    should make of it. The noises of both are independent, so that what is best for the one is best for the clean
+    example (Pang et al. 2021, Recorrupted-to-Recorrupted, theorem 1).
+
+    Args:
+        level: the noise's deviation, in the units of the (scaled) data; see `denoising.noise_level`.
+        strength: how much noise is added, of what there is. Much hides more of the example, little leaves more
+            noise in what is asked for.
+        objective: of such pairs.
+
+    Raises:
+        ConfigError: when it is called for a model with a corruption: x is noisy already.
+    """
+
+    level: float = 0.1
+    strength: float = 0.5
+    objective: Objective = profile_likelihood
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level")
+        specs.check_positive(self, "strength")
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Any:
+        _check_noisy_alone(model, "Recorrupted")
+        noise_key, key = jax.random.split(key)
+        x = jnp.asarray(Batch.of(batch).x)
+        noise = self.level * jax.random.normal(noise_key, x.shape, x.dtype)
+        pair = Batch.of(batch)._replace(x=x + self.strength * noise, target=x - noise / self.strength)
+        return self.objective(model, pair, key)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Squared error of noisy images alone, whose noise is independent from pixel to pixel, of whatever kind and level.
+
+    Of each 2 × 2 pixels, two neighbours are drawn for two images of half the size, a and b. The model makes b of a; as
+    their clean images differ a little, what it changes of x there is taken into account:
+    ‖f(a) − b‖² + weight · ‖f(a) − b − (f(x)_a − f(x)_b)‖², a value (Huang et al. 2021, Neighbor2Neighbor, eq. 8).
+
+    Raises:
+        ConfigError: when it is called for a model with a corruption, or one that doesn't take images of any size.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "weight")
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
+        _check_noisy_alone(model, "Neighbours")
+        choice_key, key = jax.random.split(key)
+        x = jnp.asarray(Batch.of(batch).x)
+        if x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
+            raise errors.ConfigError(f"Neighbours takes images of even sides; the batch has the shape {x.shape}.")
+        choice = jax.random.randint(choice_key, (len(x), x.shape[1] // 2, x.shape[2] // 2, 1), 0, len(NEIGHBOURS))
+        a, b = (neighbours(x, choice, which) for which in (0, 1))
+        error = model.likelihood.mean(model.forward(a, key).params) - b
+        whole = lax.stop_gradient(model.likelihood.mean(model.forward(x).params))
+        expected = neighbours(whole, choice, 0) - neighbours(whole, choice, 1)
+        return _mean_square(error) + self.weight * _mean_square(error - expected)
+
+
+NEIGHBOURS = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 3), (3, 1), (2, 3), (3, 2))  # of 2 × 2 pixels, row by row
+
+
+def neighbours(
+    x: Float[Array, "batch height width channels"], choice: Int[Array, "batch half_height half_width 1"], which: int
+) -> Float[Array, "batch half_height half_width channels"]:
+    """Of each 2 × 2 pixels, one of the pair of `NEIGHBOURS` that was chosen for it."""
+    batch, height, width, channels = x.shape
+    cells = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    pixel = jnp.asarray(NEIGHBOURS)[choice, which]
+    corners = [cells[:, :, i // 2, :, i % 2] for i in range(4)]
+    return sum((jnp.where(pixel == i, corner, 0) for i, corner in enumerate(corners)), jnp.zeros((), x.dtype))
+
+
+def _check_noisy_alone(model: Any, what: str) -> None:
+    if model.corruption is not None:
+        raise errors.ConfigError(
+            f"{what} is for examples that are noisy already, and the model adds {_name(model.corruption)} to them. "
+            "Give it no corruption."
+        )
 
 
 @specs.register

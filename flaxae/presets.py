@@ -11,13 +11,14 @@ from collections.abc import Callable
 from flaxae import errors, objectives
 from flaxae.augmentation import Transform
 from flaxae.autoencoder import Config
-from flaxae.corruptions import GaussianNoise, Patches
-from flaxae.likelihoods import Bernoulli, Likelihood
-from flaxae.nn.convnet import ConvNet
-from flaxae.nn.heads import Deterministic, Sparse, TopK, Variational, VectorQuantizer
+from flaxae.corruptions import GaussianNoise, GaussianRange, Patches
+from flaxae.likelihoods import Bernoulli, Gaussian, Likelihood
+from flaxae.nn.convnet import ConvNet, FullyConvolutional
+from flaxae.nn.heads import Deterministic, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.recognizer import Recognizer
+from flaxae.nn.unet import UNet
 from flaxae.objectives import (
     ELBO,
     L1,
@@ -29,6 +30,7 @@ from flaxae.objectives import (
 )
 
 BERNOULLI = Bernoulli()
+GAUSSIAN = Gaussian()
 
 
 def vanilla(latent: int = 32, likelihood: Likelihood = BERNOULLI) -> Config:
@@ -167,6 +169,31 @@ def transformed(latent: int = 64, likelihood: Likelihood = BERNOULLI, noise: flo
     )
 
 
+def unet(likelihood: Likelihood = GAUSSIAN, noise: tuple[float, float] = (5 / 255, 55 / 255)) -> Config:
+    """A residual U-Net that undoes noise of any level in that range, of images of any size.
+
+    It is trained for PSNR, each image weighing alike. With the Gaussian likelihood it changes the image; with others,
+    their parameters.
+    """
+    return Config(
+        body=UNet(),
+        head=Identity(),
+        likelihood=likelihood,
+        objective=objectives.profile_likelihood,
+        corruption=GaussianRange(*noise),
+    )
+
+
+def grid(latent: int = 8, likelihood: Likelihood = BERNOULLI) -> Config:
+    """Convolutions alone: a code of `latent` numbers at every fourth pixel, for images and signals of any size."""
+    return Config(body=FullyConvolutional(), head=Deterministic(latent), likelihood=likelihood)
+
+
+def grid_variational(latent: int = 8, likelihood: Likelihood = BERNOULLI, beta: float = 1.0) -> Config:
+    """Convolutions alone, with a grid of Gaussian codes near N(0, I), for images and signals of any size."""
+    return Config(body=FullyConvolutional(), head=Variational(latent), objective=ELBO(beta), likelihood=likelihood)
+
+
 PRESETS: dict[str, Callable[..., Config]] = {
     "mixer": mixer,
     "vanilla": vanilla,
@@ -185,6 +212,8 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "stacked": stacked,
     "masked": masked,
     "transformed": transformed,
+    "grid": grid,
+    "grid_variational": grid_variational,
 }
 
 

@@ -125,7 +125,7 @@ def is_part(value: Any) -> bool:
     return inspect.isfunction(value) or (dataclasses.is_dataclass(value) and not inspect.isclass(value))
 
 
-Path = tuple[str, ...]  # of field names, down from a part
+Path = tuple[str, ...]  # field names, from a part down to one of its fields
 
 
 def hyper(part: Any) -> Iterator[tuple[Path, float]]:

@@ -13,7 +13,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.likelihoods import Gaussian
 from flaxae.nn import heads
 from flaxae.nn.mlp import Dense, MLPDecoder, MLPEncoder
-from flaxae.training import Examples, History
+from flaxae.training import Examples, History, checkpoints
 
 
 def pretrain(
@@ -66,7 +66,7 @@ def pretrain(
             corruption=corruptions.Masking(noise),
         )
         own = None if folder is None else pathlib.Path(folder, f"layer-{i + 1}")
-        begun = resume and own is not None and (own / "latest").exists()
+        begun = resume and own is not None and bool(checkpoints.steps(own / "latest"))
         histories.append(training.fit(layer, h, epochs=epochs, folder=own, resume=begun, **settings))
         if not innermost:
             h = training.apply(Autoencoder.encode, layer, h)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, first_form, runs, training
+from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
 from flaxae.data import Dataset, Encoding, Framing, Roles, Scaling, Signal
 from flaxae.training import checkpoints
@@ -130,7 +130,7 @@ class Trained:
 
     def units_removed(self, x: "Examples") -> Float[np.ndarray, " examples *shape"]:
         """x encoded and scaled, but not checked against the model."""
-        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else np.asarray(x)
+        values = self._encoding(cast(Any, x), "The DataFrame") if _is_frame(x) else data.parts.with_gaps(x)
         return np.asarray(self.scaling(values))
 
     @property
@@ -191,9 +191,14 @@ def _is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "set_axis")
 
 
-def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model."""
-    about = {"source": dataset.name, "kind": dataset.kind, "shape": dataset.shape, "columns": dataset.columns}
+def describe(config: Config, dataset: Dataset, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """What a run's config.json must hold, under "model" and "data", for `load` to rebuild the model.
+
+    Args:
+        shape: of what the model is trained on, if that is pieces of the examples.
+    """
+    shape = dataset.shape if shape is None else shape
+    about = {"source": dataset.name, "kind": dataset.kind, "shape": shape, "columns": dataset.columns}
     about |= {"scaling": dataset.scaling.to_dict()}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(dataset, name)) is not None}
     return {"model": config.to_dict(), "data": about}
@@ -220,6 +225,7 @@ def save(what: Any, folder: str | os.PathLike[str]) -> None:
     try:
         with atomic.replacing(folder) as unfinished:
             write(what, unfinished)
+            manifest.write(unfinished)
     except OSError as error:
         raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
@@ -262,16 +268,20 @@ def load(folder: str | os.PathLike[str]) -> Any:
         data's own units; an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
-        RunError: the folder holds neither.
+        RunError: the folder holds neither, or a file was changed after it was saved.
         ConfigError: its config.json has an unknown name or a value out of range.
         CheckpointError: it has no good checkpoint.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
     if (folder / "detector.json").exists() and not (folder / "config.json").exists():
         from flaxae import anomaly
 
         return anomaly.load(folder)
     saved = runs.open(folder).config
+    if (
+        bound := manifest.read(folder)
+    ) is not None and "id" not in bound:  # in a run, each part is checked when it is read
+        manifest.check(folder)
     if "estimator" in saved:
         from flaxae import estimators
 

@@ -43,13 +43,44 @@ def test_a_folder_given_wins_and_one_that_can_not_be_written_does_no_harm(tmp_pa
     assert run(str(blocked), JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == [str(blocked), "False"]
 
 
-def test_what_was_used_longest_ago_makes_room(tmp_path, monkeypatch):
-    for age in (3, 1, 2):
-        (tmp_path / str(age)).write_bytes(bytes(100))
-        os.utime(tmp_path / str(age), (10**9 - age, 10**9))
+def test_what_was_used_longest_ago_makes_room_and_nothing_of_the_users_does(tmp_path, monkeypatch):
+    names = [f"jit_{age}-{age}{'a' * 63}-cache" for age in (3, 1, 2)]
+    users = ["thesis.pdf", "model-cache", f"{'a' * 64}.txt"]
+    for age, name in zip((3, 1, 2, 9, 9, 9), names + users, strict=True):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (10**9 - age, 10**9))
     monkeypatch.setattr(compilation, "MOST_BYTES", 250)
     compilation._make_room(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[1], names[2], *users])
+
+
+def test_nothing_is_ever_deleted_in_a_folder_of_the_users_choice(tmp_path, monkeypatch):
+    name = f"jit_f-{'a' * 64}-cache"
+    (tmp_path / name).write_bytes(bytes(100))
+    monkeypatch.setattr(compilation, "MOST_BYTES", 10)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    compilation.enable_cache(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    compilation.enable_cache()
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("which", ["flaxae", "flaxae/jax"])
+def test_a_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch, which):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("a cache"))
+    (tmp_path / "flaxae" / "jax").mkdir(parents=True)
+    (tmp_path / which).chmod(0o777)
+    with pytest.warns(UserWarning, match="Others than this user may write .* no compiled programs are kept"):
+        assert compilation.enable_cache() is None
+
+
+def test_what_jax_names_its_entries_is_what_is_cleared(tmp_path):
+    run(str(tmp_path))
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names
+    assert all(map(compilation._ENTRY.fullmatch, names))
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out_and_the_others_are_kept(monkeypatch):

@@ -1,6 +1,8 @@
 """Both forms of every operation against `lax` and Flax, on the CPU."""
 
+import contextlib
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +48,8 @@ def in_nhwc(operation):
     return lambda x, *args, **kwargs: to_nhwc(operation(from_nhwc(x), *args, **kwargs))
 
 
-def assert_same_with_gradients(ours, theirs, *args):
-    """Equal output and equal gradients in every argument, to float32 rounding."""
+def assert_same_with_gradients(ours, theirs, *args, of_largest=0.0):
+    """Equal output and equal gradients in every argument, to float32 rounding, or a part of the largest number."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def output_and_gradients(function, g, *args):
@@ -57,7 +59,7 @@ def assert_same_with_gradients(ours, theirs, *args):
     g = draw_normal(7, *jax.eval_shape(theirs, *args).shape)
     for a, b in zip(output_and_gradients(ours, g, *args), output_and_gradients(theirs, g, *args), strict=True):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5 + of_largest * float(jnp.abs(b).max()))
 
 
 few = settings(max_examples=5, deadline=None)
@@ -65,6 +67,44 @@ sizes = st.sampled_from([(5, 8), (7, 7), (6, 9)])
 windows = st.sampled_from([(1, 1), (2, 2), (3, 3), (3, 2), (5, 4)])
 strides = st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)])
 paddings = st.sampled_from(["SAME", "VALID"])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@given(
+    shape=st.sampled_from([(2, 8, 8), (3, 13, 6), (1, 5, 21), (16, 9, 4)]),
+    channels=st.sampled_from([(16, 16), (20, 17)]),
+)
+@few
+def test_winograd_is_a_convolution(channels_last, shape, channels):
+    x, kernel = draw_normal(0, *shape, channels[0]), 0.1 * draw_normal(1, 3, 3, *channels)
+
+    def ours(x, kernel):
+        with convolutions.channels_last() if channels_last else contextlib.nullcontext():
+            assert convolutions._winograd_pays(from_nhwc(x), kernel)
+            return in_nhwc(conv)(x, kernel)
+
+    with mock.patch.object(convolutions, "LEAST_TILES", 1):
+        theirs = functools.partial(
+            lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC
+        )
+        assert_same_with_gradients(ours, theirs, x, kernel, of_largest=1e-5)
+
+
+def test_winograd_in_both_modes_and_under_vmap():
+    x, kernels = draw_normal(0, 2, 8, 8, 16), 0.1 * draw_normal(1, 2, 3, 3, 16, 16)
+    with mock.patch.object(convolutions, "LEAST_TILES", 1):
+        out, tangent = jax.jvp(lambda k: in_nhwc(conv)(x, k), (kernels[0],), (kernels[1],))
+        both = jax.vmap(lambda k: in_nhwc(conv)(x, k))(kernels)
+    np.testing.assert_allclose(both[0], out, atol=1e-5)
+    np.testing.assert_allclose(both[1], tangent, atol=1e-5)  # linear in the kernel
+
+
+def test_winograd_is_left_alone_where_it_does_not_pay():
+    x = jnp.zeros((64, 64, 64, 16), jnp.float32)  # channels first here
+    assert convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 64)))
+    assert not convolutions._winograd_pays(x.astype(jnp.bfloat16), jnp.zeros((3, 3, 64, 64)))
+    assert not convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 4)))
+    assert not convolutions._winograd_pays(x[:, :8, :8], jnp.zeros((3, 3, 64, 64)))
 
 
 @given(sizes, windows, strides, paddings)

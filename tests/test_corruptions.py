@@ -31,6 +31,23 @@ def test_salt_and_pepper_is_even(level, seed):
     assert ((y == 0) | (y == 1) | (y == np.float32(0.3))).all()
 
 
+def test_a_range_gives_each_example_its_level():
+    x = jnp.zeros((200, 40, 40, 1))
+    levels = np.asarray(corruptions.GaussianRange(0.1, 0.3)(jax.random.key(0), x)).std(axis=(1, 2, 3))
+    assert levels.min() == pytest.approx(0.1, abs=0.01)
+    assert levels.max() == pytest.approx(0.3, abs=0.01)
+    assert levels.mean() == pytest.approx(0.2, abs=0.01)
+    with pytest.raises(errors.ConfigError, match="lower one first"):
+        corruptions.GaussianRange(0.3, 0.1)
+
+
+@pytest.mark.parametrize(("x", "variance"), [(1.0, 0.04), (0.0, 0.01), (0.5, 0.025)])
+def test_a_sensor_is_noisier_where_it_is_bright(x, variance):
+    noisy = corruptions.PoissonGaussian(level=0.2, dark=0.25)(jax.random.key(0), jnp.full((300, 300), x))
+    assert float(noisy.var()) == pytest.approx(variance, rel=0.03)
+    assert float(noisy.mean()) == pytest.approx(x, abs=0.003)
+
+
 @pytest.mark.parametrize("corruption", corruptions.CORRUPTIONS.values())
 def test_a_corruption_is_a_function_of_its_key(corruption):
     def of(seed):

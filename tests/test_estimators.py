@@ -182,6 +182,10 @@ def test_what_can_not_be_loaded_is_refused(surface, tmp_path):
         AutoencoderTransformer.load(tmp_path / "nowhere")
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
+    path.write_text(path.read_text().replace("3", "4", 1))
+    with pytest.raises(errors.RunError, match=r"config\.json is damaged: it was changed"):
+        AutoencoderTransformer.load(tmp_path)
+    (tmp_path / "manifest").unlink()  # as an older version saved it
     path.write_text(json.dumps({**saved, "learned": {**saved["learned"], "n_features_in_": 4}}))
     with pytest.raises(errors.CheckpointError, match="another model"):
         AutoencoderTransformer.load(tmp_path)

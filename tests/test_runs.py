@@ -81,11 +81,11 @@ def test_an_existing_run_is_not_started_again(tmp_path, finished, state):
     assert len(run.history()) == 1
 
 
-def test_resume_takes_the_newest_unfinished_run(tmp_path):
-    make(tmp_path, "a")
+def test_resume_takes_the_run_that_was_started_last_whatever_the_clock_said(tmp_path):
     make(tmp_path, "b")
+    make(tmp_path, "a")
     make(tmp_path, "c", finished=True)
-    for name, seconds in (("a", 2), ("b", 1), ("c", 3)):
+    for name, seconds in (("a", 1), ("b", 2), ("c", 3)):
         os.utime(tmp_path / "denoise" / name / "config.json", (seconds, seconds))
     with resume(tmp_path) as run:
         assert run.folder.name == "a"

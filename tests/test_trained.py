@@ -50,6 +50,9 @@ def test_what_does_not_fit_is_refused(run, wrong):
 def test_a_config_without_a_model_is_refused(run):
     config = run[0] / "config.json"
     config.write_text("{}")
+    with pytest.raises(errors.RunError, match=r"config\.json is damaged"):
+        trained.load(run[0])
+    (run[0] / "manifest").unlink()
     with pytest.raises(errors.RunError, match="does not describe a model"):
         trained.load(run[0])
 

@@ -1,6 +1,9 @@
 import dataclasses
+import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -14,11 +17,13 @@ from sklearn.decomposition import PCA
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise
+from flaxae.data import Stream
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
 from flaxae.training import checkpoints, fitting, loop, optimizers, step
+from flaxae.training.examples import fingerprint
 
 TINY = Config(body=MLP((32,)), head=Deterministic(8), corruption=GaussianNoise(0.3, clip=(0.0, 1.0)))
 SHORT = {"epochs": 4, "batch_size": 64, "show": False}
@@ -311,3 +316,118 @@ def test_golden_step(digits):
     state = one_step(graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0))
     norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
     assert (float(state.sums["loss"]), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
+
+
+def test_a_function_of_a_step_is_resumed_to_the_same_bits(digits, tmp_path):
+    asked = []
+
+    def batches_from(first: int):
+        asked.append(first)
+        for number in itertools.count(first):
+            yield digits[np.random.default_rng(number).integers(len(digits), size=16)]
+
+    setting = {"epochs": 4, "steps_per_epoch": 3, "validation": 0.0, "show": False}
+    whole = tiny()
+    training.fit(whole, batches_from, **setting)
+    training.fit(tiny(), batches_from, **setting, folder=tmp_path, on_epoch=lambda metrics: metrics["epoch"] == 2)
+    resumed = tiny()
+    asked.clear()
+    training.fit(resumed, batches_from, **setting, folder=tmp_path, resume=True)
+    assert asked == [0, 6]  # the first to see what a batch is
+    assert_same_bits(whole, resumed)
+
+
+def test_other_data_of_the_same_shape_are_noticed_when_a_run_is_resumed(digits, tmp_path):
+    def train(x, **settings):
+        model = tiny(shape=x.shape[1:])
+        training.fit(model, x, epochs=2, batch_size=32, folder=tmp_path, **settings)
+
+    x = digits[:100]
+    train(x)
+    train(x, resume=True)
+    other = x.copy()
+    other[7, 3, 3] += 0.125
+    for changed in (other, x[::-1]):
+        with pytest.raises(errors.CheckpointError, match="with other data: they have the shape"):
+            train(changed, resume=True)
+    with pytest.raises(errors.CheckpointError, match="with other data"):
+        train(x, validation=other[:7], resume=True)
+
+
+def test_another_number_of_cores_at_resume_is_said(digits, tmp_path, monkeypatch):
+    def train(**settings):
+        model = tiny()
+        training.fit(model, digits[:100], epochs=2, batch_size=32, folder=tmp_path, **settings)
+
+    train()
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores + 1))
+    with pytest.warns(UserWarning, match=rf"{cores} core\(s\) then, {cores + 1} core\(s\) now.*not the same bits"):
+        train(resume=True)
+
+
+def test_what_a_run_that_diverges_was_before_is_saved(digits, tmp_path):
+    model = tiny()
+    with pytest.raises(errors.DivergedError):
+        training.fit(model, digits[:100], epochs=3, batch_size=32, learning_rate=1e12, folder=tmp_path)
+    weights = nnx.split(model, nnx.Param, ...)[1:]
+    saved = checkpoints.restore(tmp_path / "best", weights)[1]
+    jax.tree.map(np.testing.assert_array_equal, saved, weights)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupt_in_the_last_save_is_not_swallowed(digits, tmp_path, monkeypatch, which):
+    real, sent = checkpoints.save, []
+
+    def save(*arguments, **named):
+        if not sent:
+            sent.append(os.kill(os.getpid(), which))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(tiny(), digits[:100], epochs=1, batch_size=32, folder=tmp_path)
+    assert checkpoints.steps(tmp_path / "latest") == checkpoints.steps(tmp_path / "best") == [2]
+
+
+def test_a_hangup_that_is_ignored_stays_so(digits, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        training.fit(tiny(), digits[:100], epochs=1, on_epoch=lambda metrics: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_streams_are_told_apart_by_blocks_of_them(tmp_path):
+    x = np.zeros((4000, 50), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    first = fingerprint(Stream(np.load(tmp_path / "x.npy", mmap_mode="r")))
+    assert first == fingerprint(Stream(np.load(tmp_path / "x.npy", mmap_mode="r")))
+    x[1000:3000] = 1
+    np.save(tmp_path / "x.npy", x)
+    assert first != fingerprint(Stream(np.load(tmp_path / "x.npy", mmap_mode="r")))
+
+
+FORKED = """
+import os, sys, warnings
+import numpy as np
+import flaxae
+warnings.simplefilter("ignore")  # JAX's own, at the fork
+x = np.random.default_rng(0).random((40, 6), np.float32)
+model = flaxae.build(flaxae.presets.vanilla(), (6,))
+flaxae.apply(flaxae.Autoencoder.encode, model, x)
+if os.fork() == 0:
+    for work in (lambda: flaxae.apply(flaxae.Autoencoder.encode, model, x), lambda: flaxae.fit(model, x)):
+        try:
+            work()
+        except flaxae.errors.ConfigError as error:
+            os.write(1, f"{error}\\n".encode())
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_is_told_that_it_can_not_compute():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.count("JAX can't compute in a process that was forked") == 2

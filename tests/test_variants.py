@@ -16,7 +16,7 @@ from flaxae import autoencoder, corruptions, errors, likelihoods, objectives, pr
 from flaxae.autoencoder import Autoencoder, Config, Hyper, own_objective
 from flaxae.corruptions import GaussianNoise
 from flaxae.nn import heads
-from flaxae.nn.convnet import ConvNet
+from flaxae.nn.convnet import ConvNet, FullyConvolutional
 from flaxae.nn.heads import Variational
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
@@ -41,7 +41,8 @@ def small(name: str, **changes) -> Config:
     elif isinstance(config.body, Recognizer):
         body = Recognizer(channels=(4,), kernels=(3,), hidden=(16,))
     else:
-        body = dataclasses.replace(config.body, channels=(4,) if isinstance(config.body, ConvNet) else 8)
+        convolutions = isinstance(config.body, ConvNet | FullyConvolutional)
+        body = dataclasses.replace(config.body, channels=(4,) if convolutions else 8)
     config = dataclasses.replace(config, body=changes.pop("body", body)).with_latent(changes.pop("latent", 16))
     for name, value in changes.items():  # a part, or a field of one
         parts = {part: getattr(config, part) for part in ("head", "objective", "corruption") if name not in PARTS}
@@ -60,7 +61,8 @@ def test_contract(name, digits, tmp_path):
     x = digits[:BATCH]
     model = built(name)
     code = training.apply(Autoencoder.encode, model, x)
-    assert code.shape == (BATCH, 16)
+    grid = (4, 4) if isinstance(model.config.body, FullyConvolutional) else ()
+    assert code.shape == (BATCH, *grid, 16)
     assert model.decode(code).shape == x.shape
 
     # deterministic, and the same compiled
@@ -124,11 +126,14 @@ def test_tables_and_signals(name, shape, rng):
         model = autoencoder.build(config, shape)
         return model.encode(x), model.reconstruct(x), model.objective(model, x, KEY)
 
-    if isinstance(config.body, Mixer) or (isinstance(config.body, ConvNet | Recognizer) and len(shape) == 1):
+    if isinstance(config.body, Mixer) or (
+        isinstance(config.body, ConvNet | Recognizer | FullyConvolutional) and len(shape) == 1
+    ):
         with pytest.raises(errors.ConfigError, match="takes images"):
             autoencoder.build(config, shape)
     else:
-        assert [array.shape for array in nnx.eval_shape(outputs)] == [(5, 16), x.shape, (5,)]
+        code = (5, 10, 16) if isinstance(config.body, FullyConvolutional) else (5, 16)
+        assert [array.shape for array in nnx.eval_shape(outputs)] == [code, x.shape, (5,)]
 
 
 def test_what_does_not_go_together_is_refused():

@@ -1,12 +1,12 @@
-"""Anomaly scores: how strange an example is to an autoencoder that was trained on normal ones. Higher is stranger.
+"""Anomaly scores of examples, by autoencoders that were trained on normal examples. Higher is stranger.
 
     detector = anomaly.fit(normal, kind="tabular")        # trains, and holds out a fifth to compare with
     detector.score(new), detector.p_values(new)           # [n] each
     detector.contributions(new)                           # which values made it strange
 
-A detector looks at data through `Views`, runs them through its autoencoder in one `Passed`, and scores that by one
-of `SCORES`. The scores of examples held out from the training turn any of them into p-values (`conformal`); `findings`
-names the strange examples and what made them so.
+A detector turns examples into `Views`, runs them through its autoencoder, which gives a `Passed`, and computes one of
+`SCORES` from that. The scores of examples held out from the training turn any score into p-values (`conformal`).
+`findings` names the strange examples and what made them so.
 """
 
 from flaxae.anomaly import conformal, findings

@@ -1,7 +1,7 @@
-"""From anomaly scores to decisions, with a promise: split-conformal p-values and thresholds.
+"""From anomaly scores to decisions with a guarantee: split-conformal p-values and thresholds.
 
-Scores of normal examples that nothing was fitted on are exchangeable with those of normal examples to come, so a new
-normal one ranks anywhere among them with equal probability, whatever the score is (Vovk et al. 2005; for outliers:
+If nothing was fitted on some normal examples, their scores are exchangeable with those of new normal examples. So a new
+normal example has every rank among them with equal probability, whatever the score is (Vovk et al. 2005; for outliers:
 Bates et al. 2023, "Testing for outliers with conformal p-values", eq. 1).
 """
 
@@ -20,9 +20,9 @@ LIGHTEST = -0.2  # shape of a tail
 def p_values(
     scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
 ) -> Float[np.ndarray, " examples"]:
-    """How often a normal example scores so high: (1 + #{calibration ≥ score}) / (1 + normals), in (0, 1].
+    """The conformal p-value of each score: (1 + #{calibration ≥ score}) / (1 + normals), in (0, 1].
 
-    For a normal example, P(p ≤ α) ≤ α for every α, over the draw of it and of `calibration`.
+    For a normal example, P(p ≤ α) ≤ α for every α, over the draw of the example and of `calibration`.
 
     Args:
         scores: higher is stranger.
@@ -35,13 +35,13 @@ def p_values(
 
 
 def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -> float:
-    """The score above which an example is flagged so that at most `false_alarms` of normal ones are, in expectation.
+    """The score threshold at which, in expectation, at most a fraction `false_alarms` of normal examples is flagged.
 
-    `score > threshold` says the same as `p_values(score) <= false_alarms`, ties included.
+    `score > threshold` is equivalent to `p_values(score) <= false_alarms`, ties included.
 
     Raises:
-        ConfigError: `false_alarms` is not in (0, 1), or so small that no example could be flagged: it takes
-            1 / false_alarms − 1 normals at least.
+        ConfigError: `false_alarms` is not in (0, 1), or so small that no example could be flagged: that takes at least
+            1 / false_alarms − 1 normals.
     """
     _check(calibration)
     normals = len(calibration)
@@ -51,7 +51,7 @@ def threshold(calibration: Float[np.ndarray, " normals"], false_alarms: float) -
 
 
 def check_false_alarms(normals: int, false_alarms: float) -> None:
-    """Raise ConfigError unless a threshold can promise that rate from so many held-out normals: see `threshold`."""
+    """Raise ConfigError unless so many held-out normals are enough to guarantee that rate: see `threshold`."""
     if not 0 < false_alarms < 1:
         raise errors.ConfigError(f"false_alarms is {false_alarms}; it has to be above 0 and below 1.")
     needed = math.ceil(1 / false_alarms - 1e-9) - 1
@@ -63,9 +63,9 @@ def check_false_alarms(normals: int, false_alarms: float) -> None:
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " examples"], rate: float) -> Bool[np.ndarray, " examples"]:
-    """Which of a batch to flag so that at most `rate` of the flagged are normal, in expectation.
+    """Which examples to flag so that, in expectation, at most a fraction `rate` of the flagged ones is normal.
 
-    Benjamini & Hochberg (1995). It holds for conformal p-values too (Bates et al. 2023, theorem 2).
+    This is Benjamini & Hochberg (1995), which also holds for conformal p-values (Bates et al. 2023, theorem 2).
     """
     from scipy.stats import false_discovery_control
 
@@ -75,7 +75,7 @@ def benjamini_hochberg(p: Float[np.ndarray, " examples"], rate: float) -> Bool[n
 
 
 def percentile_threshold(calibration: Float[np.ndarray, " normals"], percentile: float) -> float:
-    """The score that `percentile` % of the held-out normals stay at or below. No promise: see `threshold`."""
+    """The score that `percentile` % of the held-out normals don't exceed. Unlike `threshold`, it guarantees nothing."""
     _check(calibration)
     if not 0 < percentile < 100:
         raise errors.ConfigError(f"The percentile is {percentile}; it has to be above 0 and below 100.")
@@ -85,10 +85,10 @@ def percentile_threshold(calibration: Float[np.ndarray, " normals"], percentile:
 def f1_threshold(
     scores: Float[np.ndarray, " examples"], anomalous: Bool[np.ndarray, " examples"] | Num[np.ndarray, " examples"]
 ) -> float:
-    """The score above which flagging gives labelled examples their best F1. Choose it on other examples than you test.
+    """The score threshold with the best F1 on labelled examples. Choose it on other examples than those you test on.
 
     Raises:
-        DataError: the labels are of one class only.
+        DataError: the labels have only one class.
     """
     from sklearn.metrics import precision_recall_curve
 

@@ -1,4 +1,4 @@
-"""`Detector`: trained autoencoders, a score of `SCORES`, and what held-out normal examples score."""
+"""`Detector`: trained autoencoders, one of `SCORES`, and the scores of held-out normal examples."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from flaxae import atomic, autoencoder, data, errors, training
+from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
 from flaxae.anomaly.views import Passed, Views
@@ -26,35 +26,36 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import Trimmed
-from flaxae.parallel import compilation
+from flaxae.parallel import compilation, processes
 from flaxae.training import Examples, checkpoints, population
 
-MAX_REFERENCES = 4096  # normal examples that others are compared with
-MAX_REFERENCES_FOR_FRACTION = 1024  # where neighbours are a fraction of them, which are as far off in a smaller sample
+MAX_REFERENCES = 4096  # the most normal examples that others are compared with
+MAX_REFERENCES_FOR_FRACTION = 1024  # if neighbours are a fraction: its distances hardly change with the size
 NEIGHBOURS = 5  # among clean references
-NEIGHBOURS_CONTAMINATED = 0.1  # of the references, where some are anomalies, which are each other's neighbours
-STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # of training, by default
-TRIMMED = 0.1  # of each batch, of tables of which nothing is told
+NEIGHBOURS_CONTAMINATED = 0.1  # of the references, if some are anomalies, which are neighbours of each other
+STEPS, MOST_EPOCHS, BATCH, LEARNING_RATE = 500, 100, 128, 4e-3  # defaults for training
 HELD_OUT = 0.2
+FILES = frozenset({"detector.json", "detector.npz", "models"})  # in the folder of a saved detector
+TRIMMED = 0.1  # of each batch, of tables of which nothing is told
 FOLDS = 5
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
-WORKERS = min(8, os.cpu_count() or 1)  # blocks under way; parts of each keep but one core busy
+WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
 
 class _Fitted(NamedTuple):
-    """What a score keeps of the references, for one model."""
+    """What a score has learned from the references, for one model."""
 
     arrays: Any
-    centre: Float[np.ndarray, " parts"]  # median of each part over the references
+    centre: Float[np.ndarray, " parts"]  # median of each part of the score over the references
     spread: Float[np.ndarray, " parts"]  # its median absolute deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detector:
-    """Trained autoencoders with a score, and what held-out normal data score. `fit`, `Detector.of`, `load` make one.
+    """Trained autoencoders, a score, and the scores of held-out normal data. Made by `fit`, `Detector.of` or `load`.
 
-    With several models, the score is the mean of theirs, each in deviations over the references. (Averaged ranks, as
-    they are often combined, tie all that is stranger than the last reference.)
+    With several models, the score is the mean of theirs, each in units of its spread over the references. (Averaging
+    ranks instead, as is common, would give the same score to all examples stranger than the last reference.)
     """
 
     config: Config
@@ -84,11 +85,11 @@ class Detector:
         """A detector of trained models.
 
         Args:
-            config: that the models were built from.
-            train: what they were trained on, scaled; a sample is kept to compare with.
-            held_out: normal examples that they were not trained on. With none, the references' own scores stand in,
-                each compared with the others, and the p-values are no promise.
-            neighbours: how many references near an example it is compared with, or which fraction of them.
+            config: the config that the models were built from.
+            train: the examples that they were trained on, scaled. A sample of them is kept as references.
+            held_out: normal examples that they were not trained on. If there are none, the scores of the references,
+                each compared with the others, take their place, and the p-values guarantee nothing.
+            neighbours: with how many of its nearest references an example is compared, or with which fraction of all.
             contamination: see `calibrated`.
 
         Raises:
@@ -126,10 +127,13 @@ class Detector:
     def score(
         self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
     ) -> Float[np.ndarray, " examples"]:
-        """How strange each example is; x is scaled as the training part was. Memory doesn't grow with their number.
+        """The anomaly score of each example, higher for stranger ones. x is scaled as in training.
+
+        Memory doesn't grow with the number of examples.
 
         Args:
-            own: which reference an example is itself, and so not compared with; −1 or None for none.
+            own: for each example, the index of the reference that it is itself, so as not to compare it with itself;
+                −1 or None for none.
 
         Raises:
             DataError: x is empty, not finite or of another shape.
@@ -142,21 +146,21 @@ class Detector:
         return np.stack(scores).mean(axis=0, dtype=np.float32)
 
     def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
-        """How often a normal example is as strange; see `conformal.p_values`."""
+        """The probability that a normal example scores at least as high as each example; see `conformal.p_values`."""
         return conformal.p_values(self.score(x), self.calibration)
 
     def reconstruct(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        """What the first of the models makes of each example, in the scale of x."""
+        """The first model's reconstruction of each example, in the scale of x."""
         x = self._checked(x)
         seen = training.apply(Autoencoder.reconstruct, self.models[0], self.views(x))
         return np.square(np.clip(seen[..., : x.shape[-1]], 0, 1)) if self.views.kind == "image" else seen
 
     def contributions(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        """Which of its values make an example strange: shares that sum to 1.
+        """How much each value contributes to its example's strangeness, as shares that sum to 1.
 
-        Half is of the first model's squared residual, over what is usual: its mean over the references, and over all
-        values, so that what is always tiny doesn't count for everything. Half is of the squared difference to the mean
-        of the nearest references.
+        They are the mean of two sets of shares. One is of the first model's squared residual, divided by its mean over
+        the references, plus that mean's average over values, so that values with tiny residuals don't dominate. The
+        other is of the squared difference to the mean of the nearest references.
         """
         x = self._checked(x)
         model, views = self.models[0], self.views
@@ -168,23 +172,25 @@ class Detector:
         return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)
 
     def _checked(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
-        x = np.asarray(x, np.float32)
+        x = np.asarray(data.parts.with_gaps(x), np.float32)
         if x.shape[1:] != self.references.shape[1:] or len(x) == 0:
             raise errors.DataError(
                 f"The data have shape {x.shape}; expected [examples, "
                 f"{', '.join(map(str, self.references.shape[1:]))}] with at least one example."
             )
-        if not (math.isfinite(x.min()) and math.isfinite(x.max())):  # which takes no memory
+        if not (math.isfinite(x.min()) and math.isfinite(x.max())):  # takes less memory than np.isfinite(x)
             raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
         return x
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Into a folder of its own: settings in JSON, arrays in `.npz`, weights by Orbax; nothing pickled."""
+        """Write the detector to a folder of its own, whole or not at all: JSON, `.npz` arrays, weights; no pickle.
+
+        A detector that is already in the folder is replaced.
+
+        Raises:
+            RunError: the folder can't be written, or holds something else.
+        """
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(folder / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-        with atomic.replacing(folder / "detector.npz") as unfinished:
-            np.savez(unfinished, references=self.references, calibration=self.calibration)
         settings = {
             "config": self.config.to_dict(),
             "members": len(self.models),
@@ -193,18 +199,24 @@ class Detector:
             "neighbours": self.neighbours,
             "contamination": self.contamination,
         }
-        with atomic.replacing(folder / "detector.json") as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        try:
+            with manifest.replacing(folder, FILES) as unfinished:
+                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+                np.savez(unfinished / "detector.npz", references=self.references, calibration=self.calibration)
+                (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
 
 def load(folder: str | os.PathLike[str]) -> Detector:
-    """What `Detector.save` wrote.
+    """The detector that `Detector.save` wrote.
 
     Raises:
-        RunError: the folder holds no detector, or a part of it is damaged.
-        CheckpointError: the weights are.
+        RunError: the folder holds no detector, or its settings or arrays are damaged.
+        CheckpointError: the weights are missing or damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = atomic.settled(pathlib.Path(folder))
+    manifest.check(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
@@ -212,7 +224,7 @@ def load(folder: str | os.PathLike[str]) -> Detector:
         check_score(score)
         arrays = data.arrays.read_npz(folder / "detector.npz")
         references, calibration = arrays["references"], arrays["calibration"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
     shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
@@ -224,11 +236,11 @@ def load(folder: str | os.PathLike[str]) -> Detector:
 
 
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:
-    """The autoencoder of `fit` for examples of that shape, as its views see them.
+    """The default autoencoder of `fit`, for examples whose views have that shape.
 
-    Chosen for the kinds and not for any one set: see `benchmarks/anomaly.py` on what.
-    Of a table's, the activation is bounded: what is far from all that was seen is then not reconstructed by a network
-    that happens to be linear there.
+    It was chosen per kind of data and not for any one data set; `benchmarks/anomaly.py` lists the data sets used.
+    For tables and signals the activation is bounded: an unbounded network may be linear far from the training data,
+    and would reconstruct anomalies there.
     """
     values = math.prod(shape)
     if kind == "image":
@@ -271,12 +283,12 @@ def fit(
         held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
             normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
         neighbours: see `Detector.of`.
-        members: how many autoencoders, trained together from different weights.
-        epochs: by default as many as make `STEPS` steps, `MOST_EPOCHS` at most.
-        start: a detector to go on from, of the same kind of data: copies of its networks train on, whatever `config`
-            and `members` are, and examples are compared with a sample of its references and of x.
-        folder, resume: of checkpoints, see `training.fit`; several members have none, and train anew.
-        on_epoch: called with each epoch's metrics, those of several members after the training, as their means.
+        members: how many autoencoders to train, together, from different initial weights.
+        epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
+        start: a detector to go on from, of the same kind of data. Copies of its networks are trained further, whatever
+            `config` and `members` are, and examples are compared with a sample of its references and of x.
+        folder, resume: for checkpoints, see `training.fit`, or for several members `fit_population`.
+        on_epoch: called with each epoch's metrics; with several members, after the training, with their means.
 
     Raises:
         DataError: x is empty, not finite, or too small.
@@ -294,7 +306,7 @@ def fit(
     if neighbours is None:
         neighbours = NEIGHBOURS_CONTAMINATED if contamination and score != "ensemble" else NEIGHBOURS
     check_neighbours(neighbours)
-    x = np.asarray(x)
+    x = data.parts.with_gaps(x)
     if isinstance(held_out, float | int):
         normal, calibration = hold_out(x, held_out, seed, apart=2 if kind == "signal" else None)
     else:
@@ -319,7 +331,14 @@ def fit(
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
     else:
         trained = population.fit_population(
-            models.__getitem__, seen, seeds=range(len(models)), seed=seed, show=show, **settings
+            models.__getitem__,
+            seen,
+            seeds=range(len(models)),
+            seed=seed,
+            folder=folder,
+            resume=resume,
+            show=show,
+            **settings,
         )
         models = [member.model for member in trained.members]
         if on_epoch is not None:
@@ -376,8 +395,8 @@ def hold_out(
 ) -> tuple[Shaped[np.ndarray, " train *shape"], Shaped[np.ndarray, " held_out *shape"]]:
     """The examples to train on, and a random `fraction` to compare scores with.
 
-    With `apart`, x being a signal's windows in order of time, it is the last fraction, and that many windows before it
-    are in neither part: those of a window of w moments every s share none if it is ⌈w / s⌉.
+    If `apart` is given, x are windows of a signal in order of time. The last fraction is then held out, and the `apart`
+    windows before it are in neither part. With ⌈w / s⌉, for windows of w moments every s, the parts share no moment.
     """
     if not 0 <= fraction < 1:
         raise errors.ConfigError(f"held_out is {fraction}; it has to be a fraction, at least 0 and below 1.")
@@ -393,7 +412,7 @@ def hold_out(
 def training_settings(
     examples: int, *, config: Config, epochs: int | None = None, contamination: float = 0.0
 ) -> dict[str, Any]:
-    """The arguments of `training.fit` and `fit_population` that a detector is trained with."""
+    """The arguments of `training.fit` and `fit_population` for training a detector."""
     return {
         "epochs": epochs or min(MOST_EPOCHS, math.ceil(STEPS / max(1, examples // BATCH))),
         "batch_size": BATCH,
@@ -446,6 +465,7 @@ def _in_blocks(
     *arguments: Any,
 ) -> Any:
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
+    processes.refuse_fork()
     graphdef, state = nnx.split(model)
     block = BLOCK if x.ndim == 2 else min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # few are ever compiled
     names = tuple(argument for argument in arguments if isinstance(argument, (str, int)))
@@ -460,7 +480,7 @@ def _in_blocks(
         return jax.tree.map(np.asarray, _run(function, graphdef, views, names, state, views(part), left_out, arrays))
 
     first, *rest = range(0, len(x), block)
-    made = [run(first)]  # alone, as it compiles
+    made = [run(first)]  # alone, because this compiles the program
     with ThreadPoolExecutor(WORKERS) as workers:
         made += workers.map(run, rest)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *made)

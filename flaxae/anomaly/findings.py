@@ -1,4 +1,4 @@
-"""What a detector found, in people's terms: which examples are flagged, by which rule, and what made them strange."""
+"""What a detector found: which examples are flagged, by which rule, and what made them strange."""
 
 import dataclasses
 import os
@@ -15,8 +15,8 @@ from flaxae.anomaly.detector import Detector
 from flaxae.data import Dataset
 from flaxae.trained import Trained
 
-CONTRIBUTORS = 3  # that are named for each example
-AT_ONCE = 4096  # examples explained: memory doesn't grow with their number
+CONTRIBUTORS = 3  # how many are named for each example
+AT_ONCE = 4096  # examples explained at once, so that memory doesn't grow with their number
 RULES = ("conformal", "percentile", "f1", "fdr")
 
 
@@ -24,10 +24,11 @@ RULES = ("conformal", "percentile", "f1", "fdr")
 class Rule:
     """How scores become flags.
 
-    - conformal: at most `rate` of normal examples are flagged, in expectation;
-    - percentile: what scores above that fraction of the held-out scores but `rate`, without a promise;
-    - fdr: of the flagged at most `rate` are normal, in expectation (Benjamini & Hochberg), over the examples at hand;
-    - f1: what scores above `threshold`, which was chosen on labels.
+    - conformal: in expectation, at most a fraction `rate` of normal examples is flagged;
+    - percentile: scores above the (1 − `rate`) quantile of the held-out scores are flagged, without a guarantee;
+    - fdr: in expectation, at most a fraction `rate` of the flagged examples is normal (Benjamini & Hochberg); this
+      depends on all examples at hand;
+    - f1: scores above `threshold` are flagged, which was chosen on labels.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Rule:
             raise errors.ConfigError(errors.unknown("rule", self.name, RULES))
 
     def __str__(self) -> str:
-        """What it promises."""
+        """What the rule guarantees, for messages."""
         percent = f"{100 * self.rate:.3g} %"
         return {
             "conformal": f"at most {percent} of normal examples are, in expectation",
@@ -51,7 +52,7 @@ class Rule:
     def flag(
         self, scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"]
     ) -> tuple[Bool[np.ndarray, " examples"], float | None]:
-        """Which are flagged, and the score above which they are; None where `fdr` flags none."""
+        """Which scores are flagged, and the threshold; the threshold is None if `fdr` flags none."""
         if self.name == "fdr":
             flagged = conformal.benjamini_hochberg(conformal.p_values(scores, calibration), self.rate)
             return flagged, float(np.nextafter(scores[flagged].min(), -np.inf)) if flagged.any() else None
@@ -64,9 +65,9 @@ class Rule:
 
 
 class Findings(NamedTuple):
-    """The scores of examples, in their order, and why."""
+    """The scores of examples, in their order, and the reasons."""
 
-    which: dict[str, Shaped[np.ndarray, " examples"]]  # columns that say which one it is
+    which: dict[str, Shaped[np.ndarray, " examples"]]  # columns that identify the example
     scores: Float[np.ndarray, " examples"]
     p_values: Float[np.ndarray, " examples"]
     flagged: Bool[np.ndarray, " examples"]
@@ -75,7 +76,7 @@ class Findings(NamedTuple):
     shares: Float[np.ndarray, "examples top"]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """A row an example, into a `.csv` or `.parquet`."""
+        """Write one row per example to a `.csv` or `.parquet` file."""
         columns = {**self.which, "score": np.round(self.scores.astype(float), 5), "p_value": self.p_values}
         columns["flagged"] = self.flagged.astype(int)
         for i in range(self.shares.shape[1]):
@@ -103,11 +104,11 @@ def find(
     """Score, flag and explain examples.
 
     Args:
-        detector: that scores.
-        x: scaled.
-        which: their rows, or names (objects), or the first moments of windows.
+        detector: it scores the examples.
+        x: the examples, scaled.
+        which: what identifies each: its row, its file name (dtype object), or the first moment of a window.
         about: what is known of the data.
-        rule: that flags.
+        rule: it flags the examples.
         scores: where they are known, as of examples that the detector was trained on.
         carried: columns that say what each example is about, by their names.
         gaps: which values of a table's columns were missing, and so are reasons too.
@@ -149,10 +150,11 @@ def _name_gaps(contributors: np.ndarray, shares: np.ndarray, gaps: np.ndarray, a
 def contributions(
     detector: Detector, x: Float[np.ndarray, " examples *shape"], about: Dataset | Trained
 ) -> tuple[list[str], Float[np.ndarray, "examples contributors"]]:
-    """Names, and shares that sum to 1: of a table's columns, of pixels (y7 x12), of moments.
+    """The names of an example's parts, and their shares of its strangeness, which sum to 1.
 
-    The features that a column was encoded as count together. Of signals there is a share for each moment and channel,
-    and a name for each channel, which the moment's number completes.
+    The parts are a table's columns, an image's pixels ("y7 x12"), or a signal's moments. The features that a column was
+    encoded as are summed. A signal has a share for each moment and channel but a name for each channel only, to which
+    the caller appends the number of the moment.
     """
     shares = detector.contributions(x)
     if about.kind == "image":
@@ -170,15 +172,15 @@ def contributions(
 
 
 class TimeLine(NamedTuple):
-    """Windows laid back on their signal: for each moment the means over its windows, and whether one is flagged."""
+    """Findings per moment of a signal: the means over the windows that hold it, and whether any of them is flagged."""
 
     first: int  # the number of the first moment
     score: Float[np.ndarray, " time"]
-    share: Float[np.ndarray, " time"]  # of its windows' scores
+    share: Float[np.ndarray, " time"]  # the moment's share of the strangeness of its windows
     flagged: Bool[np.ndarray, " time"]
 
     def write(self, path: str | os.PathLike[str], rate: int | None) -> None:
-        """A row a moment, into a `.csv` or `.parquet`."""
+        """Write one row per moment to a `.csv` or `.parquet` file."""
         moments = self.first + np.arange(len(self.score))
         seconds = {} if rate is None else {"second": moments / rate}
         values = {"score": np.round(self.score.astype(float), 5), "share": np.round(self.share.astype(float), 5)}
@@ -188,10 +190,10 @@ class TimeLine(NamedTuple):
 def time_line(
     detector: Detector, x: Float[np.ndarray, "windows window channels"], found: Findings, about: Dataset | Trained
 ) -> TimeLine:
-    """What was found in windows, by moments.
+    """The findings in windows, per moment of the signal.
 
     Raises:
-        DataError: the examples are no windows of a signal.
+        DataError: the examples are not windows of a signal.
     """
     if about.framing is None:
         raise errors.DataError("Examples that are no windows of a signal have no time line.")
@@ -209,7 +211,7 @@ def time_line(
 
 
 def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bool[np.ndarray, " length"]:
-    """Which moments a window holds that begins at one of these."""
+    """Which moments are inside a window that begins at any of `begins`."""
     edges = np.zeros(length + 1, int)
     np.add.at(edges, begins, 1)
     np.add.at(edges, begins + window, -1)
@@ -229,7 +231,7 @@ def read(about: Trained, path: str | os.PathLike[str]) -> Given:
     """New examples, and which they are.
 
     Raises:
-        DataError: the file can't be read, or doesn't hold what the detector was trained on.
+        DataError: the file can't be read, or its data don't fit those that the detector was trained on.
     """
     path = pathlib.Path(path)
     if about.framing is not None:

@@ -1,4 +1,4 @@
-"""How strange one run of examples through an autoencoder is: `SCORES`, by name. Higher is stranger."""
+"""Anomaly scores from one run of examples through an autoencoder: `SCORES`, by name. Higher is stranger."""
 
 import functools
 import math
@@ -18,17 +18,17 @@ from flaxae.anomaly.views import Passed
 from flaxae.autoencoder import Autoencoder
 from flaxae.nn.heads import Probabilistic
 
-GROUP = 16  # references of which the nearest stands for all in a first look
-SAMPLES = 256  # of z, for a likelihood
+GROUP = 16  # references per group; the search first compares only the nearest of each group
+SAMPLES = 256  # draws of z for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
 MAX_SAMPLE = 1024  # references for wide neighbourhoods, which are as far off in a smaller sample
 INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, rounds, and values at which one is enough
 
 
 class Score(NamedTuple):
-    """A score by its two halves: `fit` to the references, then `of` examples, [batch, parts], which are summed.
+    """A score as two functions: `fit` to the references, then `of` examples, [batch, parts]; the parts are summed.
 
-    The parts are log-scaled, so that sums of them are fair to each; `model` is for the scores that run it again.
+    The parts are logarithms, so that no part dominates the sum. `model` is for scores that run the model again.
     """
 
     fit: Callable[[Passed], Any]
@@ -47,9 +47,10 @@ def nearest(
     k: int,
     own: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """Squared distances to the k nearest references, and which they are; `own` is one to leave out, −1 for none.
+    """Squared distances to the k nearest references, and their indices; `own` is one to leave out, −1 for none.
 
-    They are sought in the k groups whose nearest are nearest: others have k references before any of their own.
+    Only the k groups with the smallest minimum distance are searched: for any reference outside them, there are k
+    references that are at least as near.
     """
     count = len(references)
     references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
@@ -57,10 +58,10 @@ def nearest(
     square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
     square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
     square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > count:  # those groups would be most of them
+    if 8 * k * GROUP > count:  # else the k groups would be a large part of all
         distance, found = lax.top_k(-square, k)
     else:
-        groups = square.reshape(len(x), GROUP, -1)  # a group's references lie apart, so that minima are of whole rows
+        groups = square.reshape(len(x), GROUP, -1)  # groups are strided, so that minima are taken over whole rows
         _, closest = lax.top_k(-groups.min(axis=1), k)
         candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
         distance, among = lax.top_k(-candidates, k)
@@ -76,7 +77,7 @@ def _mean_distance(
 
 
 def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
-    """What is compared with the references: what the model made of an example, and what it left over."""
+    """Reconstruction and residual side by side, which are compared with those of the references."""
     return jnp.concatenate([passed.reconstruction, passed.residual], axis=-1)
 
 
@@ -98,7 +99,10 @@ def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Ar
 
 
 class _Spaces(NamedTuple):
-    """Where `combined` looks for neighbours. Residuals are in deviations, which count up to that of all together."""
+    """The three spaces in which `combined` looks for neighbours.
+
+    Residuals are divided by √(variance + mean variance), so that values with a tiny variance don't dominate.
+    """
 
     pairs: Float[Array, "references views pairs"]
     deviation: Float[Array, "views values"]
@@ -126,7 +130,7 @@ def _standardised(deviation: Array, model: Autoencoder, passed: Passed, k: int, 
 
 
 def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    """−log p(x), importance-sampled under one key whatever the batch; −log p(x | z) where there is no q(z | x)."""
+    """−log p(x) by importance sampling, with the same key for every example; −log p(x | z) if there is no q(z | x)."""
     if not isinstance(model.head, Probabilistic):
         return -model.likelihood.log_prob(model(passed.x).params, passed.x)[:, None]
     graphdef, state = nnx.split(model)
@@ -142,12 +146,12 @@ class _Normal(NamedTuple):
 
     @classmethod
     def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
-        """Directions without variance are left out; with fewer references than values, those they don't span."""
+        """Fit to the rows of x, leaving out directions without variance, such as those that too few rows don't span."""
         mean = x.mean(axis=0)
         _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
-        if not kept.any():  # all are equal: distances are as they are
+        if not kept.any():  # all references are equal: plain distances
             return cls(mean, jnp.eye(x.shape[1]))
         return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
 
@@ -157,7 +161,7 @@ class _Normal(NamedTuple):
 
 
 class _Scaled(NamedTuple):
-    """Codes, each number in its standard deviations."""
+    """Codes in units of each number's standard deviation."""
 
     deviation: Float[Array, " latent"]
     codes: Float[Array, "references latent"]
@@ -269,28 +273,30 @@ SCORES: dict[str, Score] = {
         lambda normal, model, passed, k, own: normal.log_distance(passed.pathway),
     ),
 }
-"""By name:
+"""The scores by name:
 
 - `ensemble`, the default for tables: mean distances to the nearest references and to the nearest twentieth of them, the
   distance in a normal distribution fitted to the inner part, how far out each value is in its column, and `combined`;
-- `combined`, the default for images and signals: mean distances to the nearest references in three spaces, summed:
-  those of `neighbours`, the residual alone, and the encoder's features;
-- `reconstruction`: mean squared residual; `standardised`: each value's in its deviations over the references;
-- `neighbours`: mean distance to the nearest references, in reconstruction and residual side by side;
-- `likelihood`: −log p(x) by importance sampling with a variational model, else −log p(x | z); nats;
-- `mahalanobis`, `latent_neighbours`: of the code;
+- `combined`, the default for images and signals: the sum of log mean distances to the nearest references in three
+  spaces: that of `neighbours`, the residual alone, and the encoder's features;
+- `reconstruction`: mean squared residual; `standardised`: the same, in units of each value's standard deviation over
+  the references;
+- `neighbours`: mean distance to the nearest references, in the space of reconstruction and residual together;
+- `likelihood`: −log p(x) by importance sampling for a variational model, else −log p(x | z); nats;
+- `mahalanobis`, `latent_neighbours`: the Mahalanobis distance of the code to the references', and its mean distance to
+  the nearest of them;
 - `sap`, `nap`: novelty along the reconstruction pathway, plain and whitened (Kim et al. 2020, RaPP).
 """
 
 
 def check_score(name: str) -> None:
-    """Raise ConfigError, with the nearest name, unless it is one in `SCORES`."""
+    """Raise ConfigError, which suggests the nearest name, unless `name` is in `SCORES`."""
     if name not in SCORES:
         raise errors.ConfigError(errors.unknown("score", name, SCORES))
 
 
 def check_neighbours(neighbours: int | float) -> None:
-    """Raise ConfigError unless it is a count of references, or a fraction of them."""
+    """Raise ConfigError unless `neighbours` is a number of references, or a fraction of them."""
     if isinstance(neighbours, float) and not 0 < neighbours < 1:
         raise errors.ConfigError(f"neighbours is {neighbours}; as a fraction it has to be in (0, 1).")
     if neighbours <= 0:

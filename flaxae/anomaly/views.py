@@ -1,4 +1,4 @@
-"""What a detector sees of an example (`Views`), and one run of it through an autoencoder (`Passed`)."""
+"""How a detector presents examples to its autoencoder (`Views`), and one run of them through it (`Passed`)."""
 
 import dataclasses
 import functools
@@ -14,17 +14,17 @@ from flaxae.autoencoder import Autoencoder
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What a detector's autoencoder sees of an example.
+    """The input of a detector's autoencoder for an example.
 
-    An image, [height, width, c] in [0, 1], becomes 2c channels: its square root, which evens out the variance of
-    intensities, and that divided by its norm over the image, which leaves the pattern without its strength. Which of
-    the two tells the strange apart differs from one set of images to the next: together they do on all that we tried.
-    What is scored of it is smoothed over a 28th of the height: an edge half a pixel off is nobody's anomaly.
-    Tables and signals are seen as they are.
+    An image, [height, width, c] in [0, 1], becomes 2c channels: its square root, which stabilises the variance of
+    intensities, and the same divided by its norm over the image, which keeps the pattern without its contrast. Which of
+    the two finds the anomalies differs between data sets; together they did on all that we tried. Before scoring, both
+    are smoothed over a 28th of the height, so that an edge that is half a pixel off is no anomaly.
+    Tables and signals are not changed.
 
     Args:
         kind: of the data: image, tabular or signal.
-        norm: the root mean square, over the training images, of the square roots' norms.
+        norm: the root mean square over the training images of the norm of an image's square root.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Views:
 
     @property
     def count(self) -> int:
-        """How many there are of an example."""
+        """How many views an example has."""
         return 2 if self.kind == "image" else 1
 
     def __call__(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[np.ndarray, " batch *seen"]:
@@ -47,12 +47,12 @@ class Views:
         if self.kind != "image":
             return np.asarray(x, np.float32)
         x = np.asarray(x, np.float32)
-        root = np.copysign(np.sqrt(np.abs(x)), x)  # new images may be darker than all that were trained on
+        root = np.copysign(np.sqrt(np.abs(x)), x)  # new images may be darker than the training images, hence below 0
         norm = np.sqrt(np.sum(np.abs(x), axis=(1, 2, 3), keepdims=True))
         return np.concatenate([root, root * (self.norm / np.maximum(norm, 1e-6))], axis=-1)
 
     def split(self, x: Float[Array, " batch *seen"]) -> Float[Array, "batch views values"]:
-        """Each view's values, smoothed where they are pixels."""
+        """The values of each view, smoothed if they are pixels."""
         if self.kind != "image":
             return x.reshape(len(x), 1, -1)
         channels = x.shape[-1] // self.count
@@ -79,11 +79,11 @@ class Passed(NamedTuple):
     residual: Float[Array, "batch views values"]
     features: Float[Array, "batch features"]
     z: Float[Array, "batch latent"]
-    pathway: Float[Array, "batch activations"]  # of the encoder on x, less those on its reconstruction
+    pathway: Float[Array, "batch activations"]  # the encoder's activations on x minus those on its reconstruction
 
     @classmethod
     def of(cls, views: Views, model: Autoencoder, seen: Float[Array, " batch *seen"]) -> "Passed":
-        """Run examples, as the views see them."""
+        """Run examples, given as their views, through the model."""
 
         def pathway(x: Array) -> tuple[Array, Array, Array]:
             features = model.encoder(x)

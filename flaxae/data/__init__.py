@@ -1,7 +1,7 @@
-"""Where arrays come from, what is known of them, and how they are encoded, cut and scaled.
+"""Loading data, what is known of them, and how they are encoded, cut and scaled.
 
-The public names are in `__init__.pyi`, each imported when it is first used, so that the flags can be told the formats
-of files without what reads them.
+The public names are in `__init__.pyi`. Each is imported when it is first used, so that the flags can list the file
+formats without importing the code that reads them.
 """
 
 import lazy_loader

@@ -9,43 +9,43 @@ import pathlib
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
 
+from flaxae.data import memory
 from flaxae.data.parts import Parts
-from flaxae.errors import DataError
+from flaxae.errors import DataError, FlaxaeError
 
-MAX_BYTES = 16 * 2**30  # what one source may take in memory
-MAP_BYTES = 2 * 2**30  # from which on a .npy file is mapped instead of read
+MAX_BYTES = 16 * 2**30  # the most that one source may take in memory
+MAP_BYTES = 2 * 2**30  # larger .npy files are mapped instead of read
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
-Readable = io.BufferedIOBase | IO[bytes]  # an archive's member is the first, and typed as the second
-_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
+Readable = io.BufferedIOBase | IO[bytes]  # a member of an archive is the first, but is typed as the second
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever the libraries raise on an unreadable file into one DataError."""
+    """Turns anything that the libraries raise on an unreadable file into a DataError with the file and the reason."""
     try:
         yield
-    except DataError:
+    except (FlaxaeError, ImportError):
         raise
     except PermissionError as error:
         raise DataError(f"{path} can't be read: permission denied.") from error
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    except Exception as error:  # libraries raise many types on damaged files
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise DataError(f"{path} can't be read: {reason}. It may be damaged or of another format.") from error
 
 
 def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int = MAX_BYTES) -> None:
-    """Refuses what claims more bytes than it can hold, or than flaxae takes into memory.
+    """Refuses a file that claims more bytes than it can hold, or than there is memory for.
 
     Raises:
-        DataError: `claimed` is above `at_most` or MAX_BYTES.
+        DataError: `claimed` is above `at_most` or MAX_BYTES, or would take too much of the free memory.
     """
     check_claim(claimed, path, at_most=at_most)
+    memory.check(claimed, path, advice="Load a part of it, or save it as .npy, which may be larger than memory.")
     if claimed > MAX_BYTES:
         raise DataError(
             f"{path} holds {claimed:,} bytes of data; the limit is {MAX_BYTES:,}. Load a part of it, or save it as "
@@ -54,7 +54,7 @@ def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int = MAX
 
 
 def check_claim(claimed: int, path: str | os.PathLike[str], *, at_most: int) -> None:
-    """Refuses what claims more bytes than it can hold.
+    """Refuses a file that claims more bytes than it can hold.
 
     Raises:
         DataError: `claimed` is above `at_most`.
@@ -115,13 +115,13 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load_npz(path: pathlib.Path) -> Parts:
-    """The parts of a `.npz` file, by the names that its arrays have.
+    """The parts of a `.npz` file, by the names of its arrays.
 
-    `train` and `test` (or Keras' `x_train` and `x_test`), or `x` or `X`, or one array of any name; with labels under
-    `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. All but the first is optional.
+    These are `train` and `test` (or Keras' `x_train` and `x_test`), or `x` or `X`, or one array of any name; with labels
+    under `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. Only the first is required.
 
     Raises:
-        DataError: as `read_npz`; or no array has such a name.
+        DataError: as in `read_npz`; or no array has such a name.
     """
     arrays = read_npz(path)
     return _parts(arrays, path)

@@ -1,5 +1,6 @@
-"""A data set ready for training: what the sources give, checked, split, and with its scaling fitted."""
+"""A data set ready for training: checked, split, and with its scaling fitted."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -14,28 +15,29 @@ from jaxtyping import Int, Shaped
 from flaxae.data import arrays, files, formats, images, mnist, signals, tables, tfds
 from flaxae.data.encoding import Encoding
 from flaxae.data.images import Images
-from flaxae.data.parts import Parts, as_examples
+from flaxae.data.parts import Parts, as_examples, with_gaps
 from flaxae.data.roles import Roles
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing
 from flaxae.data.stream import Stream
 from flaxae.errors import ConfigError, DataError
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLE_BYTES = 64 * 2**20  # of a stream, for what is fitted in memory
+SAMPLE_BYTES = 64 * 2**20  # the most bytes of a stream's sample, for methods that need data in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples in stored units, and what is known of them.
 
-    Images are [n, height, width, channels] of uint8, uint16 or float32, or `Images` where they differ in size or are
-    larger than `images.SMALL`, which `scaling(train)` leaves as they are (float32 in [0, 1], one by one); tables
-    [n, columns] of float32, categories being columns of 0 and 1; signals [n, window, channels] of float32, in the order
-    of time. `scaling` and `encoding` were fitted on `train` alone. What is too large for memory has a `Stream` for
-    `train`, which `scaling(train)` is too, and as much for `test` as fits.
+    Images are [n, height, width, channels] of uint8, uint16 or float32. If they differ in size or are larger than
+    `images.SMALL`, they are `Images`, which `scaling(train)` leaves as they are (float32 in [0, 1], one by one). Tables
+    are [n, columns] of float32, with categories as columns of 0 and 1. Signals are [n, window, channels] of float32, in
+    the order of time. `scaling` and `encoding` were fitted on `train` alone. If the data are too large for memory,
+    `train` is a `Stream`, as is `scaling(train)`, and `test` has as much as fits.
     """
 
     name: str
@@ -44,22 +46,22 @@ class Dataset:
     test: Shaped[np.ndarray, " test *shape"] | Images
     train_labels: Int[np.ndarray, " train"] | None  # −1 where an example has none
     test_labels: Int[np.ndarray, " test"] | None
-    classes: tuple[str, ...] | None  # what the labels' codes mean
+    classes: tuple[str, ...] | None  # the names of the labels' codes
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     scaling: Scaling
-    encoding: Encoding | None = None  # of a table that holds more than numbers, or not all of them
+    encoding: Encoding | None = None  # of a table with categories or missing values
     framing: Framing | None = None  # of a signal
-    test_rows: Int[np.ndarray, " test"] | None = None  # of the source, that are the test examples (or their first
-    # moments); None where the source has a test part of its own
+    test_rows: Int[np.ndarray, " test"] | None = None  # the source's rows (or first moments of
+    # windows) that are the test examples; None if the source has a test part of its own
     train_rows: Int[np.ndarray, " train"] | None = None
     roles: Roles | None = None  # of a table's columns, where some are not learnt from
     carried: "pd.DataFrame | None" = None  # those that say what a row is about, of all rows of the source
-    images: Images | None = None  # that training and test examples are of; `check` says which could not be read
-    test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (objects)
+    images: Images | None = None  # the images of both parts; `check` says which could not be read
+    test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (dtype object)
 
     @property
     def train_sample(self) -> Shaped[np.ndarray, " train *shape"]:
-        """The training examples in memory: all, or of a stream some from all over it."""
+        """The training examples in memory: all of them, or for a stream a sample from all over it."""
         return self.train.sample(SAMPLE_BYTES) if isinstance(self.train, Stream) else cast(np.ndarray, self.train)
 
     @property
@@ -74,7 +76,7 @@ class Dataset:
 
     @property
     def differ_in_size(self) -> bool:
-        """Whether they are images that are read one by one, of any size."""
+        """Whether the examples are images of any size, which are read one by one."""
         return isinstance(self.train, Images)
 
 
@@ -110,28 +112,45 @@ def load(
               each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
               pages: see `images.load`;
             - an array (of NumPy, torch or JAX), [n, columns] or [n, height, width] or [n, height, width, channels]; a
-              pair (x, labels), labels being [n] or [n, 1]; a pair (train, test) of such arrays or pairs, as Keras'
-              `load_data` gives;
+              pair (x, labels), with labels [n] or [n, 1]; or a pair (train, test) of such arrays or pairs, as from
+              Keras' `load_data`;
             - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
             - a pandas DataFrame, or what has a `to_pandas` method, as polars' and Arrow's tables have.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
-        window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
-            cut into windows of so many moments. Labels are then numbers, the largest of a window's moments being its.
-        stride: a window begins every so many moments; by default every half window.
+        window: take the source for a signal, [time] or [time, channels] or a table whose rows are moments in order, and
+            cut it into windows of so many moments. Labels must then be numbers; a window has the largest of its
+            moments' labels.
+        stride: how many moments after one window the next begins; by default half a window.
         time, ids, drop: columns of a table that are not learnt from; the first two are in `carried`.
         keep: columns of a table to learn from, whatever they look like.
         marks: whether missing values of a table have features that tell of them.
-        size: in pixels, that images are brought to, height and width: scaled to cover it, and the middle cut out. By
-            default each keeps its own.
-        max_pixels: that one image may have.
-        seed: of the random fifth that becomes the test part where the source has none. Of a signal it is the last.
+        size: height and width, in pixels, to bring all images to: they are scaled to cover it, and the middle is cut
+            out. By default each keeps its own.
+        max_pixels: the most pixels that one image may have.
+        seed: for the random fifth that becomes the test part if the source has none. For a signal it is the last fifth.
             With labels it is a fifth of each class.
 
     Raises:
         DataError: the source doesn't exist or can't be used; the message says what to do.
-        ConfigError: a window or stride that can't be.
+        ConfigError: the window or the stride is out of range.
     """
-    parts, name = _parts(source, label, {"time": time, "ids": ids, "drop": drop, "keep": keep}, size, max_pixels)
+    with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
+        roles = {"time": time, "ids": ids, "drop": drop, "keep": keep}
+        return _loaded(source, label, roles, window, stride, size, max_pixels, marks, seed)
+
+
+def _loaded(
+    source: Any,
+    label: str | None,
+    roles: dict[str, Any],
+    window: int | None,
+    stride: int | None,
+    size: int | None,
+    max_pixels: int,
+    marks: bool,
+    seed: int,
+) -> Dataset:
+    parts, name = _parts(source, label, roles, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = framing = indicators = None
     if window is not None:
@@ -151,14 +170,14 @@ def load(
         indicators = encoding.indicators
     else:
         parts = _checked(parts.train, parts, given, seed)
-    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # as all of these leave them
+    train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # after all of the above
     if not isinstance(train, Images) and (train.shape[1:] != test.shape[1:] or train.dtype != test.dtype):
         raise DataError(
             f"{given}: training examples are {train.dtype} {train.shape[1:]}, test examples {test.dtype} "
             f"{test.shape[1:]}; they have to be the same."
         )
     fields = _coded(parts, given)._asdict()
-    for field in ("rate", "files"):  # the framing has the one, and `images` the other
+    for field in ("rate", "files"):  # the first is in the framing, the second in `images`
         fields.pop(field)
     return Dataset(
         name=name,
@@ -233,23 +252,25 @@ def _from_path(
     _refuse_columns(label, roles, path)
     length = path.stat().st_size
     if known.mapper is not None and length > arrays.MAP_BYTES:
-        print(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
+        say(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
         return Parts(train=Stream(known.mapper(path)))
     content = known.read(path)
     return _sized(content, size) if known.kind == "array" else Parts(train=content.values, rate=content.rate)
 
 
 def _of_numpy(source: Any) -> Any:
-    """Arrays of torch and JAX, in tuples too, as those of NumPy; all else as it is."""
+    """Arrays of torch and JAX, also in tuples, as NumPy arrays; anything else unchanged."""
     if isinstance(source, tuple):
         return tuple(map(_of_numpy, source))
     is_array = hasattr(source, "__array__") and hasattr(source, "shape") and hasattr(source, "dtype")
     is_frame = hasattr(source, "columns") or hasattr(source, "column_names")
-    return images.sources.as_array(source) if is_array and not is_frame else source
+    if isinstance(source, np.ma.MaskedArray) or is_frame or not is_array:
+        return source
+    return images.sources.as_array(source)
 
 
 def _sized(parts: Parts, size: int | None) -> Parts:
-    """Arrays of images brought to a size; tables as they are."""
+    """Arrays of images brought to a size; tables unchanged."""
     if size is None:
         return parts
     if not isinstance(parts.train, np.ndarray) or parts.train.ndim < 3:
@@ -265,6 +286,10 @@ def _sized(parts: Parts, size: int | None) -> Parts:
 
 
 def _from_memory(source: np.ndarray | tuple) -> Parts:
+    if isinstance(source, np.ma.MaskedArray) and source.ndim == 2 and np.ma.is_masked(source):
+        import pandas as pd
+
+        return Parts(train=pd.DataFrame(with_gaps(source), columns=[f"x{i}" for i in range(source.shape[1])]))
     if isinstance(source, np.ndarray):
         return Parts(train=source)
     if len(source) != 2 or not all(isinstance(part, np.ndarray | tuple) for part in source):
@@ -338,7 +363,7 @@ def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts
 
 
 def _coded(parts: Parts, given: str) -> Parts:
-    """Labels of any values become codes into `classes`; labels of one part alone are kept."""
+    """Replace labels of any values by codes into `classes`; it is enough if one part has labels."""
     labels = {"train_labels": parts.train_labels, "test_labels": parts.test_labels}
     labels = {part: values for part, values in labels.items() if values is not None}
     for part, values in labels.items():

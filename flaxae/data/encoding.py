@@ -1,4 +1,4 @@
-"""Tables of numbers and categories, with values missing, as the numbers that networks see; and back.
+"""Encode tables of numbers and categories, with missing values, as numeric features; and back.
 
 A number stays one; a category is a feature for each of its values that are frequent, and one for the others, seen or
 not. What is missing is filled with what the row's other values let expect (see `Filling`), and where values are missing
@@ -23,7 +23,7 @@ from flaxae.errors import ConfigError, DataError, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_CATEGORIES = 32  # of a column, that have a feature of their own
+MAX_CATEGORIES = 32  # the most categories of a column that have a feature of their own
 OTHER = "other"
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "empty")  # as pandas' infer_dtype calls them
 _CATEGORIES = ("string", "boolean", "categorical", "mixed-integer")
@@ -51,7 +51,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What the columns of a table hold, and so which features they become. Fitted on a training part."""
+    """What the columns of a table hold, and so which features they become. It is fitted on the training part."""
 
     columns: tuple[Column, ...]
     filling: Filling | None = dataclasses.field(default=None, compare=False)
@@ -69,11 +69,11 @@ class Encoding:
 
         `source` is for the messages, here and below. Without `marks` there are no features for missing values.
 
-        A column without values is left out, with a warning. A category has a feature if it is one of the
-        MAX_CATEGORIES most frequent and occurs twice.
+        A column without values is left out, with a warning. A category has a feature of its own if it is one of the
+        MAX_CATEGORIES most frequent and occurs at least twice.
 
         Raises:
-            DataError: a column holds dates, or what is neither numbers nor categories, such as a name of each row.
+            DataError: a column holds dates, or neither numbers nor categories, such as a different name in each row.
         """
         empty = [name for name in frame.columns if frame[name].iloc[train].isna().all()]
         if len(empty) == frame.shape[1]:
@@ -89,7 +89,7 @@ class Encoding:
 
     @classmethod
     def of_numbers(cls, columns: Sequence[str]) -> "Encoding":
-        """The encoding of columns of numbers, none of them missing: the numbers as they are."""
+        """The encoding of columns of numbers without missing values, which leaves them as they are."""
         return cls(tuple(map(Column, columns)))
 
     @property
@@ -99,17 +99,17 @@ class Encoding:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features."""
+        """The names of the features."""
         return tuple(name for column in self.columns for name in column.features)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """For each feature the column that it was made of."""
+        """For each feature, the column that it comes from."""
         return tuple(column.name for column in self.columns for _ in column.features)
 
     @property
     def indicators(self) -> Bool[np.ndarray, " features"]:
-        """Which features are 0 or 1, telling whether a value is this category, or missing."""
+        """Which features are indicators: 0 or 1, for a category or for missing values."""
         return np.array([name != column.name for column in self.columns for name in column.features])
 
     @property
@@ -162,12 +162,12 @@ class Encoding:
         return np.where(self.indicators & np.isnan(values), np.clip(filled, 0, 1), filled)
 
     def undo(self, values: Float[np.ndarray, " rows features"]) -> "pd.DataFrame":
-        """The table that features stand for: of each category the likeliest; nothing where "missing" is likelier.
+        """The table of these features, with the likeliest category of each column; empty if "missing" is likelier.
 
         Whole numbers are whole again, counts not negative, and flags True or False.
 
         Raises:
-            DataError: as many columns as there are features were expected.
+            DataError: `values` doesn't have one column per feature.
         """
         import pandas as pd
 
@@ -178,7 +178,7 @@ class Encoding:
         return pd.DataFrame({c.name: _decoded(c, part) for c, part in zip(self.columns, parts, strict=True)})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         categories = [None if column.categories is None else list(column.categories) for column in self.columns]
         columns = zip(map(dataclasses.asdict, self.columns), categories, strict=True)
         filling = None if self.filling is None else self.filling.to_dict()
@@ -207,7 +207,7 @@ class Encoding:
 
 
 def numbers(column: "pd.Series", source: object) -> Float[np.ndarray, " rows"]:
-    """The numbers of a column, float64, missing ones NaN.
+    """The numbers of a column as float64, with NaN for missing ones.
 
     Raises:
         DataError: the column holds anything else; the message has the first such value, or says what to do with dates.
@@ -304,7 +304,7 @@ def _decoded(column: Column, values: np.ndarray) -> np.ndarray:
 
 
 def _factorized(column: "pd.Series") -> tuple[np.ndarray, list[str]]:
-    """Codes, -1 where a value is missing, and what they stand for, as text that doesn't depend on the file's types."""
+    """Codes, -1 for missing values, and their categories, as text that doesn't depend on the types in the file."""
     import pandas as pd
 
     codes, uniques = pd.factorize(column)

@@ -1,4 +1,4 @@
-"""Read new data for a trained model, and write what it makes of them."""
+"""Read new data for a trained model, and write its results."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from flaxae import atomic
 from flaxae.data import formats, images, signals, tables
+from flaxae.data.arrays import reading
 from flaxae.data.encoding import Encoding
 from flaxae.data.parts import as_examples
 from flaxae.data.signals import Signal
@@ -26,18 +27,25 @@ def read(
     """New data, in stored units.
 
     Args:
-        path: of a format in `formats`. An image file gives [height, width, channels]; a folder of images, a zip or tar,
-            or a file of several pages a dict from names, relative to it, to such arrays, whose sizes may differ, all in
-            memory (`images.open` reads them one by one); arrays (of an `.npz` the key x, or one
-            alone) and tables give examples as `load` has them, [n, columns] or [n, height, width, channels].
+        path: a file in one of the `formats`, or a folder. An image gives [height, width, channels]. A folder, zip or
+            tar of images, or a file of several pages, gives a dict from names, relative to it, to such arrays, whose
+            sizes may differ; all are in memory (`images.open` reads them one by one). Arrays (in an `.npz`, the key x
+            or the only array) and tables give examples, [n, columns] or [n, height, width, channels].
         columns: the columns of a table to take, in this order, such as those that a model was trained on;
             None is all of them.
-        encoding: of a table that a model was trained on, instead of `columns`, where it is not all numbers.
+        encoding: that of the table that a model was trained on, instead of `columns`, if the table is not all numbers.
 
     Raises:
         DataError: there is no such file, or it can't be used: see the message.
     """
     path = existing(path)
+    with reading(path):
+        return _read(path, columns, encoding)
+
+
+def _read(
+    path: pathlib.Path, columns: Sequence[str] | None, encoding: Encoding | None
+) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
     if path.is_dir() or images.sources.is_archive(path):
         return images.read_all(path)
     known = formats.of(path)
@@ -68,7 +76,7 @@ def read_table(path: str | os.PathLike[str]) -> "pd.DataFrame":
 
 
 def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> Signal:
-    """A recording: a `.wav`, an array of [time] or [time, channels], or a table of the moments.
+    """A recording: a `.wav`, an array [time] or [time, channels], or a table with one row per moment.
 
     Args:
         path: of the file.
@@ -81,11 +89,12 @@ def read_signal(path: str | os.PathLike[str], *, columns: Sequence[str] | None =
     known = formats.find(path)
     if known is None or known.kind == "image":
         raise DataError(f"{path} is no signal; expected {', '.join(formats.suffixes('array', 'signal', 'table'))}.")
-    content = known.read(path)
-    if known.kind == "signal":
-        return content
-    x = content.train if known.kind == "array" else tables.checked(content, path)
-    return Signal(signals.as_signal(x, path, columns))
+    with reading(path):
+        content = known.read(path)
+        if known.kind == "signal":
+            return content
+        x = content.train if known.kind == "array" else tables.checked(content, path)
+        return Signal(signals.as_signal(x, path, columns))
 
 
 def write(
@@ -95,15 +104,16 @@ def write(
     columns: Sequence[str] | None = None,
     encoding: Encoding | None = None,
 ) -> None:
-    """Write what `read` and `read_signal` read, in the format of the path's ending; the folders on the way are made.
+    """Write data as `read` and `read_signal` give them, in the format of the path's ending.
 
-    Each file appears whole or not at all.
+    Missing folders are made. Each file appears whole or not at all.
 
     Args:
         path: of a format in `formats` (an `.npz` has the key x); a folder if `data` is a dict.
         data: an array, a dict from file names relative to the folder to images, or a signal.
         columns: names of a table's columns; None is x0, x1, …
-        encoding: undone in a table, instead of `columns`, so that it has the columns that the model was trained on.
+        encoding: that of a table, instead of `columns`. It is undone, so that the file has the columns that the model
+            was trained on.
 
     Raises:
         DataError: an unknown format, one that can't hold such an array, or a place that can't be written.
@@ -119,10 +129,10 @@ def write(
 
 
 def existing(path: str | os.PathLike[str], *, also: tuple[str, ...] = ()) -> pathlib.Path:
-    """The path, if something is there; `also` are the names that the caller would have taken as well.
+    """The path, if it exists; `also` are other names that the caller would have accepted.
 
     Raises:
-        DataError: nothing is; the message names the nearest file or name.
+        DataError: it doesn't exist; the message suggests the nearest file or name.
     """
     import difflib
 
@@ -141,7 +151,7 @@ def existing(path: str | os.PathLike[str], *, also: tuple[str, ...] = ()) -> pat
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A binary file to write to, which takes the place of `path` once the block has ended: whole or not at all.
+    """A binary file to write to. It replaces `path` when the block ends, whole or not at all.
 
     Raises:
         DataError: the place can't be written, or the disk is full.

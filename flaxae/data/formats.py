@@ -1,6 +1,6 @@
-"""The formats of files: the one table on which reading, writing, the messages and the flags' help stand.
+"""The table of file formats, which reading, writing, the messages and the flags' help all use.
 
-To add a format is to add an entry, and the functions that it names. Nothing heavy is imported before a file is read.
+To add a format, add an entry and the functions that it names. Nothing heavy is imported before a file is read.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ Kind = Literal["array", "signal", "table", "image"]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A file format.
 
-    What its files hold is by kind: an array, as `Parts` (which may be several arrays); a `Signal`; a table, as a
-    DataFrame; or an image, as [height, width, channels].
+    Its kind says what a file holds: an array, read as `Parts` (which may be several arrays); a `Signal`; a table, read
+    as a DataFrame; or an image, [height, width, channels].
 
     Args:
-        suffixes: the endings of its names, in lower case.
-        kind: of what its files hold.
-        reader: `reader(path)` gives what the file holds.
-        writer: `writer(file, path, content)` writes it (of arrays, one array) into a binary file that is open; `path`
-            is where it will be; None of a format that is only read.
-        mapper: `mapper(path)` gives an array that is not read yet, for files larger than memory.
-        extra: in pyproject.toml, of the packages that the format needs beside those that are always there.
-        compressed: endings that may follow those of the format, such as .gz, whose files are packed.
+        suffixes: the endings of file names, in lower case.
+        kind: what its files hold.
+        reader: `reader(path)` returns the content of the file.
+        writer: `writer(file, path, content)` writes the content (for arrays, one array) into an open binary file;
+            `path` is where the file will be. None if the format is only read.
+        mapper: `mapper(path)` returns a memory-mapped array, for files larger than memory.
+        extra: the extra in pyproject.toml with the packages that only this format needs.
+        compressed: endings that may follow those of the format, such as .gz, of compressed files.
     """
 
     suffixes: tuple[str, ...]
@@ -43,19 +43,21 @@ class Format:
     compressed: tuple[str, ...] = ()
 
     def read(self, path: pathlib.Path) -> Any:
-        """What the file holds.
+        """The content of the file. Any error of a library becomes one error with the file and the reason.
 
         Raises:
-            DataError: it can't be read, or a package is missing that the format needs.
+            DataError: it can't be read, or a package that the format needs is missing.
         """
-        with self._packages(path):
+        from flaxae.data.arrays import reading
+
+        with self._packages(path), reading(path):
             return self.reader(path)
 
     def write(self, file: IO[bytes], path: pathlib.Path, content: Any) -> None:
-        """Write what `read` gives (of arrays, one array) into a binary file that is open, and will be at `path`.
+        """Write content as `read` returns it (for arrays, one array) into an open binary file that will be at `path`.
 
         Raises:
-            DataError: the format can't hold that, or a package is missing that it needs.
+            DataError: the format can't hold the content, or a package that it needs is missing.
         """
         if self.writer is None:
             raise DataError(f"{path.suffix} files are only read; write .csv or .npy.")
@@ -73,7 +75,7 @@ class Format:
 
 
 def _later(name: str) -> Callable[..., Any]:
-    """A function of a module of `flaxae.data`, such as "tables.read_csv", imported when it is called."""
+    """A function of a module of `flaxae.data`, such as "tables.read_text", imported when it is called."""
     module, _, function = name.partition(".")
     return lambda *arguments: getattr(importlib.import_module(f"flaxae.data.{module}"), function)(*arguments)
 
@@ -122,7 +124,7 @@ FORMATS = (
 
 
 def find(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a file by the ending of its name; None of one that is not in the table."""
+    """The format of a file by the ending of its name; None if it is not in the table."""
     *before, suffix = ("", "", *(part.lower() for part in pathlib.Path(path).suffixes))
     for known in FORMATS:
         if suffix in known.suffixes or (suffix in known.compressed and before[-1] in known.suffixes):

@@ -1,4 +1,4 @@
-"""The MNIST digits that travel inside the package, so that a first run needs no network.
+"""The MNIST digits that are part of the package, so that a first run needs no network.
 
 `mnist.xz` is made by `tools/embed_mnist.py`; `mnist.LICENSE.md` says whose data it is.
 """

@@ -1,13 +1,14 @@
-"""What every source gives, and the one gate that its arrays pass."""
+"""The form in which every source gives its data, and the one check that its arrays pass."""
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from flaxae.data.stream import Stream
 from flaxae.errors import DataError
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,16 +24,23 @@ class Parts(NamedTuple):
     test: "np.ndarray | Images | None" = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
-    classes: tuple[str, ...] | None = None  # given: the labels are codes into it; None: they are any values
+    classes: tuple[str, ...] | None = None  # if given, the labels are codes into it; None: the labels are any values
     columns: tuple[str, ...] | None = None
     rate: int | None = None  # of a recording, in Hz
-    test_rows: np.ndarray | None = None  # of the source that the test examples are, or begin at
+    test_rows: np.ndarray | None = None  # the source's rows that are the test examples, or that they begin at
     train_rows: np.ndarray | None = None
     roles: "Roles | None" = None  # of a table's columns
     carried: "pd.DataFrame | None" = None  # of all rows of the source, the columns that say what they are about
-    images: "Images | None" = None  # that the examples are of, some of which may turn out to be unreadable
-    files: np.ndarray | None = None  # names, of the images of `train`
+    images: "Images | None" = None  # the images of the examples; some may turn out to be unreadable
+    files: np.ndarray | None = None  # the names of the images of `train`
     test_files: np.ndarray | None = None
+
+
+def with_gaps(x: Any) -> np.ndarray:
+    """x as an array. The masked values of an array of `numpy.ma` become missing: NaN."""
+    if not np.ma.is_masked(x):
+        return np.asarray(x)
+    return np.where(np.ma.getmaskarray(x), np.nan, x.data.astype(np.float64))
 
 
 def as_examples(
@@ -40,12 +48,13 @@ def as_examples(
 ) -> Shaped[np.ndarray, " examples *shape"]:
     """Checked examples: tables as float32 [n, columns], images as uint8, uint16 or float32 [n, h, w, channels].
 
-    Images without a channel axis, [n, h, w], gain one; those of torch, [n, channels, h, w], are turned, with a line
-    that says so. `source` and `columns` are for the messages.
+    Images without a channel axis, [n, h, w], get one. For torch's order, [n, channels, h, w], the channels are moved to
+    the last axis, and a printed line says so. `source` and `columns` are for the messages.
 
     Raises:
-        DataError: not numbers, an odd number of axes, empty, or not finite in float32.
+        DataError: they are not numbers, empty, not finite in float32, or have a wrong number of axes.
     """
+    x = with_gaps(x)
     if x.dtype.kind not in "buif":
         raise DataError(f"{source} holds values of type {x.dtype}; expected integers or real numbers.")
     if x.ndim not in (2, 3, 4):
@@ -62,10 +71,10 @@ def as_examples(
             "[n, height, width, 1]."
         )
     if x.ndim == 4 and is_channel_first(x.shape):
-        print(f"{source}: images of shape {x.shape[1:]} have their channels first; they are moved to the last axis.")
+        say(f"{source}: images of shape {x.shape[1:]} have their channels first; they are moved to the last axis.")
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     if x.ndim == 2 or x.dtype not in (np.uint8, np.uint16):
-        with np.errstate(over="ignore"):  # what overflows is found below
+        with np.errstate(over="ignore"):  # overflows are found below
             x = x.astype(np.float32, copy=False)
         finite = np.isfinite(x)
         if not finite.all():
@@ -81,7 +90,7 @@ def as_examples(
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """Images with their channels on the last axis: those of torch, [..., channels, height, width], are turned."""
+    """Images with their channels on the last axis, from torch's order, [..., channels, height, width], if need be."""
     return np.moveaxis(x, -3, -1) if is_channel_first(x.shape) else x
 
 

@@ -3,8 +3,8 @@
     pip install "flaxae[tfds-prepare]"
     TFDS_DATA_DIR=FOLDER python -m flaxae.data.prepare fashion_mnist --originals DIR
 
-DIR holds the original archives under their own names, where they were got by other ways than TFDS's; TFDS
-checks their SHA-256. Without --originals they are downloaded.
+DIR holds the original archives under their own names, if they were downloaded by other means than TFDS; TFDS
+checks their SHA-256. Without --originals TFDS downloads them.
 """
 
 import argparse

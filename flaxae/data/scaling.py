@@ -1,4 +1,4 @@
-"""From stored values to what networks see, and back."""
+"""The scaling from stored values to network inputs, and back."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ LIMIT = 10.0  # deviations, beyond which numbers of tables are compressed
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """The map x -> (x - offset) / scale, and the dtype that its values are stored in.
+    """The map x -> (x - offset) / scale, and the dtype of the stored values.
 
     `offset` and `scale` have one entry for all values, or one for each column (the last axis). Beyond `limit`, where
     there is one, what is farther off is compressed: see `compressed`.
@@ -35,7 +35,7 @@ class Scaling:
         train: Shaped[np.ndarray, " examples *shape"] | Stream | Images,
         indicators: Bool[np.ndarray, " columns"] | None = None,
     ) -> "Scaling":
-        """The scaling of a training part, which alone may decide it; a stream is read once from end to end.
+        """The scaling fitted on the training part, and on nothing else. A stream is read once from end to end.
 
         Tables, [n, columns], and signals, [n, time, channels], are standardised by column or channel; a constant one
         is only centred. Of tables, a few glitches decide nothing: the moments are robust ones, and what is beyond LIMIT
@@ -76,7 +76,7 @@ class Scaling:
     def __call__(
         self, x: Shaped[np.ndarray | Array, " *shape"] | Stream | Images
     ) -> Float[np.ndarray | Array, " *shape"] | Stream | Images:
-        """What networks see: float32, on the host for NumPy arrays, on the device for JAX arrays, later for streams.
+        """x scaled, in float32: on the host for NumPy arrays, on the device for JAX arrays, when read for streams.
 
         `Images` scale themselves, and are given back as they are.
 
@@ -92,7 +92,7 @@ class Scaling:
         return scaled if self.limit is None else compressed(scaled, self.limit)
 
     def undo(self, x: Shaped[np.ndarray | Array, " *shape"]) -> Shaped[np.ndarray, " *shape"]:
-        """Back to stored units and dtype; integers are rounded, and clipped to what the dtype holds.
+        """x in stored units and dtype again. Integers are rounded, and clipped to the range of the dtype.
 
         Raises:
             DataError: the last axis is not the columns that the scaling was fitted on.
@@ -106,7 +106,7 @@ class Scaling:
         return values.astype(dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         fields = {"offset": list(self.offset), "scale": list(self.scale), "dtype": self.dtype}
         return fields if self.limit is None else {**fields, "limit": self.limit}
 
@@ -181,7 +181,7 @@ def _parts(train: np.ndarray | Stream) -> Iterable[np.ndarray]:
 
 
 def _moments(train: np.ndarray | Stream) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
+    """The mean and standard deviation of each column or channel, merged part by part (Chan et al. 1979)."""
     count, mean, squares = 0, np.zeros(train.shape[-1]), np.zeros(train.shape[-1])
     for part in _parts(train):
         axes, more = tuple(range(part.ndim - 1)), part.size // part.shape[-1]
@@ -197,5 +197,5 @@ _DTYPES = ("uint8", "uint16", "float32")
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a number, and one that float32 holds."""
+    """Whether `value` is a number that is finite in float32."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -1,4 +1,4 @@
-"""Signals: long recordings of one or more channels, cut into windows, and laid back on the time line."""
+"""Signals: long recordings of one or more channels, cut into windows and put together again."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in moments a second, if known."""
+    """How a signal is cut: windows of `window` moments, one every `stride`; `rate` is in Hz, if known."""
 
     window: int
     stride: int
@@ -45,11 +45,11 @@ class Framing:
 
     @property
     def apart(self) -> int:
-        """How many windows later the first one begins that shares no moment with a window."""
+        """How many windows later the next window begins that shares no moment with a given one."""
         return math.ceil(self.window / self.stride)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -68,14 +68,14 @@ class Framing:
 
 
 class Signal(NamedTuple):
-    """A recording, not yet cut: float32 [time, channels], and its rate in Hz where the file says it."""
+    """A recording before it is cut: float32 [time, channels], and its rate in Hz if the file has it."""
 
     values: np.ndarray
     rate: int | None = None
 
 
 def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]:
-    """The first moment of each of `windows` of a signal of that length.
+    """The first moment of each window that `windows` cuts from a signal of that length.
 
     Raises:
         DataError: the signal is shorter than one window.
@@ -86,7 +86,7 @@ def starts(length: int, window: int, stride: int) -> Int[np.ndarray, " windows"]
 
 
 def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int) -> Shaped[np.ndarray, "..."]:
-    """[windows, window, *rest]: one window every `stride` moments, and one flush with the end, so that none is lost.
+    """[windows, window, *rest]: one window every `stride` moments, and a last one flush with the end of the signal.
 
     Raises:
         DataError: the signal is shorter than one window, or the windows would be too large for memory.
@@ -101,10 +101,10 @@ def windows(signal: Shaped[np.ndarray, " time *rest"], window: int, stride: int)
 def overlap_mean(
     values: Float[np.ndarray, " windows window *rest"], stride: int, length: int
 ) -> Float[np.ndarray, " length *rest"]:
-    """What `windows` cut, laid back: for each moment of a signal of that length, the mean of the windows that hold it.
+    """The inverse of `windows`: for each moment of a signal of that length, the mean over the windows that hold it.
 
     Raises:
-        DataError: there are not as many windows as `windows` cuts.
+        DataError: the number of windows is not the one that `windows` cuts.
     """
     window = values.shape[1]
     begins = starts(length, window, stride)
@@ -122,15 +122,15 @@ def overlap_mean(
 def as_signal(
     x: "np.ndarray | pd.DataFrame", source: object, columns: Sequence[str] | None = None
 ) -> Float[np.ndarray, " time channels"]:
-    """A checked signal, float32; one without an axis of channels has one. A table's columns are the channels.
+    """A checked signal, float32 [time, channels]. Without an axis of channels, x is one channel.
 
     Args:
-        x: [time], [time, channels], or a table.
+        x: [time], [time, channels], or a table, whose columns are the channels.
         source: for the messages.
-        columns: those of a table to take, in this order; None is all of them.
+        columns: the columns of a table to take, in this order; None is all of them.
 
     Raises:
-        DataError: another shape, or values that are missing, not finite or not numbers.
+        DataError: x has another shape, or values that are missing, not finite or not numbers.
     """
     if not isinstance(x, np.ndarray):
         return Encoding.of_numbers(columns or tuple(x.columns))(x, source)
@@ -140,12 +140,12 @@ def as_signal(
 
 
 def cut(parts: Parts, framing: Framing, source: object) -> Parts:
-    """The windows of a source's signals. Where it has no test part, the last fifth of the time is: no window has both.
+    """The windows of a source's signals. If it has no test part, the last fifth of the time becomes the test part.
 
-    A window's label is the largest of its moments' labels.
+    No window is in both parts. A window's label is the largest of its moments' labels.
 
     Raises:
-        DataError: a signal is a stream, shorter than two windows, or not one (see `as_signal`), or the labels are not
+        DataError: a signal is a stream, shorter than two windows, or invalid (see `as_signal`), or the labels are not
             numbers.
     """
     if isinstance(parts.train, Stream):
@@ -185,7 +185,7 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
 
 
 def read_wav(path: pathlib.Path) -> Signal:
-    """The samples of a `.wav` file, full scale being [-1, 1].
+    """The samples of a `.wav` file, scaled so that full scale is [-1, 1].
 
     Raises:
         DataError: the file is unreadable, damaged or too large.
@@ -193,7 +193,7 @@ def read_wav(path: pathlib.Path) -> Signal:
     from scipy.io import wavfile
 
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # cut short
+        warnings.simplefilter("error", wavfile.WavFileWarning)  # the file was cut short
         warnings.filterwarnings("ignore", ".*not understood, skipping", wavfile.WavFileWarning)
         check_size(path.stat().st_size, path)
         try:

@@ -13,24 +13,24 @@ from jaxtyping import Shaped
 
 from flaxae.errors import DataError
 
-HELD_OUT_BYTES = 256 * 2**20  # of a part that is held out, which has to fit in memory
-PASS_BYTES = 32 * 2**20  # read at once in a pass over everything
-_BLOCKS = 64  # that a held-out part is made of, spread over all
+HELD_OUT_BYTES = 256 * 2**20  # the most bytes of a part that is split off, which has to fit in memory
+PASS_BYTES = 32 * 2**20  # read at once in a pass over all examples
+_BLOCKS = 64  # how many blocks, spread over the stream, a part that is split off consists of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """Examples of a source, in the source's order, read when they are asked for: `stream[lo:hi]`.
 
-    A tree of streams of one length, such as `{"x": Stream(noisy), "target": Stream(clean)}`, is trained on as a tree of
-    arrays is. What is one number an example, such as a label, is for trees alone.
+    A tree of streams of one length, such as `{"x": Stream(noisy), "target": Stream(clean)}`, can be trained on like a
+    tree of arrays. Streams of one number per example, such as labels, are only for trees.
 
     Args:
         source: a memory-mapped array (`np.load(path, mmap_mode="r")`), or anything with a length that gives a list of
             examples for a list of numbers by `__getitems__` (an array_record, TFDS or Grain data source) or an array
             by `source[lo:hi]`.
-        scaling: applied on the way, a function of arrays on the host or on the device: elementwise, and rising.
-        spans: the parts of the source that belong to it, as (start, stop) in rising order; by default all of it.
+        scaling: applied to what is read: a function of arrays on the host or on the device, elementwise and increasing.
+        spans: the parts of the source that belong to the stream, as (start, stop) in increasing order; by default all.
 
     Raises:
         DataError: the examples are not arrays of numbers, all of one shape.
@@ -40,7 +40,7 @@ class Stream:
     scaling: Callable[[Any], Any] | None = None
     spans: tuple[tuple[int, int], ...] = ()
     example: Shaped[np.ndarray, "1 *shape"] = dataclasses.field(init=False, repr=False)
-    ends: list[int] = dataclasses.field(init=False, repr=False)  # of the spans, counted in this stream's examples
+    ends: list[int] = dataclasses.field(init=False, repr=False)  # each span's end, counted in this stream's examples
 
     def __post_init__(self) -> None:
         spans = self.spans or ((0, len(self.source)),)
@@ -56,17 +56,17 @@ class Stream:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array of all examples."""
+        """The shape of an array of all examples."""
         return (len(self), *self.example.shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the examples that are read."""
+        """The dtype of the examples that are read."""
         return self.example.dtype if self.scaling is None else np.dtype(np.float32)
 
     @property
     def ndim(self) -> int:
-        """As of an array of all examples."""
+        """The number of axes of an array of all examples."""
         return self.example.ndim
 
     def __getitem__(self, part: slice) -> Shaped[np.ndarray, " examples *shape"]:
@@ -86,7 +86,7 @@ class Stream:
     def chunks(
         self, starts: Iterable[int], out: Shaped[np.ndarray, "starts length *shape"]
     ) -> Iterator[Shaped[np.ndarray, " length *shape"]]:
-        """Examples from each of `starts` on, as `stored` gives them, read into `out` one chunk after the other."""
+        """The chunks that begin at `starts`, unscaled as from `stored`, read into `out` one after the other."""
         with self._reader() as read:
             for start, chunk in zip(starts, out, strict=True):
                 done = 0
@@ -111,22 +111,23 @@ class Stream:
             yield x
 
     def scaled(self, scaling: Callable[[Any], Any]) -> "Stream":
-        """The same examples through a scaling."""
+        """The same stream with that scaling."""
         return dataclasses.replace(self, scaling=scaling)
 
     def split(
         self, fraction: float, seed: int, bytes_each: int | None = None
     ) -> tuple["Stream", Shaped[np.ndarray, " held_out *shape"]]:
-        """The examples without, and in memory, a part that is held out: blocks at random places, evenly spread.
+        """Split off a part: the stream without it, and the part in memory. It is made of random blocks, evenly spread.
 
-        It is that fraction of all, or HELD_OUT_BYTES of them if that is less. `bytes_each` is what an example takes, if
-        it has more than this stream gives; streams of one tree are split at the same places by the same of it.
+        The part is that fraction of all examples, or HELD_OUT_BYTES of them if that is less. `bytes_each` are the bytes
+        of an example of the whole tree, if this stream is one of a tree: with the same value, all streams of the tree
+        are split at the same places.
         """
         bytes_each = 4 * self.example.size if bytes_each is None else bytes_each
         held = min(max(1, round(fraction * len(self))), HELD_OUT_BYTES // bytes_each, len(self) - 1)
         blocks = min(_BLOCKS, held)
         bounds = np.linspace(0, len(self), blocks + 1).astype(int)
-        # from what is kept, of which no part is larger than the block that it is of
+        # computed from the sizes of what is kept, so that no part is larger than the block that it is taken from
         sizes = np.diff(bounds) - np.diff(np.linspace(0, len(self) - held, blocks + 1).astype(int))
         rng = np.random.default_rng(seed)
         starts = [int(rng.integers(lo, hi - size + 1)) for lo, hi, size in zip(bounds, bounds[1:], sizes, strict=False)]
@@ -140,7 +141,7 @@ class Stream:
         )
 
     def sample(self, most_bytes: int) -> Shaped[np.ndarray, " examples *shape"]:
-        """As many examples as fit in that many bytes, from all over the stream; all, if they do."""
+        """As many examples as fit in that many bytes, from all over the stream; or all of them, if they fit."""
         count = most_bytes // (4 * self.example.size)
         if count >= len(self):
             return self[:]
@@ -159,10 +160,10 @@ class Stream:
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[Callable[[int, np.ndarray], None]]:
-        """A function that reads the source from a number on into an array."""
+        """A function `read(start, out)` that fills an array with the examples of the source from `start` on."""
         source = self.source
         is_file = isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous
-        path = source.filename if is_file else None  # None of a map of a file that has no name
+        path = source.filename if is_file else None  # None if the mapped file has no name
         if path is None:
 
             def read(start: int, out: np.ndarray) -> None:
@@ -170,7 +171,7 @@ class Stream:
 
             yield read
             return
-        # A quarter of the time of copying out of the map, whose pages would count as this process' memory besides.
+        # Takes a quarter of the time of copying from the map, whose pages would also count as this process' memory.
         with open(path, "rb", buffering=0) as file:
 
             def read(start: int, out: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from flaxae.data import delimited, roles
 from flaxae.data.arrays import check_size, reading
+from flaxae.data.delimited import is_number
 from flaxae.data.roles import Roles
 from flaxae.errors import DataError, unknown
 
@@ -102,9 +104,15 @@ def write_feather(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") ->
 
 
 def write_text(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
-    """Writes a table into an open binary file, with a line of names: tabs in a .tsv, commas in others."""
+    """Writes a table into an open binary file, with a line of names: tabs in a .tsv, commas in others.
+
+    Text that a spreadsheet would take for a formula and compute, such as =HYPERLINK(…), has a ' before it, which
+    `read_text` takes away again.
+    """
     with delimited.packing(file, path) as inside:
         name = path.with_suffix("") if inside is not file else path
+        texts = {name: column.map(_no_formula) for name, column in frame.items() if column.dtype.kind not in "biuf"}
+        frame = frame.assign(**texts).rename(columns=_no_formula)
         frame.to_csv(inside, index=False, sep="\t" if name.suffix.lower() in (".tsv", ".tab") else ",")
 
 
@@ -118,6 +126,23 @@ def write_excel(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> N
 def write_json(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a table into an open binary file, as a list of records, or one a line."""
     frame.to_json(file, orient="records", lines=path.suffix.lower() != ".json")
+
+
+_FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
+
+
+def _is_formula(text: str) -> bool:
+    """Whether text begins as formulas do, and is neither a number nor that one sign."""
+    return _FORMULA.match(text) is not None and not is_number(text)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _as_written(value: Any) -> Any:
+    """The inverse of `_no_formula`."""
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and _is_formula(value[1:]) else value
 
 
 def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
@@ -147,7 +172,9 @@ def read_feather(path: pathlib.Path) -> "pd.DataFrame":
 
 def read_text(path: pathlib.Path) -> "pd.DataFrame":
     """The table of a text file of any dialect: see `delimited.read`."""
-    return delimited.read(path)
+    frame = delimited.read(path)
+    texts = {name: column.map(_as_written) for name, column in frame.items() if column.dtype.kind not in "biuf"}
+    return frame.assign(**texts).rename(columns=_as_written)
 
 
 def read_excel(path: pathlib.Path) -> "pd.DataFrame":

@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read without TensorFlow.
 
-A prepared set is read by `tfds.data_source`; preparing one downloads it, and for most sets needs TensorFlow.
-The arrays are then kept as `flaxae.npz` beside the prepared files, which is quicker to read the next time.
+A prepared set is read by `tfds.data_source`. Preparing a set downloads it and, for most sets, needs TensorFlow.
+The arrays are then kept as `flaxae.npz` beside the prepared files, which is faster to read the next time.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from flaxae.data.files import writing
 from flaxae.data.parts import Parts
 from flaxae.data.stream import HELD_OUT_BYTES, Stream
 from flaxae.errors import DataError, missing, unknown
+from flaxae.printing import say
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -33,10 +34,11 @@ _PATIENCE_S = 5
 
 
 def load(name: str, *, label: str | None = None) -> Parts:
-    """The `train` and, where there is one, `test` split of a TFDS set, kept in $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """The `train` split and, if there is one, the `test` split of a TFDS set.
 
-    A set with an `image` feature gives images; of any other the features have to be numbers, and give a table. A large
-    set is a stream, without labels, and its test split as much of it as fits in memory.
+    The set is in $TFDS_DATA_DIR or ~/tensorflow_datasets. With an `image` feature it gives images; otherwise all
+    features must be numbers, and it gives a table. A large set is a stream, without labels, and its test part is as
+    much of the test split as fits in memory.
 
     Args:
         name: as in the catalogue, NAME or NAME/CONFIG.
@@ -44,7 +46,7 @@ def load(name: str, *, label: str | None = None) -> Parts:
 
     Raises:
         DataError: there is no such set; it is neither images of one size nor numbers; or it is not prepared and
-            can't be, for want of network or TensorFlow.
+            can't be, because there is no network or no TensorFlow.
     """
     builder = _open(name)
     used = _used(builder, label)
@@ -58,26 +60,26 @@ def load(name: str, *, label: str | None = None) -> Parts:
     if "train" not in splits:
         raise DataError(f"tfds:{builder.name} has no split 'train', only {', '.join(splits)}.")
     if _bytes(builder, used) > arrays.MAP_BYTES:
-        print(f"tfds:{name} is large: it is read a part at a time while training, never whole.")
+        say(f"tfds:{name} is large: it is read a part at a time while training, never whole.")
         test = Stream(_Inputs(_source(builder, "test"), used)).sample(HELD_OUT_BYTES) if "test" in splits else None
         return Parts(Stream(_Inputs(_source(builder, "train"), used)), test, columns=used.columns)
     parts = _read(builder, used)
     if label is None:
         known = {name: np.asarray(part) for name, part in parts._asdict().items() if part is not None}
-        with contextlib.suppress(DataError), writing(kept) as file:  # a read-only folder only costs time
+        with contextlib.suppress(DataError), writing(kept) as file:  # if the folder is read-only, it only costs time
             np.savez(file, allow_pickle=False, **known)
     return parts
 
 
 def prepare(name: str, *, manual_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Download and prepare a set, if it is not yet, and return its folder.
+    """Download and prepare a set, unless it already is prepared, and return its folder.
 
     Args:
         name: as in the catalogue, NAME or NAME/CONFIG.
-        manual_dir: holds files that were downloaded by hand, which are then not downloaded.
+        manual_dir: a folder of files that were downloaded by hand; they are not downloaded again.
 
     Raises:
-        DataError: there is no such set, or no network, or no TensorFlow where the set needs it.
+        DataError: there is no such set or no network, or the set needs TensorFlow and it is not installed.
     """
     builder = _open(name)
     _prepare(builder, manual_dir)
@@ -100,11 +102,11 @@ def _open(name: str) -> "DatasetBuilder":
         from tensorflow_datasets.core import read_only_builder, registered
     except ImportError as error:
         raise DataError(missing(f"tfds:{name}", "tfds", error)) from error
-    logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings say less than the errors raised here
+    logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings say less than the errors raised here do
     data_dir = os.environ.get("TFDS_DATA_DIR")
     not_found = registered.DatasetNotFoundError
     try:
-        with contextlib.suppress(not_found):  # what is prepared is read without its code, which may need TensorFlow
+        with contextlib.suppress(not_found):  # prepared sets are read without their code, which may need TensorFlow
             return read_only_builder.builder_from_files(name, data_dir=data_dir)
         # parquet, the other format that is read by index, silently loses rows in 4.9.10.
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -205,14 +207,14 @@ def _read(builder: "DatasetBuilder", used: _Used) -> Parts:
 
 
 def _bytes(builder: "DatasetBuilder", used: _Used) -> int:
-    """What the larger split takes."""
+    """The bytes that the larger split takes in memory."""
     features, splits = cast(Any, builder.info.features), builder.info.splits
     per_example = sum(math.prod(features[key].shape) * np.dtype(features[key].np_dtype).itemsize for key in used.inputs)
     return per_example * max(splits[split].num_examples for split in {"train", "test"} & set(splits))
 
 
 def _input(example: dict[str, Any], used: _Used) -> np.ndarray:
-    """What is trained on of an example."""
+    """The part of an example that is trained on."""
     if used.columns is None:
         return example["image"]
     return np.concatenate([np.ravel(example[key]) for key in used.inputs])
@@ -220,7 +222,7 @@ def _input(example: dict[str, Any], used: _Used) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """A source of examples, as a `Stream` takes them."""
+    """A source of examples for a `Stream`."""
 
     source: Any
     used: _Used
@@ -239,19 +241,19 @@ def _examples(builder: "DatasetBuilder", split: str) -> list[dict[str, Any]]:
 
 
 def _source(builder: "DatasetBuilder", split: str) -> Any:
-    """The examples by number."""
+    """The data source of a split, which gives examples by number."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     name, folder = f"tfds:{builder.name}", builder.data_path
     try:
-        source = cast(Any, builder).as_data_source(split=split)  # whose decorator hides its arguments
+        source = cast(Any, builder).as_data_source(split=split)  # its decorator hides its arguments from type checkers
     except NotImplementedError as error:
         raise DataError(
             f"{name} is prepared in {folder} in a format that can't be read by index; expected array_record. "
             "Set TFDS_DATA_DIR to another folder to prepare it anew."
         ) from error
     with reading(folder):
-        # The source believes the set's own record of its length; the files know better.
+        # The source takes its length from the set's metadata, which may differ from the files.
         found = len(ArrayRecordDataSource([str(path) for path in builder.info.splits[split].filepaths]))
         if found != len(source):
             raise DataError(

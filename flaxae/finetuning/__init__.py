@@ -1,4 +1,4 @@
-"""What a trained autoencoder's code is worth with few labels: probes of frozen codes, and fine-tuned classifiers.
+"""Classification with few labels on a trained autoencoder: probes of frozen codes, and fine-tuned classifiers.
 
     labels = finetuning.draw(dataset.train_labels, 100)                      # −1 for the others
     probe = finetuning.linear_probe(training.apply(Autoencoder.encode, model, x), labels)
@@ -6,8 +6,8 @@
     finetuning.fit([classifier], x, finetuning.supervised([labels], classes=10), finetuning.FineTuning())
 
 `Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
-each draw of labels, towards class probabilities: labels, or what was propagated from them. `distil` does both, which is
-the strongest with few labels of many examples.
+each draw of labels. Their targets are class probabilities: labels, or probabilities propagated from labels. `distil`
+propagates the labels and trains on both, which is the strongest method for few labels of many examples.
 """
 
 from flaxae.finetuning import propagation

@@ -29,11 +29,11 @@ from flaxae.training.step import State, Weights, init, train_step, weights
 Inputs = Shaped[Array | np.ndarray, " examples *shape"]
 Probabilities = Float[np.ndarray, "examples classes"]
 
-BLOCK_STEPS = 50  # between looks at what was reached
+BLOCK_STEPS = 50  # steps in an epoch, about
 
 
 class Classifier(nnx.Module):
-    """An autoencoder's encoder and head, copied, and a linear layer from its code to a logit a class."""
+    """A copy of an autoencoder's encoder and head, and a linear layer from the code to one logit per class."""
 
     def __init__(self, autoencoder: Autoencoder, latent: int, classes: int, *, rngs: nnx.Rngs):
         autoencoder = nnx.clone(autoencoder)
@@ -58,19 +58,19 @@ class Classifier(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """`number` corrupted versions of an example beside itself, to average over; the same draws at each call."""
+    """An example and `number` corrupted versions of it, to average over. Every call draws the same versions."""
 
     corruption: Corruption
     number: int = 4
 
 
 def encode(model: Autoencoder | Classifier, x: Examples, views: Views | None = None) -> Codes:
-    """The codes of x, or their means over views of it."""
+    """The codes of x, or with `views`, their means over the views of each example."""
     return training.apply(_Averaged(type(model).encode, views), model, x)
 
 
 def predict(classifier: Classifier, x: Examples, views: Views | None = None) -> Float[np.ndarray, " examples classes"]:
-    """The classes' probabilities of x, or their means over views of it."""
+    """The class probabilities of x, or with `views`, their means over the views of each example."""
     return training.apply(_Averaged(Classifier.probabilities, views), classifier, x)
 
 
@@ -91,29 +91,30 @@ class _Averaged:
 
 
 def on_probe(autoencoder: Autoencoder, probe: Probe) -> Classifier:
-    """A classifier that starts as the probe, so that fine-tuning distorts the encoder less (Kumar et al. 2022)."""
+    """A classifier that starts from the probe, so that fine-tuning distorts the encoder less (Kumar et al. 2022)."""
     classifier = Classifier(autoencoder, *probe.kernel.shape, rngs=nnx.Rngs(0))
-    out: Any = classifier.out  # by its type, it could have no bias
+    out: Any = classifier.out  # typed Any, because by its type it may have no bias
     out.kernel[...], out.bias[...] = jnp.asarray(probe.kernel), jnp.asarray(probe.bias)
     return classifier
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How classifiers are trained: AdamW under warm-up and cosine decay, an average of the weights kept.
+    """How classifiers are trained: AdamW with warm-up and cosine decay, keeping a moving average of the weights.
 
     Args:
-        steps: of `batch_size` examples, drawn with replacement.
-        learning_rate: the peak, of the last layer.
-        layer_decay: factor of the rate from each layer to the one before it (Clark et al. 2020).
-        unfreeze: fraction of the steps over which the layers join in, from the last to the first (Howard & Ruder 2018).
+        steps: how many steps of `batch_size` examples, drawn with replacement.
+        learning_rate: the peak, for the last layer.
+        layer_decay: factor on the learning rate from each layer to the one before it (Clark et al. 2020).
+        unfreeze: fraction of the steps over which the layers are unfrozen, from the last to the first (Howard & Ruder
+            2018).
         weight_decay: decoupled, on matrices and kernels.
         corruption: of the inputs.
-        consistency: weight of a second cost, on as many examples drawn evenly from all, with or without a label: the
-            cross-entropy of the classes of their corrupted versions to those that the average of the weights sees in
-            the examples themselves (mean teachers, Tarvainen & Valpola 2017; the divergence is that of Xie et al. 2020,
-            eq. 1). 0 leaves it out.
-        ema: decay of the average of the weights.
+        consistency: weight of a second loss, on as many examples drawn uniformly from all, with or without a label. It
+            is the cross-entropy between the classes predicted for their corrupted versions and those that the averaged
+            weights predict for the clean ones (mean teachers, Tarvainen & Valpola 2017; the divergence is that of Xie
+            et al. 2020, eq. 1). 0 leaves it out.
+        ema: decay of the moving average of the weights.
     """
 
     steps: int = 500
@@ -141,7 +142,7 @@ class FineTuning:
             )
 
     def views(self, number: int = 4) -> Views | None:
-        """Views under the plan's corruption, at half its level where it has one; None where there is none."""
+        """Views with the plan's corruption, at half its level if it has one; None if there is no corruption."""
         if self.corruption is None or not number:
             return None
         level = getattr(self.corruption, "level", None)
@@ -150,14 +151,14 @@ class FineTuning:
 
 
 class Targets(NamedTuple):
-    """What classifiers are trained towards: the classes' probabilities, and how often each example is drawn."""
+    """The targets of classifiers: class probabilities, and how often each example is drawn."""
 
     probabilities: Float[np.ndarray, "members examples classes"]
     weights: Float[np.ndarray, "members examples"]
 
 
 def supervised(draws: Sequence[Labels], classes: int) -> Targets:
-    """The known labels alone, a member for each draw."""
+    """Targets from the known labels only, with one member for each draw."""
     return Targets(*(np.stack(part) for part in zip(*(_known(labels, classes) for labels in draws), strict=True)))
 
 
@@ -167,10 +168,11 @@ def _known(labels: Labels, classes: int) -> tuple[Probabilities, Float[np.ndarra
 
 
 def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *, share: float = 0.1) -> Targets:
-    """What was propagated from the labels, a member for each draw.
+    """Targets from propagated labels, with one member for each draw.
 
-    The target of an example is its likeliest class; it is drawn as often as that is certain, 1 − entropy / log classes,
-    and each class as often as any other (Iscen et al. 2019). `share` of all that is drawn are the labels themselves.
+    The target of an example is its likeliest class. Examples are drawn in proportion to the certainty of that class,
+    1 − entropy / log classes, and all classes equally often (Iscen et al. 2019). A fraction `share` of the draws are
+    the labelled examples themselves.
     """
     parts = []
     for found, labels in zip(probabilities, draws, strict=True):
@@ -186,7 +188,7 @@ def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *
 
 
 class Distilled(NamedTuple):
-    """What `distil` gives: a classifier a draw, and the probabilities of all examples that it was trained towards."""
+    """The result of `distil`: a classifier for each draw, and the propagated probabilities that it was trained on."""
 
     classifiers: list[Classifier]
     probabilities: list[Probabilities]
@@ -203,13 +205,16 @@ def distil(
     k: int = 10,
     targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = distilled,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Distilled:
-    """Learn from few labels of many examples: the labels spread over a graph, and what they reach is learnt.
+    """Learn from few labels of many examples: propagate the labels over a graph, and train on the result.
 
-    The graph is of the k nearest neighbours of the codes (`propagation`; of fewer examples all), which are means over
-    `views` views where the plan has a corruption. The classifiers start on linear probes of the autoencoder, or go on
-    from those given, one a draw: a second round, on the graph of what the first has learnt. `targets` makes what they
-    are trained towards of what was propagated and the labels.
+    The graph is that of the k nearest neighbours of the codes (`propagation`; all others if there are fewer). If the
+    plan has a corruption, the codes are means over `views` views. The classifiers start from linear probes of the
+    autoencoder. Or they start from the given classifiers, one for each draw: this is a second round, on the graph of
+    their codes. `targets` turns the propagated probabilities and the labels into the targets of the training. `folder`
+    and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
@@ -220,7 +225,7 @@ def distil(
     else:
         classifiers = [nnx.clone(classifier) for classifier in start]
     found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
-    fit(classifiers, x, targets(found, draws), plan, seed=seed)
+    fit(classifiers, x, targets(found, draws), plan, seed=seed, folder=folder, resume=resume)
     return Distilled(classifiers, found)
 
 
@@ -230,10 +235,10 @@ class _State(NamedTuple):
 
 
 class _Pace(NamedTuple):
-    """What of a plan can change without compiling anew."""
+    """The settings of a plan that can change without a new compilation."""
 
-    rate: Float[Array, " layers"]  # of each layer, the last first, as a fraction of the learning rate
-    joins: Float[Array, " layers"]  # the step at which it does
+    rate: Float[Array, " layers"]  # the rate of each layer, the last first, as a fraction of the learning rate
+    joins: Float[Array, " layers"]  # the step at which each layer is unfrozen
     consistency: Float[Array, ""]
     ema: Float[Array, ""]
 
@@ -250,15 +255,15 @@ def fit(
     show: bool = False,
     on_epoch: loop.OnEpoch | None = None,
 ) -> None:
-    """Train classifiers of one architecture side by side, in place, each towards its own targets of the same examples.
+    """Train classifiers of one architecture side by side, in place, each on its own targets for the same examples.
 
     They end with the average of their weights over about the last 1 / (1 − ema) steps.
 
     Args:
-        folder, resume, show, on_epoch: as in `training.fit`, an epoch being `BLOCK_STEPS` steps or so.
+        folder, resume, show, on_epoch: as in `training.fit`, with an epoch of about `BLOCK_STEPS` steps.
 
     Raises:
-        DataError: a classifier has nothing to be trained on.
+        DataError: a classifier has no example to train on.
         DivergedError: a loss stopped being finite; the classifiers stay as they were.
     """
     cumulative = np.cumsum(targets.weights, axis=1, dtype=np.float64)
@@ -273,7 +278,7 @@ def fit(
     optimizer = Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
     runs = [init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
     state = stack([_State(run, jax.tree.map(jnp.copy, weights(run))) for run in runs])
-    state = jax.device_put(state, jax.local_devices()[0])  # restored weights are, new ones aren't: would compile twice
+    state = jax.device_put(state, jax.local_devices()[0])  # as restored weights are; else it compiles twice
     keys = jax.random.split(jax.random.key(seed), len(classifiers))
     program = (nnx.split(classifiers[0])[0], plan.corruption, plan.consistency > 0, optimizer, plan.batch_size, depth)
 
@@ -293,7 +298,8 @@ def fit(
     epochs = plan.steps // work.source.steps
     settings = {"seed": float(seed), "steps": float(plan.steps), "learning_rate": plan.learning_rate}
     started = loop.start(work, state, epochs, settings)
-    run = loop.train(work, started, folder=folder, resume=resume, show=show, on_epoch=on_epoch)
+    own = {"folder": folder, "resume": resume, "data": (x, tuple(targets)), "show": show, "on_epoch": on_epoch}
+    run = loop.train(work, started, **own)
     if not np.isfinite(run.history["loss"]).all():
         raise errors.DivergedError(
             f"The loss of a classifier stopped being finite. Try a lower learning rate than {plan.learning_rate:g}."
@@ -333,10 +339,10 @@ def _train_block(
         if consistent:
             others = jnp.take(x, jax.random.randint(even_key, (batch_size,), 0, x.shape[0]), axis=0)
             teacher = nnx.merge(graphdef, *state.average, copy=True)  # not differentiated
-            teacher.train()  # as the pupil: a bias between batch norm's two modes would be learnt anew at each step
+            teacher.train()  # like the student: else batch norm's two modes would differ, and the student learn that
             taught = jax.nn.softmax(teacher(others, even_key))
             seen, wanted = jnp.concatenate([seen, others]), jnp.concatenate([wanted, taught])
-            weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # of the mean over both halves
+            weight = 2 * jnp.repeat(jnp.stack([weight, pace.consistency]), batch_size)  # the mean is over both
         if corruption is not None:
             seen = corruption(noise_key, seen)
 
@@ -356,7 +362,7 @@ def _train_block(
 
 
 def _slowed(pace: _Pace, depth: dict[str, int], before: nnx.State, after: nnx.State, step: Int[Array, ""]) -> nnx.State:
-    """The parameters after a step of which each layer takes its share, and those not yet joined none."""
+    """The parameters after a step, scaled by the rate of each layer; layers that are still frozen don't move."""
     share = pace.rate * (step.astype(jnp.float32) >= pace.joins).astype(jnp.float32)
 
     def slow(path: tuple[Any, ...], old: Array, new: Array) -> Array:
@@ -366,7 +372,7 @@ def _slowed(pace: _Pace, depth: dict[str, int], before: nnx.State, after: nnx.St
 
 
 def depths(classifier: nnx.Module, x: Float[Array, " batch *shape"]) -> tuple[tuple[str, int], ...]:
-    """How many layers are between each layer and the output: in the order in which the traced program needs them."""
+    """The number of layers between each layer and the output, by the order in which the traced program uses them."""
     graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
     program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params, rest)(x))(params).jaxpr
     met = {}  # when each variable of the program is first used
@@ -383,7 +389,7 @@ def depths(classifier: nnx.Module, x: Float[Array, " batch *shape"]) -> tuple[tu
 
 
 def _layer(path: tuple[Any, ...]) -> str:
-    """The layer that a parameter is of: its path down to an entry of a list, or to the second name."""
+    """The layer that a parameter belongs to: its path up to the first entry of a list, or else its first two names."""
     *keys, _ = (str(key.key) for key in path if hasattr(key, "key"))
     numbered = next((i for i, key in enumerate(keys) if key.isdecimal()), 1)
     return ".".join(keys[: numbered + 1])

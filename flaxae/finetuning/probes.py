@@ -1,4 +1,4 @@
-"""What frozen codes are worth: few labels drawn of many, linear and nearest-neighbour probes, and clusters."""
+"""Evaluation of frozen codes: draws of few labels, linear and nearest-neighbour probes, and clustering."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -8,20 +8,20 @@ from jaxtyping import Float, Int
 
 from flaxae import errors
 
-Labels = Int[np.ndarray, " examples"]  # −1 for those unknown
+Labels = Int[np.ndarray, " examples"]  # −1 where the label is unknown
 Codes = Float[np.ndarray, "examples latent"]
 
-CS = 10.0 ** np.arange(-3, 2)  # inverse strengths of the probe's ridge, to cross-validate
-MOST_TO_CROSS_VALIDATE = 5000  # labels; of more the ridge hardly matters
-LEAST_SPREAD = 1e-6  # of the largest variance of codes: directions of less are rounding
-UNSEEN = 10.0  # nats by which a probe's bias puts classes without labels behind the others
+CS = 10.0 ** np.arange(-3, 2)  # inverse strengths of the probe's ridge to choose from by cross-validation
+MOST_TO_CROSS_VALIDATE = 5000  # labels; with more, the ridge hardly matters
+LEAST_SPREAD = 1e-6  # of the largest variance of codes: directions with less are rounding errors
+UNSEEN = 10.0  # nats by which the bias of a class without labels is below the others
 
 
 def draw(labels: Labels, n: int, *, seed: int = 0) -> Labels:
-    """The labels with all but n of them −1: as many of each class as of any other, up to one, as far as there are.
+    """Keep n of the labels, drawn at random and balanced over the classes (within one, if there are enough), else −1.
 
     Raises:
-        DataError: there are not n labels, or n is less than one a class.
+        DataError: there are fewer than n labels, or n is less than one per class.
     """
     rng = np.random.default_rng(seed)
     known = np.flatnonzero(labels >= 0)
@@ -32,7 +32,7 @@ def draw(labels: Labels, n: int, *, seed: int = 0) -> Labels:
             f"{len(known)}."
         )
     order = rng.permutation(known)
-    rank = np.empty(len(order), int)  # the how many-th of its class
+    rank = np.empty(len(order), int)  # of each label within its class
     for label in classes:
         own = labels[order] == label
         rank[own] = np.arange(own.sum())
@@ -53,10 +53,10 @@ class Probe(NamedTuple):
 
 
 def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: int = 0) -> Probe:
-    """scikit-learn's logistic regression on the labelled of the codes; all of them give its centre and scale.
+    """scikit-learn's logistic regression on the labelled codes, standardised by the mean and scale of all codes.
 
-    Its ridge is chosen by stratified cross-validation within the labels, in as many folds as the rarest class has
-    labels, up to 3; with one label of a class, or more than `MOST_TO_CROSS_VALIDATE`, C is 1.
+    The ridge is chosen by stratified cross-validation within the labels, with as many folds as the rarest class has
+    labels, up to 3. If a class has only one label, or there are more than `MOST_TO_CROSS_VALIDATE`, C is 1.
 
     Raises:
         DataError: fewer than two classes have labels.
@@ -75,8 +75,8 @@ def linear_probe(z: Codes, labels: Labels, *, classes: int | None = None, seed: 
     scale = float(np.sqrt(np.square(z - centre).mean())) or 1.0
     x = (z[known] - centre) / scale
     regression = LogisticRegression(max_iter=200, tol=1e-3)
-    with warnings.catch_warnings(), threadpool_limits(1):  # products are small: threads would mostly wait
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are near enough
+    with warnings.catch_warnings(), threadpool_limits(1):  # the matrix products are too small for threads
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are close enough
         if counts.min() >= 2 and len(given) <= MOST_TO_CROSS_VALIDATE:
             folds = StratifiedKFold(min(3, counts.min()), shuffle=True, random_state=seed)
             search = GridSearchCV(regression, {"C": CS}, cv=folds, scoring="neg_log_loss")
@@ -104,23 +104,23 @@ def knn_accuracy(
 
 
 class Clusters(NamedTuple):
-    """How well clusters agree with classes: accuracy under the best one-to-one naming, and mutual information."""
+    """Agreement of clusters with classes: accuracy under the best one-to-one assignment, and mutual information."""
 
     accuracy: float
     nmi: float  # normalised by the mean of both entropies
 
 
 def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
-    """k-means on the codes, as many clusters as classes, the best of 10 starts, against labels that it doesn't see.
+    """k-means on the codes, with as many clusters as classes and the best of 10 starts. Labels are for the scores only.
 
-    Accuracy is under the Hungarian assignment (Xie et al. 2016, eq. 10).
+    The accuracy is that of the Hungarian assignment (Xie et al. 2016, eq. 10).
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    starts: Any = 10  # by its default, which is text, pyright takes it for text
+    starts: Any = 10  # typed Any, because scikit-learn's default is a text
     found = KMeans(int(labels.max()) + 1, n_init=starts, random_state=seed).fit_predict(z)
     counts = contingency_matrix(labels, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
@@ -128,9 +128,9 @@ def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
 
 
 def whiten(z: Codes) -> Float[np.ndarray, "examples directions"]:
-    """Codes along their principal directions, each of variance 1, so that k-means heeds the weaker ones as well.
+    """Codes along their principal directions, scaled to variance 1, so that k-means also uses the weaker directions.
 
-    Directions in which codes hardly differ are left out (whitening before k-means: Coates & Ng 2012).
+    Directions in which the codes hardly differ are left out (whitening before k-means: Coates & Ng 2012).
     """
     centred = z - z.mean(axis=0)
     variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(centred, rowvar=False)))

@@ -1,4 +1,4 @@
-"""Label propagation: a few labels spread over the neighbour graph of many codes (Zhou et al. 2004)."""
+"""Label propagation: spread a few labels over the nearest-neighbour graph of many codes (Zhou et al. 2004)."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,25 @@ Codes = Float[np.ndarray, "examples latent"]
 
 
 class Neighbours(NamedTuple):
-    """Of each example, the nearest others and the cosines of their centred codes, the nearest first."""
+    """For each example, its nearest other examples, nearest first, and the cosines between their centred codes."""
 
-    index: Int[np.ndarray, "examples k"]  # pyright: ignore[reportIncompatibleMethodOverride] (of tuples, not needed)
+    index: Int[np.ndarray, "examples k"]  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index is not needed)
     cosine: Float[np.ndarray, "examples k"]
 
 
 def unit(z: Codes, *, centre: Float[np.ndarray, " latent"]) -> Codes:
-    """Codes seen from `centre`, of length 1."""
+    """Codes minus `centre`, scaled to length 1."""
     z = z - centre
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def neighbours(z: Codes, k: int = 10) -> Neighbours:
-    """The k nearest others of each code, by the cosine from the mean code. Time grows with the square of the codes.
+    """The k nearest other codes of each code, by the cosine after subtracting the mean code.
+
+    Time grows with the square of the number of codes.
 
     Raises:
-        ConfigError: there are no k others.
+        ConfigError: there are fewer than k other codes.
     """
     if not 1 <= k < len(z):
         raise errors.ConfigError(f"k is {k}; of {len(z)} codes it has to be at least 1 and below {len(z)}.")
@@ -38,15 +40,16 @@ def neighbours(z: Codes, k: int = 10) -> Neighbours:
 def _nearest(train: Codes, new: Float[np.ndarray, "new latent"] | None, k: int) -> Neighbours:
     from sklearn.neighbors import NearestNeighbors
 
-    # Of unit vectors, squared distance = 2 − 2 cosine.
+    # For unit vectors, squared distance = 2 − 2 cosine.
     distance, index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train).kneighbors(new)
     return Neighbours(index, 1 - np.square(distance) / 2)
 
 
 def smooth(z: Codes, graph: Neighbours, *, rounds: int = 8, power: float = 3.0) -> Codes:
-    """Centred unit codes, each `rounds` times replaced by its mean with its neighbours', weighted by cosine^power.
+    """Centred unit codes, each replaced `rounds` times by its mean with its neighbours, weighted by cosine^power.
 
-    Codes of a cluster draw together, which k-means then finds; no label takes part (diffusion: Coifman & Lafon 2006).
+    This moves codes of a cluster together, so that k-means finds it. It uses no labels (diffusion: Coifman & Lafon
+    2006).
     """
     z = unit(z, centre=z.mean(axis=0))
     weight = np.maximum(graph.cosine, 0) ** power
@@ -67,16 +70,16 @@ def propagate(
 ) -> Float[np.ndarray, "examples classes"]:
     """Class probabilities of all examples, from the labels of some.
 
-    F ← α S F + (1 − α) Y, from F = Y, the labels one-hot and every class of the same total. S is the graph, of weights
-    cosine^power, made symmetric and normalised by the degrees of both ends. In the end the classes are weighed towards
-    their shares among the labels (`balance`).
+    It iterates F ← α S F + (1 − α) Y from F = Y, the one-hot labels with the same total for every class. S is the
+    graph with weights cosine^power, made symmetric and normalised by the degrees of both ends. At the end the classes
+    are reweighted towards their shares among the labels (`balance`).
 
     Args:
-        graph: of `neighbours`.
-        labels: −1 for those unknown.
+        graph: as `neighbours` gives it.
+        labels: −1 where the label is unknown.
         classes: how many there are; by default those of the labels.
         alpha: how much comes from the neighbours, below 1.
-        rounds: how far labels spread.
+        rounds: how many iterations, so how far labels spread.
         power: of the cosines.
 
     Raises:
@@ -105,10 +108,11 @@ def propagate(
 def balance(
     scores: Float[np.ndarray, "examples classes"], shares: Float[np.ndarray, " classes"]
 ) -> Float[np.ndarray, "examples classes"]:
-    """Probabilities of non-negative scores: rows of sum 1, their classes weighed to have these shares, rows of sum 1.
+    """Class probabilities from non-negative scores, reweighted so that the classes have about these shares.
 
-    Class mass normalisation (Zhu et al. 2003), done once, since the shares are only known from few labels. An example
-    whose scores are all 0 gets the shares.
+    Rows are normalised to sum 1, the classes are multiplied to have the shares, and rows are normalised again. This is
+    class mass normalisation (Zhu et al. 2003), done only once because the shares are estimated from few labels. An
+    example whose scores are all 0 gets the shares.
     """
     total = scores.sum(axis=1, keepdims=True)
     probabilities = np.where(total > 0, scores / np.where(total > 0, total, 1), shares)
@@ -124,7 +128,7 @@ def vote(
     k: int = 10,
     power: float = 3.0,
 ) -> Float[np.ndarray, "new classes"]:
-    """Class probabilities of new codes: the mean of their k nearest among `codes`, weighed by cosine^power."""
+    """Class probabilities of new codes: the mean of their k nearest among `codes`, weighted by cosine^power."""
     centre = codes.mean(axis=0)
     index, cosine = _nearest(unit(codes, centre=centre), unit(new, centre=centre), min(k, len(codes)))
     weights = np.clip(cosine, 0, None) ** power + np.finfo(float).tiny

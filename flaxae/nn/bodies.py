@@ -7,10 +7,10 @@ from flax import nnx
 
 @runtime_checkable
 class Body(Protocol):
-    """The spec of encoder and decoder. One that takes any size may be given other sizes than it was built for."""
+    """The spec of an encoder and a decoder. A fully convolutional body also takes sizes that it was not built for."""
 
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
-        """A module `(x, key) -> features`, from [batch, *shape] to [batch, *features], or a tree of such.
+        """A module `(x, key) -> features`, from [batch, *shape] to [batch, *features], or to a tree of such arrays.
 
         Raises:
             ConfigError: it doesn't take examples of that shape.
@@ -22,6 +22,6 @@ class Body(Protocol):
 
         Args:
             code: the shape of one example's code (no batch axis), or a tree of shapes.
-            shape: of the likelihood's parameters for one example.
+            shape: the shape of the likelihood's parameters for one example.
         """
         ...

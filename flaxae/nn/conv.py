@@ -1,17 +1,20 @@
-"""Convolution, its transpose, and pooling: one meaning, in the form each platform is fast at.
+"""Convolution, its transpose, and pooling: the same results everywhere, computed in the way each platform is fast at.
 
-On GPU and TPU these are XLA's convolutions, images [batch, height, width, channels]. On CPU XLA's convolutions
-lose their threads inside a compiled loop, so there a convolution is one matrix product after `_patches`, and a
-transposed one is the adjoint of `_patches` after one matrix product; images are [channels, height, width, batch],
-which makes every copy a run of `batch` numbers. All of it is plain differentiable JAX: jit, vmap, scan, and both
-modes of differentiation to any order apply.
+On GPU and TPU these are XLA's convolutions, on images [batch, height, width, channels]. On CPU, XLA's convolutions
+run on one thread inside a compiled loop. So there a convolution is one matrix product after `_patches`, and a
+transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
+so that every copy is a run of `batch` numbers. Where `_winograd_pays`, 3 × 3 convolutions of stride 1 need a quarter of
+the multiplications. All of it is plain differentiable JAX: jit, vmap, scan, and both modes of differentiation to any
+order work.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,32 +30,49 @@ Pair = int | tuple[int, int]  # one number for both axes, or (height, width)
 Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width are axes 1 and 2
 
 
+_channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
+
+
 def _batch_minor() -> bool:
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and not _channels_last.get()
+
+
+@contextlib.contextmanager
+def channels_last() -> Iterator[None]:
+    """While a program is traced in here, its layout is [batch, height, width, channels] on CPU as well.
+
+    For a single large image outside a loop: there is no batch for the other layout to have last, and XLA's convolutions
+    keep their threads. What is compiled in here has to be compiled nowhere else.
+    """
+    token = _channels_last.set(True)
+    try:
+        yield
+    finally:
+        _channels_last.reset(token)
 
 
 def from_nhwc(x: Float[Array, "batch height width channels"]) -> Image:
-    """Images brought into the platform's layout."""
+    """Images in the platform's layout, from NHWC."""
     return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
 
 
 def to_nhwc(x: Image) -> Float[Array, "batch height width channels"]:
-    """Images brought back from the platform's layout."""
+    """Images in NHWC, from the platform's layout."""
     return jnp.transpose(x, (3, 1, 2, 0)) if _batch_minor() else x
 
 
 def channel_axis() -> int:
-    """Which axis of images in the platform's layout is that of the channels."""
+    """The number of the channel axis in the platform's layout."""
     return 0 if _batch_minor() else 3
 
 
 def per_channel(values: Float[Array, " channels"]) -> Float[Array, "_ 1 1 _"]:
-    """One number a channel, shaped to broadcast against images in the platform's layout."""
+    """One number per channel, shaped to broadcast against images in the platform's layout."""
     return values[:, None, None, None] if _batch_minor() else values[None, None, None, :]
 
 
 def conv_size(size: Pair, kernel: Pair, stride: Pair = 1, padding: str = "SAME") -> tuple[int, int]:
-    """(height, width) of what `conv`, or pooling with that window, makes of an image of `size`.
+    """(height, width) of the output of `conv`, or of pooling with that window, for an image of `size`.
 
     Raises:
         ConfigError: the padding is unknown, a number is below 1, or the kernel doesn't fit the image.
@@ -80,6 +100,8 @@ def conv(
     _check_channels(x, in_channels)
     window, stride = (kh, kw), _pair("stride", stride)
     axes = _axes(_size(x), window, stride, padding)
+    if _winograd_fits(window, stride, padding) and _winograd_pays(x, kernel):
+        return _winograd(x, kernel)
     if _batch_minor():
         y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
         return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
@@ -103,10 +125,10 @@ def conv_transpose(
         x: images in the platform's layout.
         kernel: height, width, in, out.
         stride: for both axes, or (height, width).
-        padding: of the `conv` it is the adjoint of, "SAME" or "VALID".
-        size: (height, width) of the output. A `conv` with a stride maps several sizes to one, and this tells
-            them apart: 7 becomes 13 or 14 with stride 2 and "SAME". Without it the size is `lax`'s: the
-            input's × stride, plus what the kernel is larger than the stride if "VALID".
+        padding: that of the adjoint `conv`, "SAME" or "VALID".
+        size: (height, width) of the output. A `conv` with a stride maps several sizes to one, so `size` says
+            which: 7 becomes 13 or 14 with stride 2 and "SAME". The default is that of `lax`: input size ×
+            stride, and for "VALID" also plus (kernel − stride) where the kernel is larger.
 
     Raises:
         ConfigError: see `conv_size`; or `conv` doesn't map `size` to the size of `x`.
@@ -141,7 +163,7 @@ def conv_transpose(
 
 
 def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
-    """Maximum over windows; padding never wins. Among equals the gradient goes to the first in reading order.
+    """Maximum over windows; padding never counts. Among equal values the gradient goes to the first in reading order.
 
     Raises:
         ConfigError: see `conv_size`.
@@ -154,7 +176,7 @@ def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID
 
 
 def avg_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
-    """Mean over windows, of the pixels that are there: padding is not counted.
+    """Mean over windows, of the pixels inside the image: padding is not counted.
 
     Raises:
         ConfigError: see `conv_size`.
@@ -190,7 +212,7 @@ def upsample(x: Image, factor: Pair = 2, size: Pair | None = None) -> Image:
 
 
 class Conv(nnx.Module):
-    """`conv` with a kernel and a bias. Images are in the platform's layout.
+    """`conv` with a kernel and, mostly, a bias. Images are in the platform's layout.
 
     Args:
         in_channels: of the input.
@@ -198,6 +220,7 @@ class Conv(nnx.Module):
         kernel: height and width of the kernel; one number for a square.
         stride: as in `conv`.
         padding: as in `conv`.
+        bias: whether there is one.
         rngs: gives the key for the kernel (LeCun normal); the bias starts at zero.
     """
 
@@ -209,19 +232,21 @@ class Conv(nnx.Module):
         stride: Pair = 1,
         padding: str = "SAME",
         *,
+        bias: bool = True,
         rngs: nnx.Rngs,
     ):
         self.kernel = _kernel(in_channels, out_channels, kernel, rngs)
-        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if bias else None
         self.stride = stride
         self.padding = padding
 
     def __call__(self, x: Image) -> Image:
-        return conv(x, self.kernel[...], self.stride, self.padding) + per_channel(self.bias[...])
+        y = conv(x, self.kernel[...], self.stride, self.padding)
+        return y if self.bias is None else y + per_channel(self.bias[...])
 
 
 class ConvTranspose(nnx.Module):
-    """`conv_transpose` with a kernel and a bias. Images are in the platform's layout.
+    """`conv_transpose` with a kernel and, mostly, a bias. Images are in the platform's layout.
 
     Args:
         in_channels: of the input.
@@ -230,6 +255,7 @@ class ConvTranspose(nnx.Module):
         stride: as in `conv_transpose`.
         padding: as in `conv_transpose`.
         size: (height, width) of the output, as in `conv_transpose`.
+        bias: whether there is one.
         rngs: gives the key for the kernel (LeCun normal); the bias starts at zero.
     """
 
@@ -242,17 +268,18 @@ class ConvTranspose(nnx.Module):
         padding: str = "SAME",
         size: Pair | None = None,
         *,
+        bias: bool = True,
         rngs: nnx.Rngs,
     ):
         self.kernel = _kernel(in_channels, out_channels, kernel, rngs)
-        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if bias else None
         self.stride = stride
         self.padding = padding
         self.size = size
 
     def __call__(self, x: Image) -> Image:
         y = conv_transpose(x, self.kernel[...], self.stride, self.padding, self.size)
-        return y + per_channel(self.bias[...])
+        return y if self.bias is None else y + per_channel(self.bias[...])
 
 
 def _kernel(in_channels: int, out_channels: int, kernel: Pair, rngs: nnx.Rngs) -> nnx.Param:
@@ -261,7 +288,7 @@ def _kernel(in_channels: int, out_channels: int, kernel: Pair, rngs: nnx.Rngs) -
 
 
 class _Axis(NamedTuple):
-    """Where the windows lie along one axis: how many, and the padding around the image (below 0: cropping)."""
+    """The windows along one axis: how many there are, and the padding around the image (below 0: cropping)."""
 
     out: int
     low: int
@@ -292,10 +319,10 @@ def _taps(
     axes: list[_Axis],
     fill: float = 0.0,
 ) -> list[Float[Array, "channels out_height out_width batch"]]:
-    """For each place in the window, row by row, the pixels that it meets.
+    """For each place in the window, row by row, the pixels of the image that it covers.
 
-    The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would
-    say the same, but its adjoint scatters; that of a split is a concatenation, several times faster.
+    The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would give
+    the same, but its adjoint is a scatter; that of a split is a concatenation, which is several times faster.
     """
     channels, height, width, batch = x.shape
     (kh, kw), (sh, sw) = window, stride
@@ -323,9 +350,78 @@ def _patches(
     stride: tuple[int, int],
     axes: list[_Axis],
 ) -> Float[Array, "pixels places"]:
-    """The pixels under the window, a column for each of its places (im2col). Linear in `x`."""
+    """The pixels under the window, one column for each position of the window (im2col). Linear in `x`."""
     patches = jnp.concatenate(_taps(x, window, stride, axes))
     return patches.reshape(patches.shape[0], -1)
+
+
+LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
+LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
+
+
+def _winograd_fits(window: tuple[int, int], stride: tuple[int, int], padding: str) -> bool:
+    return jax.default_backend() == "cpu" and (window, stride, padding) == ((3, 3), (1, 1), "SAME")
+
+
+def _winograd_pays(x: Image, kernel: Float[Array, "kh kw in_channels out_channels"]) -> bool:
+    """Measured forward and backward, by `python -m benchmarks.convolutions --shapes`; float32 alone has the digits."""
+    batch = x.shape[3] if _batch_minor() else x.shape[0]
+    tiles = -(-x.shape[1] // 4) * -(-x.shape[2] // 4) * batch
+    return x.dtype == jnp.float32 and tiles >= LEAST_TILES and min(kernel.shape[2:]) >= LEAST_CHANNELS
+
+
+def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"]) -> Image:
+    """A 3 × 3 "SAME" convolution with 36 products for 4 × 4 pixels instead of 144 (Lavin & Gray 2016, F(4×4, 3×3)).
+
+    Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for every tile d of 6 × 6 pixels; the sums over channels are 36 matrix products.
+    """
+    first, height, width, last = x.shape
+    rows, columns = -(-height // 4), -(-width // 4)
+    x = jnp.pad(x, ((0, 0), (1, 4 * rows - height + 3), (1, 4 * columns - width + 3), (0, 0)))
+    x = x.reshape(first, rows + 1, 4, 4 * columns + 4, last)
+    half = jnp.stack(_winograd_input([x[:, i // 4 : i // 4 + rows, i % 4] for i in range(6)]))
+    # The barriers keep XLA from computing the first half of a transform anew for each number of the second.
+    half = lax.optimization_barrier(half).reshape(6, first, rows, columns + 1, 4, last)
+    tiles = jnp.stack(_winograd_input([half[:, :, :, j // 4 : j // 4 + columns, j % 4] for j in range(6)]), axis=1)
+    tiles = lax.optimization_barrier(tiles)
+    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
+    weights = jnp.einsum("ki,lj,ijco->klco", across, across, kernel).reshape(36, *kernel.shape[2:])
+    if _batch_minor():
+        made = weights.swapaxes(1, 2) @ tiles.reshape(36, first, -1)
+        first = kernel.shape[3]
+    else:
+        made = tiles.reshape(36, -1, last) @ weights
+        last = kernel.shape[3]
+    back = jnp.asarray(np.kron(_WINOGRAD_OUTPUT, _WINOGRAD_OUTPUT), x.dtype)
+    y = (back @ made.reshape(36, -1)).reshape(4, 4, first, rows, columns, last)
+    return y.transpose(2, 3, 0, 4, 1, 5).reshape(first, 4 * rows, 4 * columns, last)[:, :height, :width]
+
+
+_WINOGRAD_KERNEL = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+_WINOGRAD_OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+
+
+def _winograd_input(d: list[Array]) -> list[Array]:
+    """Bᵀ d, along one axis of the tiles."""
+    even, odd = d[4] - 4 * d[2], d[3] - 4 * d[1]
+    even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
+    return [
+        4 * d[0] - 5 * d[2] + d[4],
+        even + odd,
+        even - odd,
+        even2 + odd2,
+        even2 - odd2,
+        4 * d[1] - 5 * d[3] + d[5],
+    ]
 
 
 def _reduce_window(

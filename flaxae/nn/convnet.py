@@ -17,7 +17,7 @@ from flaxae.nn.mlp import MLP, Stack
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class ConvNet:
-    """Convolutions that halve the image at each of `channels`, mirrored by transposed ones in the decoder.
+    """Convolutional stages that each halve the image, mirrored by transposed convolutions in the decoder.
 
     [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> hidden -> latent.
     A signal, [time, c], is an image of width 1.
@@ -28,7 +28,7 @@ class ConvNet:
         residual: blocks of two 3 × 3 convolutions, added to their input, at the coarsest size (He et al. 2016).
         hidden: fully connected layers between the coarsest size and the code.
         activation: after every layer but the last.
-        pool: halve by the maximum of 2 × 2 pixels after a convolution, rather than by its stride.
+        pool: halve by 2 × 2 max pooling after a convolution, rather than by its stride.
     """
 
     channels: tuple[int, ...] = (32, 64)
@@ -61,7 +61,7 @@ class ConvNet:
         )
 
     def window(self, shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(height, width) of the stages' kernels: what lies beside a signal is padding, which needs no weights."""
+        """(height, width) of the stages' kernels. A signal has width 1, so its kernels need only one column."""
         return (self.kernel, 1 if shape[1] == 1 else self.kernel)
 
 
@@ -69,7 +69,7 @@ def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(height, width, channels) of an example of that shape.
 
     Raises:
-        ConfigError: it is neither an image's nor a signal's.
+        ConfigError: it is the shape of neither an image nor a signal.
     """
     if len(shape) not in (2, 3):
         raise errors.ConfigError(
@@ -158,11 +158,10 @@ class ConvDecoder(nnx.Module):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class FullyConvolutional:
-    """Convolutions alone: the code is a grid (of a signal a sequence), and images of any size fit.
+    """Convolutions only: the code is a grid (for a signal, a sequence), and images may have any size.
 
     [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> residual blocks -> a code at each place, and
-    back. A model that was built for one size takes others as well: what it gives is cut to the size of what it was
-    given.
+    back. A model that was built for one size takes other sizes too: the output is cropped to the size of the input.
 
     Args:
         channels: of each stage; every one halves height and width.
@@ -180,6 +179,17 @@ class FullyConvolutional:
         layers.activation(self.activation)
         specs.check_sizes(self, "channels", "kernel")
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image to a place of the code."""
+        return 2 ** len(self.channels)
+
+    @property
+    def reach(self) -> int:
+        """Pixels beside a pixel, at most, that what is made of it depends on."""
+        stages = sum(2**level for level in range(len(self.channels))) * (self.kernel // 2)
+        return 2 * (stages + 2 * self.residual * self.stride) + self.stride
+
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "GridEncoder":
         """The part from a `shape`, (height, width, channels) or (time, channels), to a grid of features.
 
@@ -193,12 +203,12 @@ class FullyConvolutional:
         return GridDecoder(self, code, shape, rngs=rngs)
 
     def across(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Kernel and stride of the stages, (height, width): a signal is an image of width 1, which is not halved."""
+        """Kernel and stride of the stages, each (height, width). The width 1 of a signal is not halved."""
         return ((self.kernel, 1), (2, 1)) if len(shape) == 2 else ((self.kernel, self.kernel), (2, 2))
 
 
 class GridEncoder(nnx.Module):
-    """[batch, height, width, channels] -> [batch, ⌈height / 2ⁿ⌉, ⌈width / 2ⁿ⌉, features], n the stages."""
+    """[batch, height, width, channels] -> [batch, ⌈height / 2ⁿ⌉, ⌈width / 2ⁿ⌉, features], for n stages."""
 
     def __init__(self, spec: FullyConvolutional, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.activation = layers.activation(spec.activation)
@@ -225,7 +235,7 @@ class GridEncoder(nnx.Module):
 class GridDecoder(nnx.Module):
     """[batch, height, width, code] -> [batch, 2ⁿ height, 2ⁿ width, channels], a likelihood's parameters.
 
-    From a grid of the size that it was built for, exactly of the `shape` that it was built for.
+    A grid of the size that it was built for gives exactly the `shape` that it was built for.
     """
 
     def __init__(self, spec: FullyConvolutional, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):

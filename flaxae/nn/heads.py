@@ -1,11 +1,11 @@
 """Heads: from an encoder's features to the code.
 
-A head's spec makes a module `(features, key) -> Latent`, for features of a shape: [batch, features], a grid of them,
-[batch, height, width, features], or a sequence; stock heads act on the last axis. Without a key the module is
-deterministic: what leaves the package as a code is never a sample.
+A head's spec makes a module `(features, key) -> Latent` for features of a given shape: [batch, features], a grid
+[batch, height, width, features], or a sequence. Stock heads act on the last axis. Without a key the module is
+deterministic: the codes that `encode` returns are never samples.
 
-A head with probabilities has `draw`, `log_q`, `log_prior`, `kl` and `sample` as well: the ELBO, importance weights and
-the density are made of those alone, so that a posterior or a prior of one's own is right in all of them.
+A head with probabilities also has `draw`, `log_q`, `log_prior`, `kl` and `sample`. The ELBO, importance weights and the
+density use only these, so that your own posterior or prior is right in all of them.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ Shape = tuple[int, ...]
 
 
 class Latent(NamedTuple):
-    """What a stock head returns. `z` goes to the decoder; a head of one's own may return any tuple that has it."""
+    """What a stock head returns. `z` goes to the decoder; your own head may return any named tuple that has a `z`."""
 
-    z: PyTree[Array]  # [batch, *code], or a tree of such
-    mean: Any = None  # [batch, *code], of q(z | x); of a quantiser, what it was given
+    z: PyTree[Array]  # [batch, *code], or a tree of such arrays
+    mean: Any = None  # [batch, *code], of q(z | x); for a quantiser, its input
     logvar: Any = None  # [batch, *code], of q(z | x)
-    codes: Int[Array, " batch *groups"] | None = None  # which vectors of the codebook
+    codes: Int[Array, " batch *groups"] | None = None  # indices into the codebook
 
 
 @runtime_checkable
@@ -50,10 +50,10 @@ class Head(Protocol):
 
 @runtime_checkable
 class Probabilistic(Protocol):
-    """A head's module with probabilities q(z | x) and p(z); all in nats an example."""
+    """A head's module with probabilities q(z | x) and p(z); all in nats per example."""
 
     def draw(self, latent: Any, key: Key[Array, ""]) -> PyTree[Array]:
-        """z ~ q(z | x), through which gradients pass."""
+        """A reparameterised draw z ~ q(z | x): gradients pass through it."""
         ...
 
     def log_q(self, latent: Any, z: PyTree[Array]) -> Float[Array, " batch"]:
@@ -65,7 +65,7 @@ class Probabilistic(Protocol):
         ...
 
     def kl(self, latent: Any) -> Float[Array, " batch *code"]:
-        """KL(q ‖ p), or an estimate of it at `latent.z`, in terms whose sum over all axes but the first it is."""
+        """Terms of KL(q ‖ p), or of an estimate at `latent.z`. The KL is their sum over all axes but the first."""
         ...
 
     def sample(self, n: int, key: Key[Array, ""]) -> PyTree[Array]:
@@ -76,7 +76,7 @@ class Probabilistic(Protocol):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Deterministic:
-    """z = W h + b, with no activation: a linear bottleneck loses least (Hinton & Salakhutdinov 2006)."""
+    """z = W h + b, without an activation: a linear bottleneck loses the least (Hinton & Salakhutdinov 2006)."""
 
     latent: int = 32
 
@@ -118,7 +118,7 @@ class LinearHead(nnx.Module):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """z = h: the encoder's features as they are, whatever tree of arrays they are (those of a U-Net, say)."""
+    """z = h: the encoder's features unchanged, an array or any tree of arrays (such as those of a U-Net)."""
 
     def make(self, features: Any, *, rngs: nnx.Rngs) -> "IdentityHead":
         return IdentityHead()
@@ -132,10 +132,10 @@ class IdentityHead(nnx.Module):
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class TopK:
-    """z = W h + b where its size is among the example's `active` largest, else 0; ties all stay.
+    """z = W h + b, with all but the `active` numbers of largest absolute value set to 0. Ties are all kept.
 
-    Of a grid, at each place. Makhzani & Frey (2014) take the largest instead of the largest in size. Of a wide code
-    most units then never are.
+    In a grid this is done at each place. Makhzani & Frey (2014) keep the largest values instead of the largest absolute
+    values; in a wide code, most units are then never active.
 
     Raises:
         ConfigError: `active` is not between 1 and `latent`.
@@ -166,12 +166,13 @@ class TopKHead(nnx.Module):
 
 
 def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"]:
-    """Which numbers of a row are at least its k-th largest.
+    """Which numbers of a row are at least the k-th largest of the row.
 
-    It finds that one bit by bit, from the highest, by counting: on a CPU far faster than `lax.top_k`, which sorts.
+    The k-th largest is found bit by bit, from the highest bit, by counting. On a CPU this is far faster than
+    `lax.top_k`, which sorts.
     """
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned, in the order of x
+    rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned integers in the order of x
 
     def next_bit(i: Int[Array, ""], found: UInt[Array, "*batch 1"]) -> UInt[Array, "*batch 1"]:
         larger = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -183,14 +184,14 @@ def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Variational:
-    """q(z | x) = N(mean, exp(logvar)) (Kingma & Welling 2014). With a key z is a sample, without one the mean.
+    """q(z | x) = N(mean, exp(logvar)) (Kingma & Welling 2014). With a key, z is a sample; without one, the mean.
 
-    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that its exp never overflows. Under any but the standard normal
-    prior the KL is estimated at the sample, a number an example.
+    `logvar` is bounded smoothly to ±`LOGVAR_BOUND`, so that its exp never overflows. For a prior other than the
+    standard normal, the KL is estimated at the sample, as one number per example.
 
     Args:
-        latent: numbers in the code, or at each place of a grid.
-        prior: p(z), which may learn.
+        latent: how many numbers the code has, or has at each place of a grid.
+        prior: p(z), which may have weights to train.
     """
 
     latent: int = 32
@@ -241,17 +242,17 @@ class VariationalHead(nnx.Module):
 def kl_to_standard_normal(
     mean: Float[Array, "*batch latent"], logvar: Float[Array, "*batch latent"]
 ) -> Float[Array, "*batch latent"]:
-    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), nats a latent; an example's is their sum (Kingma & Welling 2014, B)."""
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each latent, to sum per example; nats (Kingma & Welling 2014, B)."""
     return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
 
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class VectorQuantizer:
-    """Each `width` numbers of W h + b become the nearest vector of their codebook (van den Oord et al. 2017).
+    """Each group of `width` numbers of W h + b becomes the nearest vector of its codebook (van den Oord et al. 2017).
 
-    A code is `latent / width` indices of log2(`codebook`) bits, or as many at each place of a grid, which share the
-    codebooks. The gradient passes the quantisation straight through.
+    A code is `latent / width` indices of log2(`codebook`) bits, or as many at each place of a grid, where all places
+    share the codebooks. The gradient is the straight-through estimate.
 
     Raises:
         ConfigError: `width` doesn't divide `latent`, or the codebook has fewer than 2 vectors.
@@ -284,7 +285,7 @@ class VectorQuantizerHead(nnx.Module):
         mean = self.linear(features)
         vectors = lax.stop_gradient(self.codebook[...])
         groups = lax.stop_gradient(mean).reshape(*mean.shape[:-1], len(vectors), -1)
-        # ‖g − e‖² without the ‖g‖² that all vectors share
+        # ‖g − e‖² without ‖g‖², which is the same for all vectors
         products = jnp.einsum("...gw,gkw->...gk", groups, vectors)
         size = jnp.broadcast_to(jnp.square(vectors).sum(-1), products.shape)
         distance = size - 2 * products
@@ -293,6 +294,6 @@ class VectorQuantizerHead(nnx.Module):
         return Latent(z=z, mean=mean, codes=codes)
 
     def lookup(self, codes: Int[Array, "*batch groups"]) -> Float[Array, "*batch latent"]:
-        """The vectors of the codebook that the codes stand for, side by side."""
+        """The codebook vectors at those indices, concatenated."""
         vectors = self.codebook[...]
         return vectors[jnp.arange(len(vectors)), codes].reshape(*codes.shape[:-1], -1)

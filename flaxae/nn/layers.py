@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation by its name, so that what holds it can be pickled: JAX's own functions can't."""
+    """An activation by its name, so that a model that holds it can be pickled; JAX's own functions can't be."""
 
     name: str
 
@@ -44,7 +44,7 @@ def activation(name: str) -> Activation:
 
 
 def floating(x: Array | np.ndarray) -> Array:
-    """x itself, or whole numbers as floats."""
+    """x itself if it has floats, else x converted to floats."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 

@@ -21,15 +21,15 @@ class Mixer:
     """Patches of an image, mixed by fully connected layers (Tolstikhin et al. 2021, MLP-Mixer), and the mirror image.
 
     [height, width, c] -> patches, each embedded in `channels` numbers -> `blocks` -> all of them to the code, and back.
-    Every layer sees the whole image at the cost of two small matrix products, and nearly all of its time is spent in
-    matrix products, on a CPU too; images whose sides are no multiple of `patch` are padded with zeros.
+    Every layer sees the whole image at the cost of two small matrix products, and nearly all of the time is spent in
+    matrix products, on a CPU too. Images whose sides are no multiple of `patch` are padded with zeros.
 
     Args:
         patch: side of the square patches, in pixels.
-        channels: numbers a patch is embedded in.
-        blocks: each of two residual layers, one across the patches and one across the channels, before which each
-            patch is layer-normalised.
-        hidden: units of both, as a multiple of their inputs.
+        channels: how many numbers each patch is embedded in.
+        blocks: how many blocks. Each has two residual layers, one across the patches and one across the channels; each
+            patch is layer-normalised before both.
+        hidden: hidden units of both layers, as a multiple of their inputs.
         activation: of the hidden units.
     """
 
@@ -52,14 +52,14 @@ class Mixer:
         return MixerDecoder(self, code, shape, rngs=rngs)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Patches down and across."""
+        """How many patches there are down and across."""
         if len(shape) != 3:
             raise errors.ConfigError(f"A Mixer takes images, [height, width, channels]; the data are of shape {shape}.")
         return -(-shape[0] // self.patch), -(-shape[1] // self.patch)
 
 
 class Mix(nnx.Module):
-    """Two layers across the first axis: [inputs, *rest] -> [inputs, *rest]. The second starts at zero."""
+    """Two linear layers along the first axis: [inputs, *rest] -> [inputs, *rest]. The second starts at zero."""
 
     def __init__(self, inputs: int, spec: Mixer, *, rngs: nnx.Rngs):
         self.up = nnx.Linear(inputs, spec.hidden * inputs, rngs=rngs)
@@ -85,7 +85,7 @@ class Norm(nnx.Module):
 
 
 class MixerBlock(nnx.Module):
-    """Across the patches, then across the channels. The batch comes last, which makes both plain matrix products."""
+    """Mixes across the patches, then across the channels. The batch axis is last, so both are plain matrix products."""
 
     def __init__(self, tokens: int, spec: Mixer, *, rngs: nnx.Rngs):
         self.norms = nnx.List([Norm(spec.channels), Norm(spec.channels)])
@@ -150,5 +150,5 @@ class MixerDecoder(nnx.Module):
 
 
 def across(linear: Any, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
-    """A linear layer on columns rather than rows."""
+    """A linear layer applied to the columns rather than the rows."""
     return linear.kernel[...].T @ x + linear.bias[...][:, None]

@@ -19,7 +19,8 @@ from flaxae.nn import layers
 class MLP:
     """Fully connected layers, mirrored in the decoder: [*shape] -> hidden -> latent -> reversed(hidden) -> [*shape].
 
-    Each layer is linear, then (where asked) layer norm, the activation and dropout. `hidden=()` makes it linear.
+    Each layer is linear, followed by layer norm (if asked for), the activation, and dropout (if asked for).
+    `hidden=()` makes encoder and decoder linear.
     """
 
     hidden: tuple[int, ...] = (512,)
@@ -73,7 +74,7 @@ class Stack(nnx.Module):
 
 
 class MLPEncoder(nnx.Module):
-    """[batch, *shape] -> [batch, features]. The key is dropout's, after `train()`."""
+    """[batch, *shape] -> [batch, features]. The key is for dropout, which is on after `train()`."""
 
     def __init__(self, spec: MLP, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         sizes = (math.prod(shape), *spec.hidden)
@@ -86,7 +87,7 @@ class MLPEncoder(nnx.Module):
 
 
 class MLPDecoder(nnx.Module):
-    """[batch, *code] -> [batch, *shape], a likelihood's parameters. The key is dropout's, after `train()`."""
+    """[batch, *code] -> [batch, *shape], a likelihood's parameters. The key is for dropout, on after `train()`."""
 
     def __init__(self, spec: MLP, code: tuple[int, ...], shape: tuple[int, ...], *, rngs: nnx.Rngs):
         sizes = (math.prod(code), *reversed(spec.hidden))

@@ -1,6 +1,7 @@
-"""Priors p(z) of a code: what a head with probabilities compares its codes with, and what a model is sampled from.
+"""Priors p(z) of the code of a head with probabilities. The KL is taken to them, and new codes are sampled from them.
 
-A prior's spec makes an object with `log_prob` and `sample`, for codes of a shape; a module, where it learns.
+A prior's spec makes an object with `log_prob` and `sample` for codes of a given shape. If it has weights to train, that
+object is a module.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ class StandardNormalDensity:
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class NormalMixture:
-    """A mixture of normals with diagonal covariances, learnt with the model; on each place of a grid the same one."""
+    """A mixture of normals with diagonal covariances, trained with the model; all places of a grid share it."""
 
     components: int = 16
 

@@ -1,4 +1,4 @@
-"""An encoder that is quick to train for codes: convolutions under batch norm, and a small decoder to train it by."""
+"""An encoder that learns good codes quickly: convolutions with batch norm, and a small decoder to train it with."""
 
 import dataclasses
 import itertools
@@ -16,10 +16,10 @@ from flaxae.nn.mlp import MLP, MLPDecoder
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
-    """Strided convolutions, each batch-normalised (Ioffe & Szegedy 2015), before a fully connected decoder.
+    """Strided convolutions, each with batch norm (Ioffe & Szegedy 2015), and a fully connected decoder.
 
     [height, width, c] -> [⌈height / 2⌉, ⌈width / 2⌉, channels[0]] -> … -> latent -> hidden -> [height, width, c].
-    Most of its time goes into the encoder, for the code is what it is trained for, not the picture.
+    Most of the time goes into the encoder, because the purpose is the code, not the reconstruction.
 
     Args:
         channels: of each stage; every one halves height and width.
@@ -59,7 +59,7 @@ class Stage(nnx.Module):
 
 
 class RecognizerEncoder(nnx.Module):
-    """[batch, height, width, channels] -> [batch, features]. In training it is normalised by the batch."""
+    """[batch, height, width, channels] -> [batch, features]. In training, batch norm uses the batch's statistics."""
 
     def __init__(self, spec: Recognizer, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.shape = as_image(shape)

@@ -1,4 +1,4 @@
-"""More devices and more processes, on JAX's own engine: the mesh, what lies where on it, what processes agree on."""
+"""Several devices and several processes, with JAX's own means: the mesh, and how arrays are placed on it."""
 
 import contextlib
 import functools
@@ -22,10 +22,13 @@ AXES = ("population", "data")
 
 
 def mesh(shape: str) -> Mesh:
-    """The mesh of a text such as "data=4" or "population=2,data=4": members of a population, and each one's batches.
+    """The mesh of a text such as "data=4" or "population=2,data=4".
+
+    Members of a population are spread along "population", and the batches of each along "data".
 
     Raises:
-        ConfigError: another axis, not a whole number, or other than all devices of more than one process.
+        ConfigError: an axis is unknown, a size is not a whole number above 0, there are fewer devices than that, or
+            several processes don't use all of theirs.
     """
     sizes = {}
     for part in shape.split(","):
@@ -43,7 +46,7 @@ def mesh(shape: str) -> Mesh:
 
 
 def default_mesh() -> Mesh | None:
-    """All devices along "data" where there are several processes; None, which is the first device, in one."""
+    """With several processes, all devices along "data". With one, None, which means its first device."""
     return _mesh(jax.devices(), [1, jax.device_count()]) if jax.process_count() > 1 else None
 
 
@@ -52,7 +55,7 @@ def _mesh(devices: list[Any], shape: list[int]) -> Mesh:
 
 
 def describe(mesh: Mesh | None) -> dict[str, int | str]:
-    """What computes on a mesh: `devices` (how many), `device`, `processes`, `hosts`. Called by all processes."""
+    """The hardware of a mesh: `devices` (how many), `device`, `processes`, `hosts`. All processes must call this."""
     return {
         "devices": 1 if mesh is None else mesh.size,
         "device": jax.devices()[0].device_kind,
@@ -63,32 +66,32 @@ def describe(mesh: Mesh | None) -> dict[str, int | str]:
 
 @contextlib.contextmanager
 def on(mesh: Mesh | None) -> Iterator[None]:
-    """Compute on a mesh, or where nothing is said."""
+    """Compute on a mesh, or on JAX's default device if it is None."""
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         yield
 
 
 def along_data(batch: PyTree) -> PyTree:
-    """The batch, an array or a tree, each device of the mesh that is computed on having its part of it."""
+    """The batch, an array or a tree, split over the "data" axis of the current mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return batch
     return lax.with_sharding_constraint(batch, PartitionSpec("data"))
 
 
 def whole(tree: PyTree) -> PyTree:
-    """Arrays of which each device of the mesh that is computed on has all."""
+    """The arrays, replicated on every device of the current mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def axis(name: str) -> str | None:
-    """The axis of that name of the mesh that is computed on; None where there is no mesh."""
+    """The axis of that name of the current mesh; None if there is no mesh."""
     return None if jax.sharding.get_abstract_mesh().empty else name
 
 
 def place(tree: PyTree, mesh: Mesh | None, *axes: str | None) -> PyTree:
-    """Arrays, the same in each process, laid along the axes of a mesh, by default whole on every device."""
+    """Arrays, which are the same in each process, sharded along the axes of a mesh; by default replicated."""
     if mesh is None:
         return jax.device_put(tree)
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
@@ -101,12 +104,12 @@ def place(tree: PyTree, mesh: Mesh | None, *axes: str | None) -> PyTree:
 
 
 def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays that lie on a mesh in whatever way, whole on this process' first device. Called by all processes."""
+    """Arrays gathered from a mesh, however they are sharded, to this process' first device. All processes call this."""
     return tree if mesh is None else keyed(lambda tree: jax.device_put(numbers(tree)), tree)
 
 
 def keyed(function: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
-    """`function` of a tree in which random keys are given as the numbers that they are made of, and made keys again."""
+    """`function` applied to a tree whose random keys are unwrapped to their numbers before, and wrapped again after."""
 
     def wrap(new: Any, old: Any) -> Any:
         return jax.random.wrap_key_data(jnp.asarray(new)) if is_key(old) else new
@@ -115,7 +118,7 @@ def keyed(function: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
 
 
 def without_keys(tree: PyTree) -> PyTree:
-    """Random keys as the numbers that they are made of."""
+    """The tree with its random keys unwrapped to their numbers."""
 
     def unwrap(leaf: Any) -> Any:
         if not is_key(leaf):
@@ -127,12 +130,12 @@ def without_keys(tree: PyTree) -> PyTree:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether it holds random keys, which are no numbers."""
+    """Whether a leaf holds random keys, which have no numeric dtype."""
     return jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jax.dtypes.prng_key)
 
 
 def numbers(tree: PyTree) -> PyTree:
-    """Arrays that lie on a mesh in whatever way, whole on the host. Called by all processes."""
+    """Arrays gathered from a mesh, however they are sharded, to the host. All processes call this."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.asarray, tree)

@@ -1,7 +1,7 @@
 """Several processes that train together: how they find each other, agree, and end when one of them is lost.
 
-JAX's coordination service does the work. Where it gives up it aborts the process, with pages of its own logs; here that
-becomes one message. Nothing in this module imports JAX before there are several processes.
+JAX's coordination service does the work. When it gives up, it aborts the process, with pages of logs; this module turns
+that into one message. Nothing here imports JAX before there are several processes.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from typing import Any, cast
 
 from flaxae.errors import ConfigError, FlaxaeError
 
-LOST = 75  # the exit status of one that lost another: EX_TEMPFAIL, start again
-START_SECONDS = 15  # for all to have come; JAX takes some five more
-HEARTBEAT_SECONDS = 10  # without a sign of life a process counts as lost
-GRACE_SECONDS = 2  # for the others to say the same error: they talk through the first
+LOST = 75  # the exit status of a process that lost another: EX_TEMPFAIL, start again
+START_SECONDS = 15  # for all processes to connect; JAX takes some five more
+HEARTBEAT_SECONDS = 10  # a process that gives no sign of life for so long counts as lost
+GRACE_SECONDS = 2  # for the others to report the same error before the first, which connects them, ends
 FINISH_SECONDS = 24 * 3600  # for the first to evaluate while the others wait
-PATIENCE_MS = 3600 * 1000  # for what another process says: it may have more data to read first
+PATIENCE_MS = 3600 * 1000  # to wait for another process' message: it may have more data to read first
 
 _LOST = (
     "Another process was lost, or its host can't be reached; see its own messages. What was trained is saved up to the "
@@ -36,36 +36,59 @@ _MISSING = (
     "the address is the first one's, and that no firewall is between them."
 )
 _shares = itertools.count()
-_kept: list[object] = []  # what C code refers to
-_ending = "", 1  # message and status, where C++ code aborts
+_kept: list[object] = []  # objects that C code refers to
+_ending = "", 1  # message and exit status, for when C++ code aborts
 _unsaid = ["the last message"]  # popped by the thread that says it
 _index, _count = 0, 1
+_forked = False
 
 
 def index() -> int:
-    """Which of the processes this one is; 0 is the first, which writes the run's folder."""
+    """The number of this process; 0 is the first, which writes the run's folder."""
     return _index
 
 
+def refuse_fork() -> None:
+    """Raise ConfigError in a process that was forked after JAX had computed.
+
+    JAX's threads don't exist in the forked process, so that a computation would wait for them for ever.
+    """
+    if _forked:
+        raise ConfigError(
+            "JAX can't compute in a process that was forked from one in which it has computed. Start processes by "
+            'multiprocessing.get_context("spawn"), or joblib\'s default; or compute in threads.'
+        )
+
+
+def _after_fork() -> None:
+    global _forked
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public name for whether it has devices yet
+    _forked = bridge is not None and bridge.backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def leave_to_first() -> None:
-    """End every process but the first, with success: what is left to do is one process' work."""
+    """End every process but the first, with success: the rest of the work is for one process."""
     if _index > 0:
         raise SystemExit(0)
 
 
 def share(text: str) -> list[str]:
-    """What each process says here, in their order. All of them call this, equally often."""
+    """The texts of all processes, in their order. All of them must call this, equally often."""
     if _count == 1:
         return [text]
     from jax._src.distributed import global_state  # as Orbax does: JAX has no public name for it
 
-    number, client = next(_shares), cast(Any, global_state.client)  # None only in a process alone
+    number, client = next(_shares), cast(Any, global_state.client)  # None only if there is a single process
     client.key_value_set(f"flaxae/{number}/{_index}", text)
     return [client.blocking_key_value_get(f"flaxae/{number}/{i}", PATIENCE_MS) for i in range(_count)]
 
 
 def agree(*numbers: float | bool) -> list[float | bool]:
-    """The greatest of each number over the processes. All of them call this."""
+    """The greatest of each number over the processes. All of them must call this."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -77,14 +100,14 @@ def agree(*numbers: float | bool) -> list[float | bool]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Be one of the processes that Slurm, Open MPI, a TPU pod or the environment tell of; mostly the only one.
+    """Join the processes that Slurm, Open MPI, a TPU pod or the environment announce; mostly there is only one.
 
-    By hand: each with JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, and a JAX_PROCESS_ID from 0
-    on. An error in one of several ends that process at once with its message and status 2 (1 for a bug), and the
-    others, with theirs and status LOST, when they notice. The first alone writes to stdout.
+    To start them by hand, give each JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, and a
+    JAX_PROCESS_ID from 0 on. An error in one process ends it at once with its message and status 2 (1 for a bug). The
+    others end when they notice, with a message of their own and status LOST. Only the first process writes to stdout.
 
     Raises:
-        ConfigError: the processes have other versions, or other numbers of devices, than each other.
+        ConfigError: the processes differ in their versions or their numbers of devices.
     """
     arguments = _of_environment()
     if arguments is None:
@@ -103,7 +126,7 @@ def together() -> Iterator[None]:
 
 
 def _of_environment() -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` has to be told, nothing where it finds out; None for a process alone."""
+    """The arguments of `jax.distributed.initialize`, empty if it finds them out itself; None for a single process."""
     env = os.environ
     if address := env.get("JAX_COORDINATOR_ADDRESS"):
         try:
@@ -145,7 +168,7 @@ def _start(arguments: dict[str, Any]) -> None:
 
 
 def _description() -> list[str]:
-    """What has to be alike."""
+    """What has to be the same in all processes."""
     import jax
 
     packages = ("flaxae", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -158,7 +181,7 @@ def _description() -> list[str]:
 
 
 def _on_abort() -> None:
-    """End as `_ending` says where JAX's C++ code logs and aborts."""
+    """When JAX's C++ code aborts, end with the message and status in `_ending` instead of its logs."""
     sys.stderr.flush()
     sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (until the process ends)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++'s
@@ -172,7 +195,7 @@ def _on_abort() -> None:
 
 
 def _end(message: str, status: int) -> None:
-    """Say it once and end at once: leaving as usual would wait for the others."""
+    """Print the message once and end at once: a normal exit would wait for the others."""
     with contextlib.suppress(IndexError):
         sys.stdout.flush()
         _unsaid.pop()

@@ -1,6 +1,6 @@
-"""What is kept of a run: its folder, its page (`report`), its figures (`plots`), and metrics elsewhere (`loggers`).
+"""Records of a run: its folder, its page (`report`), its figures (`plots`), and metrics for other tools (`loggers`).
 
-Knows no model.
+Nothing here depends on a model.
 """
 
 from flaxae.runs import loggers, plots, report

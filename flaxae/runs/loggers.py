@@ -1,4 +1,4 @@
-"""Metrics to other places than a run's metrics.jsonl."""
+"""Write metrics to other places than a run's metrics.jsonl."""
 
 import contextlib
 import importlib
@@ -12,7 +12,7 @@ from flaxae.parallel import processes
 
 @contextlib.contextmanager
 def tensorboard(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes the numbers of an epoch for TensorBoard, until the `with` block ends.
+    """A function that writes an epoch's numbers for TensorBoard; it works until the `with` block ends.
 
     Only the first of several processes writes.
 
@@ -23,7 +23,7 @@ def tensorboard(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mapping[st
         yield lambda metrics: None
         return
     try:
-        SummaryWriter = importlib.import_module("tensorboardX").SummaryWriter  # which type checkers need not find
+        SummaryWriter = importlib.import_module("tensorboardX").SummaryWriter  # so that type checkers don't look for it
     except ImportError as error:
         raise ConfigError(missing("The logger `tensorboard`", "tensorboard", error)) from error
     with SummaryWriter(os.fspath(folder)) as writer:

@@ -1,6 +1,6 @@
 """A run's figures, as PNG: examples, losses, codes (curves over sizes, maps, activity) and anomalies.
 
-Every figure is drawn on a `Figure` of its own, without pyplot: nothing global, no display.
+Every figure is drawn on a `Figure` of its own, without pyplot, so that there is no global state and no display.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _INK, _GREY, _DARK_GREY = "#1a1a1a", "#b4b4b4", "#8a8a8a"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe & Ito: distinct to all eyes
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe & Ito: distinct with any colour vision
 _DPI = 150
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": _DARK_GREY,
@@ -48,7 +48,7 @@ def image_grid(
     path: str | os.PathLike[str],
     title: str | None = None,
 ) -> None:
-    """Draws labelled rows of images, such as Clean, Noisy and Denoised, one example a column, as a PNG.
+    """Draws labelled rows of images, such as Clean, Noisy and Denoised, one example per column, as a PNG.
 
     Images are [n, height, width, channels], grey (1 channel) or RGB (3), black at 0 and white at 1; values
     outside are clipped. Pixels are enlarged by a whole factor and never smoothed.
@@ -86,7 +86,7 @@ def line_grid(
     x_label: str = "feature",
     y_label: str = "value",
 ) -> None:
-    """Draws labelled rows of signals or table rows, one example a column, as a PNG.
+    """Draws labelled rows of signals or table rows, one example per column, as a PNG.
 
     The counterpart of `image_grid` for vectors, [n, features]. All panels share their axes, and the first
     row (the clean examples) is drawn again in grey behind each of the others.
@@ -128,11 +128,11 @@ def curves(
     title: str | None = None,
     unit: str = "nats per example",
 ) -> None:
-    """Draws what training recorded each epoch against the epoch, counted from 1, as a PNG.
+    """Draws the metrics of the training against the epoch, counted from 1, as a PNG.
 
     `val_x` shares a panel with `x`; every other name has its own. The smallest `val_loss` is marked, and
-    `seconds` (of training so far) is told beside the axis. `unit` is the loss's. Positive values that span
-    more than a factor of 20 get a logarithmic scale. Raises DataError if there is nothing to draw.
+    `seconds` (of training so far) is written beside the axis. `unit` is that of the loss. Positive values that
+    span more than a factor of 20 get a logarithmic scale. Raises DataError if there is nothing to draw.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -181,7 +181,7 @@ def lines(
     y_label: str,
     deviations: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draws values from 0 on over sizes, a line each, the sizes on a logarithmic axis if they are above 0, as a PNG."""
+    """Draws one line of values per name over sizes, as a PNG. The axis of sizes is logarithmic if all are above 0."""
     with figure_style():
         figure = new_figure(8.0, 5.0)
         axes = figure.add_subplot()
@@ -203,7 +203,7 @@ def maps(
     labels: Int[np.ndarray, " examples"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Draws 2-D or 3-D points, a panel each, coloured by class where there are labels, as a PNG."""
+    """Draws 2-D or 3-D points, one panel per set, coloured by class if there are labels, as a PNG."""
     import matplotlib
 
     names = [""] if labels is None else list(classes or map(str, range(int(labels.max()) + 1)))
@@ -225,7 +225,7 @@ def maps(
 
 
 def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike[str], *, x_label: str, y_label: str) -> None:
-    """Draws non-negative values in descending order, a bar each, as a PNG."""
+    """Draws non-negative values in descending order, one bar each, as a PNG."""
     with figure_style():
         figure = new_figure(8.0, 3.5)
         axes = figure.add_subplot()
@@ -237,9 +237,9 @@ def bars(values: Float[np.ndarray, " n"], path: str | os.PathLike[str], *, x_lab
 def histograms(
     groups: Mapping[str, Float[np.ndarray, " n"]], path: str | os.PathLike[str], threshold: float | None = None
 ) -> None:
-    """Draws which fraction of each group has which score, and the threshold, as a PNG.
+    """Draws a histogram of each group's scores, as fractions of the group, and the threshold, as a PNG.
 
-    What lies far out counts into the outermost bars, so that one extreme score doesn't squeeze the rest.
+    Extreme scores are counted in the outermost bars, so that a single one doesn't squeeze the rest.
     """
     every = np.concatenate(list(groups.values()))
     low, high = np.quantile(every, [0.001, 0.995])
@@ -269,7 +269,7 @@ def detection(
     scores: Mapping[str, Float[np.ndarray, " examples"]],
     path: str | os.PathLike[str],
 ) -> None:
-    """Draws the receiver operating characteristic and precision over recall, a line a score, as a PNG."""
+    """Draws the receiver operating characteristic and precision over recall, one line per score, as a PNG."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     with figure_style():
@@ -297,7 +297,7 @@ def shares(
     path: str | os.PathLike[str],
     most: int = 20,
 ) -> None:
-    """Draws fractions as bars, a row a name, the largest of the first group on top, as a PNG."""
+    """Draws fractions as bars, one row per name, the largest of the first group on top, as a PNG."""
     order = np.argsort(-next(iter(values.values())), kind="stable")[:most]
     height = 0.8 / len(values)
     with figure_style():
@@ -332,7 +332,7 @@ def time_line(
 
     Args:
         first: the number of the first moment.
-        rate: moments a second; without one, the axis counts moments.
+        rate: moments per second; without one, the axis counts moments.
     """
     x = (first + np.arange(len(signal))) / (rate or 1)
     with figure_style():
@@ -364,7 +364,7 @@ def time_line(
 
 
 def stretches(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """Where runs of True begin, and where each has ended."""
+    """The stretches of True as (start, stop)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
@@ -372,7 +372,7 @@ def stretches(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
 def marked(
     images: Float[np.ndarray, "n height width channels"], weights: Float[np.ndarray, "n height width"]
 ) -> Float[np.ndarray, "n height width 3"]:
-    """Images faded to grey, their pixels the redder the larger the weight, each image's largest being full."""
+    """Images faded to grey, with pixels redder for larger weights, relative to the largest weight of each image."""
     from matplotlib import colormaps
 
     grey = np.clip(images, 0, 1).mean(axis=-1, keepdims=True)
@@ -390,7 +390,7 @@ def _common_shape(rows: Mapping[str, Array | np.ndarray]) -> tuple[int, ...]:
 
 
 def figure_style() -> contextlib.AbstractContextManager[None]:
-    """A context in which figures are drawn in the style of the page."""
+    """A context in which figures are drawn in the style of the run's page."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)

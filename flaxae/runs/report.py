@@ -1,7 +1,7 @@
 """The page of a run: one file that holds everything.
 
-It has no scripts and loads nothing, so that it can be attached to a mail and still be read years later. Its markup is
-page.html.jinja and its looks page.css, beside this file.
+It has no scripts and loads nothing, so that it can be attached to a mail and still be read years later. Its template is
+page.html.jinja and its style page.css, both beside this file.
 """
 
 import base64
@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -23,6 +22,7 @@ import numpy as np
 
 from flaxae import atomic
 from flaxae.errors import ConfigError, DataError
+from flaxae.printing import printable
 from flaxae.runs.plots import curves, image_grid, line_grid
 
 if TYPE_CHECKING:
@@ -30,15 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "Table", "curves", "image_grid", "line_grid", "printable", "write"]
 
-Value = str | float | Real | None  # of a cell; type checkers don't know a float as a Real
+Value = str | float | Real | None  # the value of a cell; type checkers don't accept a float as a Real
 _ARROWS = {"higher": "↑", "lower": "↓"}
-# Controls, but for a tab and a new line; what turns the order of writing around; halves of a character
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """The head of a table's column, with the unit, such as "PSNR (dB)", and which of its values are better, if any are.
+    """The head of a table's column with its unit, such as "PSNR (dB)", and whether higher or lower values are better.
 
     Raises:
         ConfigError: `better` is something else.
@@ -55,7 +53,7 @@ class Column:
 
     @property
     def head(self) -> str:
-        """What is written above the column: its name, and an arrow where one way is better."""
+        """The text above the column: its name, and an arrow if higher or lower values are better."""
         return self.name if self.better is None else f"{self.name} {_ARROWS[self.better]}"
 
 
@@ -69,14 +67,14 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the page: what it shows, its columns, and its rows, the first cell a name.
+    """A table of the page: its title, its columns, and its rows, whose first cell is a name.
 
-    A column is its name, or a `Column` where one way is better; there the best value is set in bold, whoever reached
-    it. Numbers of a column share their decimals: four significant digits for the largest, and at least three for the
-    smallest. None is shown as a dash.
+    A column is a name, or a `Column` if higher or lower values are better; then its best value is bold, whichever row
+    has it. Numbers of a column share their decimals: four significant digits for the largest, and at least three for
+    the smallest. None is shown as a dash.
 
     Raises:
-        DataError: a row has another number of cells than there are columns.
+        DataError: the number of cells in a row is not the number of columns.
     """
 
     caption: str
@@ -90,7 +88,7 @@ class Table:
 
     @property
     def heads(self) -> tuple[Column, ...]:
-        """The columns, those that are mere names as `Column`s."""
+        """The columns, with plain names as `Column`s."""
         return tuple(column if isinstance(column, Column) else Column(column) for column in self.columns)
 
     def cells(self) -> list[tuple[Cell, ...]]:
@@ -114,19 +112,19 @@ def write(
 ) -> None:
     """Writes the page of a run: one HTML file with its figures inside, no scripts, nothing loaded from outside.
 
-    Browsers are told (by a content security policy) to keep it so, whatever is in it.
+    A content security policy makes browsers enforce this, whatever is in the page.
 
     Args:
-        path: where to; an older page is replaced in one step, so a reader never meets half of one.
+        path: of the page; an older page is replaced in one step, so that nobody ever reads half a page.
         title, summary: the heading, and the findings in a few sentences; an empty line starts a paragraph.
         command: the command line that ran this.
         tables: the results.
         figures: caption and PNG file of each.
         config: the settings; mappings inside are shown with dotted names.
         usage: Python or shell lines that use the trained model.
-        epochs: the lines of metrics.jsonl, for what trained and how fast.
+        epochs: the lines of metrics.jsonl, for the hardware and the speed of the training.
 
-    Versions and devices are added. All text is escaped, and what can't be printed is shown as in Python, such as \\x1b.
+    Versions and devices are added. All text is escaped, and unprintable characters are shown as in Python: \\x1b.
 
     Raises:
         DataError: a figure can't be read or isn't a PNG.
@@ -152,11 +150,6 @@ def write(
         unfinished.write_text(page, encoding="utf-8")
 
 
-def printable(text: str) -> str:
-    """The text, its control characters and the like replaced by what Python calls them, such as `\\x1b`."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 @functools.cache
 def _template() -> "jinja2.Template":
     import jinja2
@@ -175,7 +168,7 @@ def _template() -> "jinja2.Template":
 
 
 def _sha256(style: str) -> str:
-    """As a content security policy names what it allows."""
+    """The hash by which a content security policy allows this style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}"
 
 
@@ -212,7 +205,7 @@ def _figure(caption: str, png: str | os.PathLike[str]) -> _Figure:
         raise DataError(f"Figure {os.fspath(png)!r} can't be read ({error.strerror}): draw it first.") from error
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise DataError(f"Figure {os.fspath(png)!r} isn't a PNG: the page holds only PNG images.")
-    width = int.from_bytes(data[16:20]) // 2  # every figure at the same scale, so that their letters agree
+    width = int.from_bytes(data[16:20]) // 2  # every figure at the same scale, so that their text has one size
     return _Figure(caption, width, base64.b64encode(data).decode())
 
 
@@ -227,7 +220,7 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _speed(epochs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of the epochs' lines that tell of it: on what they ran, how fast, and how long they waited for data."""
+    """From the epochs' lines that have it: the hardware, the speed, and how long the training waited for data."""
     told = [epoch for epoch in epochs if "samples_per_s_per_device" in epoch]
     if not told:
         return {}

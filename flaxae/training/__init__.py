@@ -1,4 +1,4 @@
-"""Training: the compiled step, the one loop around it, and what stands on both. `fit` is where to start."""
+"""Training: the compiled step, the one loop around it, and what is built on both. Start reading at `fit`."""
 
 from flaxae.batches import Examples
 from flaxae.training import checkpoints, feed, fitting, loop, optimizers, population, precision, progress, step

@@ -1,26 +1,24 @@
 """Checkpoints of any pytree of arrays: the one adapter around Orbax.
 
-Orbax writes and reads the arrays, on one process or many. What it lacks is added here: a step is
-seen only when it is whole, a SHA-256 of every file is checked before anything is restored, a damaged
-step falls back to the one before it, and everything that goes wrong is one `CheckpointError`.
+Orbax writes and reads the arrays, in one process or many. This module adds what Orbax lacks: a step is
+visible only when it is complete, its manifest is checked before anything is restored (`flaxae.manifest`), a damaged
+step is skipped for the one before it, and every failure is a `CheckpointError`.
 
     folder/<step>/arrays/    what Orbax wrote
-    folder/<step>/manifest   its own SHA-256, then JSON: each leaf's name, dtype and shape; each file's SHA-256
-    folder/unfinished/       a save under way, or what a killed one left; the next save clears it
+    folder/<step>/manifest   of its files; also each leaf's name, dtype and shape, and other information on the state
+    folder/unfinished/       a save in progress, or the rest of a killed one; the next save clears it
 
-One writer a folder: the lock that keeps it so is the run's (`flaxae.runs`).
+A folder must have one writer at a time: the lock of the run (`flaxae.runs`) sees to that.
 """
 
 import contextlib
 import errno
 import functools
-import hashlib
-import json
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
@@ -28,25 +26,30 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from flaxae.errors import CheckpointError
+from flaxae import atomic, manifest
+from flaxae.errors import CheckpointError, RunError
 from flaxae.parallel import distributed
 
 
-class _Damaged(Exception):
-    """A step's files are not those that were saved."""
-
-
-def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int = 2) -> None:
+def save(
+    folder: str | os.PathLike[str],
+    step: int,
+    state: PyTree,
+    *,
+    keep: int = 2,
+    about: Mapping[str, str | int] | None = None,
+) -> None:
     """Write `state` as `folder/<step>`, whole or not at all, then delete all but the newest `keep` steps.
 
-    To save a step is to return to it: the same and later steps in the folder are replaced. When many
+    If the folder already has this step or later ones, they are replaced once this one is complete. When several
     processes train together, all of them call this, with a folder they share.
 
     Args:
-        folder: made when missing.
-        step: not negative; the newest is the greatest.
-        state: arrays (JAX, NumPy) or numbers of any shape. At least one.
-        keep: at least 1. With 2, damage to the newest step still leaves one to fall back to.
+        folder: made if missing.
+        step: at least 0; the newest step is the one with the greatest number.
+        state: arrays (JAX, NumPy) of any shape or numbers. At least one.
+        keep: at least 1. With 2, there is still a good step if the newest is damaged.
+        about: further information on the state, see `known`.
 
     Raises:
         CheckpointError: `state` could not be written; the steps saved before are untouched.
@@ -68,12 +71,12 @@ def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int 
         with _quiet():
             ocp.PyTreeCheckpointer().save(unfinished / "arrays", [leaf for leaf in leaves if leaf.size])
         if first_process:
-            _write_manifest(unfinished, names)
-            for later in [saved for saved in steps(folder) if saved >= step]:
-                shutil.rmtree(folder / str(later))
-            unfinished.rename(folder / str(step))
-            for old in steps(folder)[:-keep]:
-                shutil.rmtree(folder / str(old))
+            manifest.write(unfinished, leaves=names, about=about or {})
+            atomic.put(unfinished, folder / str(step), folders=True)
+            later = [saved for saved in steps(folder) if saved > step]
+            old = [saved for saved in steps(folder) if saved < step][: -keep + 1 or None]
+            for gone in (*later, *old):
+                shutil.rmtree(atomic.settled(folder / str(gone)))
         sync_global_devices("flaxae: a checkpoint ends")
     except Exception as error:  # Orbax and TensorStore raise many types
         raise CheckpointError(
@@ -82,16 +85,16 @@ def save(folder: str | os.PathLike[str], step: int, state: PyTree, *, keep: int 
 
 
 def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
-    """The newest step whose files are those that were saved, bit for bit, and its number.
+    """The number and the state of the newest step whose files are intact, bit for bit.
 
-    A damaged step is passed over with a warning, for the one before it.
+    A damaged step is skipped, with a warning, for the one before it.
 
     Args:
         folder: as given to `save`.
-        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array is placed as its
-            counterpart here (its sharding; a NumPy array or number gives a NumPy array), by default on
-            the first device, wherever it was saved from.
-        step: only this one, with no falling back.
+        like: the state's structure: arrays or `jax.ShapeDtypeStruct`s. Each array gets the sharding of its
+            counterpart here (a NumPy array or number gives a NumPy array). By default it goes to the first
+            device, wherever it was saved from.
+        step: only this step, without falling back to an earlier one.
 
     Raises:
         CheckpointError: no step is good, or `like` differs from what was saved in a name, shape or dtype.
@@ -104,11 +107,12 @@ def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = 
     damage = []
     for candidate in reversed(saved) if step is None else [step]:
         try:
-            manifest = _check(folder / str(candidate))
-        except (_Damaged, OSError) as error:
+            kept = atomic.settled(folder / str(candidate))
+            leaves = _checked(kept)["leaves"]
+        except (RunError, OSError) as error:
             damage.append(f"step {candidate} is damaged ({error})")
             continue
-        state = distributed.keyed(functools.partial(_read, folder / str(candidate), manifest["leaves"]), like)
+        state = distributed.keyed(functools.partial(_read, kept, leaves), like)
         if damage:
             warnings.warn(f"{folder}: {'; '.join(damage)}. Restored step {candidate} instead.", stacklevel=2)
         return candidate, state
@@ -117,11 +121,21 @@ def restore(folder: str | os.PathLike[str], like: PyTree, *, step: int | None = 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps saved in `folder`, oldest first; none when there is no such folder."""
-    return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdecimal())
+    names = {path.name.removeprefix(".").removesuffix(".old") for path in Path(folder).glob("*")}
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def known(folder: str | os.PathLike[str], step: int) -> dict[str, str | int]:
+    """The `about` that a step was saved with; empty if the step is damaged, or was saved by an older version."""
+    try:
+        found = manifest.read(atomic.settled(Path(folder, str(step))))
+    except RunError:
+        return {}
+    return (found or {}).get("about", {})
 
 
 def _flatten(tree: PyTree) -> tuple[list[str], list]:
-    """Names like `params/0/kernel float32[3, 4]`, and the leaves, numbers made arrays."""
+    """Names like `params/0/kernel float32[3, 4]`, and the leaves, with numbers as arrays."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     arrays = (jax.Array, jax.ShapeDtypeStruct)
     leaves = [leaf if isinstance(leaf, arrays) else np.asarray(leaf) for _, leaf in named]
@@ -132,24 +146,14 @@ def _flatten(tree: PyTree) -> tuple[list[str], list]:
     return names, leaves
 
 
-def _write_manifest(folder: Path, names: list[str]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    body = json.dumps(
-        {"leaves": names, "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files}}
-    )
-    (folder / "manifest").write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}", encoding="utf-8")
-
-
-def _check(folder: Path) -> dict:
-    """The manifest of a step, once every file in it has been compared with its SHA-256."""
-    digest, _, body = (folder / "manifest").read_bytes().partition(b"\n")
-    if digest != hashlib.sha256(body).hexdigest().encode():
-        raise _Damaged("its manifest was changed")
-    manifest = json.loads(body)
-    for name, sha256 in manifest["files"].items():
-        if _sha256(folder / name) != sha256:
-            raise _Damaged(f"{name} was changed")
-    return manifest
+def _checked(folder: Path) -> dict:
+    """The manifest of a step, after comparing every file in it with its SHA-256."""
+    found = manifest.check(folder)
+    if found is None:
+        raise RunError("its manifest is missing")
+    if found.get("of") is not None and manifest.identity(folder.parent) is None:
+        warnings.warn(f"{folder}: the run's manifest is missing, so its settings can't be checked.", stacklevel=4)
+    return found
 
 
 def _read(folder: Path, saved: list[str], like: PyTree) -> PyTree:
@@ -184,7 +188,7 @@ def _read(folder: Path, saved: list[str], like: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tracebacks that Orbax's threads log to themselves: the error that is raised says it all."""
+    """Suppress the tracebacks that Orbax's threads log: the error that is raised says everything."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -192,8 +196,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

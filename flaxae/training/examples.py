@@ -1,6 +1,7 @@
-"""Examples before training and after: checked, split, and put through a trained model."""
+"""Examples before and after training: check them, split them, and apply a trained model to them."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,22 +18,26 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, with_metrics
-from flaxae.parallel import distributed
+from flaxae.parallel import distributed, processes
+
+BLOCKS, BLOCK_BYTES = 64, 2**18  # the blocks of a stream that its fingerprint is made from
 
 
 def apply(function: Callable[..., PyTree[Array]], model: nnx.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """`function(model, batch)` over all of x, compiled and in batches: `apply(Autoencoder.encode, model, x)`.
 
-    Returns what the function does, in NumPy, for the examples (or codes; an array or a tree) in their order.
+    x may be examples or codes, an array or a tree. Returns the function's output in NumPy, in the order of x. Batches
+    have few sizes, powers of two up to `batch_size`, so that few programs are compiled whatever the lengths are.
 
     Raises:
         DataError: x is empty.
     """
+    processes.refuse_fork()
     examples = batches.count(x)
     if examples == 0:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(x))
         raise errors.DataError(f"There is nothing to apply the model to: the data have shape {shapes}.")
-    batch_size = min(batch_size, examples)
+    batch_size = min(batch_size, 1 << (examples - 1).bit_length())
     graphdef, state = nnx.split(model)
     parts = []
     for start in range(0, examples, batch_size):
@@ -54,12 +59,16 @@ def _apply(function: Callable, graphdef: nnx.GraphDef, state: nnx.State, batch: 
 
 
 def check_examples(model: Autoencoder, x: Any) -> Any:
-    """x itself, an array or a tree, if the model can take it: floats as float32, what is not observed as 0.
+    """x, an array or a tree, if the model can take it, with floats as float32 and values that are not observed as 0.
+
+    The masked values of an array of `numpy.ma` are not observed.
 
     Raises:
-        DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers where the
-            likelihood is not for such.
+        DataError: x is empty, not finite, out of the likelihood's range, of another shape, or whole numbers although
+            the likelihood is not for whole numbers.
     """
+    processes.refuse_fork()
+    x = batches.unmasked(x)
     x = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), x)
     shape = Batch.of(x).x.shape
     if len(shape) < 2 or shape[0] == 0:
@@ -99,7 +108,7 @@ def check_examples(model: Autoencoder, x: Any) -> Any:
 
 
 def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = True) -> None:
-    """Raise DataError unless data from `low` to `high` are finite and, where wanted, in the likelihood's range."""
+    """Raise DataError unless data from `low` to `high` are finite and, if `wanted`, in the likelihood's range."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise errors.DataError("The data hold NaN or infinite values; remove or fill them first.")
     least, most = model.likelihood.support
@@ -110,11 +119,36 @@ def check_range(model: Autoencoder, low: float, high: float, *, wanted: bool = T
         )
 
 
+def fingerprint(x: Any) -> str:
+    """The SHA-256 of training data: an array, a tree, or a stream, of which only blocks from all over it are read.
+
+    It distinguishes data of the same shape, by every value if they are in memory.
+    """
+    digest = hashlib.sha256()
+    x = np.asarray(x) if isinstance(x, list) else x
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        sampled = isinstance(leaf, Stream | np.memmap)
+        if isinstance(leaf, np.ma.MaskedArray):
+            digest.update(np.ma.getmaskarray(leaf).tobytes())
+        leaf = leaf if sampled else np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        if not sampled:
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+            continue
+        each = max(1, BLOCK_BYTES * len(leaf) // max(1, math.prod(leaf.shape) * leaf.dtype.itemsize))
+        for start in np.linspace(0, max(0, len(leaf) - each), BLOCKS).astype(int).tolist():
+            stop = min(start + each, len(leaf))
+            part = leaf.stored(start, stop) if isinstance(leaf, Stream) else leaf[start:stop]
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
 def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[str, ...]:
-    """The names of the objective's metrics, "loss" first, if it gives a loss for each example: asked, not guessed.
+    """The names of the objective's metrics, "loss" first. The objective is traced on two examples to find them.
 
     Raises:
-        ConfigError: it can't do with the model or the data, whose error is the cause, or gives other shapes.
+        ConfigError: the objective fails on the model or the data (the error is chained), or doesn't give one number per
+            example.
     """
 
     def losses(model: nnx.Module, batch: Any, key: Key[Array, ""]) -> Any:
@@ -141,7 +175,7 @@ def check_objective(model: nnx.Module, objective: Objective, x: Any) -> tuple[st
 
 
 def _kept(dtype: Any) -> Any:
-    """What values of that type are kept as: floats as float32, whole numbers in 32 bits at most."""
+    """The dtype that values of that dtype are trained on in: float32 for floats, at most 32 bits for whole numbers."""
     return np.float32 if jnp.issubdtype(dtype, jnp.floating) else jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -150,7 +184,7 @@ def _shape_of(function: Callable, model: nnx.Module, x: Any) -> tuple[int, ...]:
 
 
 def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: Any) -> Any:
-    """What the function would give for a batch of that size, in shapes alone."""
+    """The shapes of the function's output for a batch of that size, without computing it."""
     graphdef, state = nnx.split(model)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), _kept(leaf.dtype)), x)
     return jax.eval_shape(
@@ -159,12 +193,12 @@ def _abstract(function: Callable, model: nnx.Module, x: Any, size: int, *rest: A
 
 
 def has_streams(x: Any) -> bool:
-    """Whether x, or a part of it, is read while it is trained on."""
+    """Whether x, or an array of the tree x, is a stream, which is read during training."""
     return any(isinstance(leaf, Stream) for leaf in jax.tree.leaves(x))
 
 
 def streamed(x: Any) -> Any:
-    """x, where a part of it is a stream or a memory map, as streams throughout."""
+    """x with every array as a stream, if any of them is a stream or a memory map; else x itself."""
     if not any(isinstance(leaf, Stream | np.memmap) for leaf in jax.tree.leaves(x)):
         return x
     x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Stream) else Stream(leaf), x)
@@ -181,9 +215,10 @@ def _there(observed: Any) -> Any:
 
 
 def split(model: Autoencoder, x: Any, validation: Any, seed: int, mesh: Mesh | None) -> tuple[Any, Any | None]:
-    """The examples to train on, and those held out (None for none), checked and on the device; see `fit`.
+    """The training and the validation examples (None for none), checked and on the device; see `fit`.
 
-    A stream, or a tree with any, stays one; of it, too much to hold is not held out, see `Stream.split`.
+    The training part of a stream, or of a tree with streams, is again streamed. Its validation part is limited to what
+    fits in memory, see `Stream.split`.
     """
     if seed < 0:
         raise errors.ConfigError(f"seed is {seed}; it has to be at least 0.")

@@ -1,15 +1,15 @@
-"""What a run trains on, a window of steps at a time, on the device: all examples, or the next of what is read.
+"""The training data, given to the device one window of steps at a time.
 
-Examples are an array, or a tree of arrays of one length. A window is an epoch of what is in memory. Of a stream it is
-so many batches as take `WINDOW_BYTES`, read by a thread while the one before trains; of an iterator, as many as it
-gives of those. The order of the examples is decided by (seed, epoch, window) alone; so it does not depend on where a
-run was interrupted, nor on how many devices and processes share the work.
+Examples are an array, or a tree of arrays of one length. For data in memory, a window is an epoch. For a stream, it is
+as many batches as fit in `WINDOW_BYTES`; a thread reads the next window while this one is trained on. For an iterator,
+it is the next few of its batches. The order of the examples depends on (seed, epoch, window) only. So it does not
+depend on where a run was interrupted, nor on how many devices and processes share the work.
 """
 
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,15 +25,15 @@ from flaxae.batches import Batch
 from flaxae.data.stream import Stream
 from flaxae.parallel import distributed
 
-WINDOW_BYTES = 16 * 2**20  # of float32; malloc hands such pieces out again, where larger ones cost a page fault a page
-MOST_LANES = 128  # chunks that a window is made of
+WINDOW_BYTES = 16 * 2**20  # of float32; malloc reuses blocks of this size, while larger ones cost a page fault per page
+MOST_LANES = 128  # the most chunks that a window is made of
 
 Order = Int[Array | np.ndarray, "*lanes examples"]
 Window = tuple[PyTree[Array], Order]  # the arguments x and order of `batch`
 
 
 def batch(x: PyTree[Array], order: Order, batch_size: int, step: int | Int[Array, ""]) -> PyTree[Array]:
-    """The batch of a step: the next of x [n, *shape] in their order; of x [lanes, n, *shape], as many of each lane."""
+    """The batch of a step: the next examples, by order, of x [n, *shape] or of each lane of x [lanes, n, *shape]."""
     lanes = order.shape[:-1]
     each = batch_size // math.prod(lanes)
     start = (step % (order.shape[-1] // each)) * each
@@ -49,17 +49,17 @@ def batch(x: PyTree[Array], order: Order, batch_size: int, step: int | Int[Array
 
 
 def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"]:
-    """The order of an epoch. By NumPy: JAX sorts random numbers for it, which takes far longer on a CPU."""
+    """The order of an epoch. NumPy draws it, because JAX would sort random numbers, which is far slower on a CPU."""
     return np.random.default_rng([seed, epoch]).permutation(examples).astype(np.int32)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Gives windows by their number."""
+    """Gives the windows of a run by their number."""
 
-    windows: int  # of an epoch
-    steps: int  # of a window
-    waited: float  # seconds for data, so far
+    windows: int  # per epoch
+    steps: int  # per window
+    waited: float  # seconds spent waiting for data so far
 
     def __call__(self, window: int) -> tuple[Any, ...]: ...
 
@@ -67,36 +67,36 @@ class Source(Protocol):
 
 
 class Resident:
-    """Examples that fit on the device; every device of a mesh has them all. A window is an epoch."""
+    """Examples that fit on the device; every device of a mesh holds all of them. A window is an epoch."""
 
-    windows = 1  # an epoch
-    waited = 0.0  # seconds for data, so far
+    windows = 1  # per epoch
+    waited = 0.0  # seconds spent waiting for data so far
 
     def __init__(self, x: PyTree[Array], batch_size: int, seed: int):
         self.x = x
         self.seed, self.batch_size = seed, batch_size
         self.examples = batches.count(x)
-        self.steps = self.examples // batch_size  # of a window
+        self.steps = self.examples // batch_size  # per window
 
     def __call__(self, window: int) -> Window:
         return self.x, shuffle(self.seed, window, self.examples)
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing runs in the background."""
 
 
 class Windows:
     """The batches of a stream, or of a tree of streams.
 
-    A stream is cut into chunks, dealt anew to windows in each epoch. A window has as many chunks as it has lanes: a
-    batch takes as many examples from each of them, in an order shuffled within the chunk. Lanes are what devices and
-    processes share the work by: each process reads the chunks of its own. The examples that are left over, fewer than a
-    batch a window, lie at the ends, at either by chance.
+    A stream is cut into chunks, which are assigned to windows at random in each epoch. Each chunk of a window is a
+    lane. A batch takes equally many examples from every lane, in an order shuffled within the lane. Devices and
+    processes share the work by lanes: each process reads its own. The examples left over, fewer than a batch per
+    window, are at the two ends of the stream; how many at which end is random.
 
     Args:
         streams: a stream, or a tree of streams of one length.
-        check: called before each window is trained on, with the lowest and the highest value of its x, and of its
-            target, and whether the likelihood is asked for them.
+        check: called before each window is trained on, once for x and once for the target if there is one. It gets the
+            lowest and the highest value, and `wanted`: whether the likelihood is of these values.
 
     Raises:
         ConfigError: the devices of the mesh can't share the lanes evenly.
@@ -112,7 +112,7 @@ class Windows:
         self.windows = min(math.ceil(self.examples * bytes_each / WINDOW_BYTES), self.examples // batch_size)
         self.steps = self.examples // self.windows // batch_size
         self.lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
-        self.length = self.steps * batch_size // self.lanes  # of a chunk
+        self.length = self.steps * batch_size // self.lanes  # examples in a chunk
         self.waited = 0.0
         if mesh is None:
             self.sharding = SingleDeviceSharding(jax.devices()[0])
@@ -136,16 +136,16 @@ class Windows:
         return _scaled(self.tree, scalings, stored), self._order(*divmod(window, self.windows))
 
     def close(self) -> None:
-        """Let go of the window that is being read."""
+        """Stop the reader, after the window that it is reading."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _order(self, epoch: int, place: int) -> Int[np.ndarray, "lanes length"]:
-        """Of a window's examples, within each lane."""
+        """The order of a window's examples within each lane."""
         within = np.broadcast_to(np.arange(self.length, dtype=np.int32), (self.lanes, self.length))
         return np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
 
     def _read(self, window: int) -> list[Array]:
-        """A window as it is stored, on the devices, of which each process reads what its own devices train on."""
+        """A window on the devices, not yet scaled. Each process reads the part that its own devices train on."""
         epoch, place = divmod(window, self.windows)
         left_over = self.examples - self.windows * self.lanes * self.length
         rng = np.random.default_rng([self.seed, epoch])
@@ -168,7 +168,7 @@ class Windows:
         ]
 
     def _read_lanes(self, starts: list[int]) -> list[np.ndarray]:
-        """The chunks from each of `starts` on, [lanes, length, ...] of each stream, as they are stored; checked."""
+        """The chunks that begin at `starts`, [lanes, length, ...] of each stream, checked but not yet scaled."""
         which = Batch.of(self.tree.unflatten(range(len(self.streams))))  # the numbers of the streams
         wanted = which.x if which.target is None else which.target
         read: dict[int, np.ndarray] = {}
@@ -190,12 +190,12 @@ class Windows:
 def _range(
     lanes: Iterable[np.ndarray], scaling: Callable | None, observed: Shaped[np.ndarray, "..."] | None
 ) -> tuple[float, float]:
-    """The lowest and the highest value, of those that are observed, after the scaling."""
+    """The lowest and the highest of the observed values, after scaling."""
     if observed is not None:
         seen = [(x if scaling is None else scaling(x))[there] for x, there in zip(lanes, observed, strict=True)]
         values = np.concatenate(seen) if any(map(len, seen)) else np.zeros(1, np.float32)
         return float(values.min()), float(values.max())
-    over = None if scaling is None else 0  # a scaling is of each value, by where it is in an example
+    over = None if scaling is None else 0  # a scaling may differ between the values of an example
     low, high, dtype = np.inf, -np.inf, np.dtype(np.float32)
     for x in lanes:
         low, high, dtype = np.minimum(low, x.min(axis=over)), np.maximum(high, x.max(axis=over)), x.dtype
@@ -205,11 +205,11 @@ def _range(
 
 
 class Drawn:
-    """Nothing: for blocks that draw their own batches from all that they have.
+    """Empty windows, for blocks of steps that draw their own batches from data that they hold.
 
     Args:
-        steps: of the training.
-        about: how many an epoch has, as near as it goes.
+        steps: of the whole training.
+        about: how many steps an epoch should have; it gets the largest divisor of `steps` up to that.
     """
 
     windows = 1
@@ -222,26 +222,33 @@ class Drawn:
         return ()
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing runs in the background."""
 
 
 class Iterated:
-    """The batches that something of the user's gives, one after the other: a generator, or what `iter` starts anew.
+    """The batches of the user's own iterable, one after the other: a generator, a list, a data loader.
 
     Args:
-        source: gives batches, all of one size; what is smaller, as the last of an epoch may be, is left out.
-        steps: of an epoch; what ends before is begun anew, if it can be.
-        check: called with each window before it is trained on; gives what is trained on.
+        source: gives batches of one size. Smaller ones, such as the last of an epoch, are left out. Or a function of a
+            step, which gives the batches from that step on.
+        steps: per epoch. A source that ends before is started again, if it can be.
+        check: called with each window before it is trained on; returns the window to train on.
 
     Raises:
-        DataError: the source gives nothing, ends for good, or batches of other sizes.
+        DataError: the source gives nothing, can't be started again, or gives larger batches than its first.
     """
 
     waited = 0.0
 
-    def __init__(self, source: Iterable[Any], steps: int, mesh: Mesh | None, check: Callable[[Any], Any]):
+    def __init__(
+        self,
+        source: Iterable[Any] | Callable[[int], Iterable[Any]],
+        steps: int,
+        mesh: Mesh | None,
+        check: Callable[[Any], Any],
+    ):
         self.source, self.check, self.mesh = source, check, mesh
-        self.iterator = iter(source)
+        self.iterator = self._from(0)
         self.first = self._examples(self._next())
         self.batch_size = batches.count(self.first)
         each = sum(leaf.nbytes for leaf in jax.tree.leaves(self.first))
@@ -253,6 +260,8 @@ class Iterated:
     def __call__(self, window: int) -> Window:
         began = time.perf_counter()
         parts = []
+        if gives_from_step(self.source) and self.given != window * self.steps:
+            self.given, self.iterator = window * self.steps, self._from(window * self.steps)
         while len(parts) < self.steps:
             part = self.first if self.given == 0 else self._examples(self._next())
             self.given += 1
@@ -268,13 +277,13 @@ class Iterated:
         return distributed.place(x, self.mesh), np.arange(self.steps * self.batch_size, dtype=np.int32)
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing runs in the background."""
 
     def _next(self) -> Any:
         try:
             return next(self.iterator)
         except StopIteration:
-            self.iterator = iter(self.source)
+            self.iterator = self._from(self.given)
         try:
             return next(self.iterator)
         except StopIteration:
@@ -283,9 +292,13 @@ class Iterated:
                 "anew, such as a list or a torch DataLoader, or a generator that does not end."
             ) from None
 
+    def _from(self, step: int) -> Iterator[Any]:
+        source: Any = self.source
+        return iter(source(step) if gives_from_step(source) else source)
+
     @staticmethod
     def _examples(batch: Any) -> Any:
-        """In NumPy: arrays, a mapping of such, or a list of one, as a torch DataLoader gives it."""
+        """A batch in NumPy. It may be an array, a mapping of arrays, or a list of one, as torch's DataLoader gives."""
         if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
             if len(batch) != 1:
                 raise errors.DataError(
@@ -296,8 +309,13 @@ class Iterated:
         return jax.tree.map(np.asarray, dict(batch) if isinstance(batch, Mapping) else batch)
 
 
+def gives_from_step(source: Any) -> bool:
+    """Whether it is a function of a step, which gives the batches from that step on."""
+    return callable(source) and not isinstance(source, Iterable)
+
+
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
-    """An empty array that JAX uses on CPU as it is, where it would copy one that begins at any other address."""
+    """An empty array, aligned so that JAX on CPU uses its memory instead of copying it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -306,7 +324,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "...
 
 @functools.partial(jax.jit, static_argnames=("tree", "scalings"))
 def _scaled(tree: Any, scalings: tuple[Callable | None, ...], stored: list[Array]) -> PyTree[Array]:
-    """A window as it is trained on: scaled, and 0 where it is not observed."""
+    """A window to train on: scaled, with values that are not observed as 0."""
     parts = [x if scaling is None else scaling(x) for scaling, x in zip(scalings, stored, strict=True)]
     which = Batch.of(tree.unflatten(range(len(parts))))
     if which.observed is not None:

@@ -19,28 +19,28 @@ from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective
-from flaxae.parallel import distributed
+from flaxae.parallel import distributed, processes
 from flaxae.training import feed, loop, optimizers, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
 from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule
 
-SHORT = 2e10  # examples seen times parameters, below which training takes less time than compiling it well
+SHORT = 2e10  # examples seen × parameters: below this, training takes less time than compiling a faster program
 
 
 class History(dict[str, list[float]]):
-    """A list a metric, one value an epoch: `loss` and `val_loss` (nats an example), `seconds` (of training so far)."""
+    """A list for each metric, with one value per epoch: `loss`, `val_loss` (nats per example), `seconds` (so far), …"""
 
     @property
     def history(self) -> "History":
-        """Itself, so that code written for Keras (`fit(…).history["loss"]`) reads on."""
+        """Itself, so that code written for Keras (`fit(…).history["loss"]`) works."""
         return self
 
 
 def fit(
     model: Autoencoder,
-    x: Examples | Stream | Iterable[Any],
+    x: Examples | Stream | Iterable[Any] | Callable[[int], Iterable[Any]],
     *,
     epochs: int = 10,
     batch_size: int = 256,
@@ -68,51 +68,57 @@ def fit(
 ) -> History:
     """Train `model` in place on x, scaled as its likelihood expects.
 
-    It ends with the weights of the epoch of the lowest validation loss (the last epoch's without validation).
+    The model ends with the weights of the epoch with the lowest validation loss (without validation, of the last).
 
     Args:
-        x: in memory, an array or a tree (see `batches.Batch`); a memory map or a `data.Stream`, or a tree with any,
-            which is read a window at a time and never whole; or anything else that gives batches of one size when
-            iterated over (a generator, a torch DataLoader, a grain loader), which are taken as they come.
-        batch_size: of what is not batches already.
-        learning_rate: by default 3e-3. It, warmup, schedule and weight_decay are of the optimizers with a name.
+        x: an array or a tree in memory (see `batches.Batch`); a memory map, a `data.Stream`, or a tree with any of
+            them, which is read a window at a time and never whole; or anything else that gives batches of one size
+            when iterated over (a generator, a torch DataLoader, a grain loader). Such batches are taken as they come.
+            Or a function of a step that gives the batches from that step on, the same each time: it can be resumed.
+        batch_size: unless x gives batches already.
+        learning_rate: by default 3e-3. It, warmup, schedule and weight_decay are for "adam" and "muon" only.
         warmup, schedule, weight_decay, ema: see `Optimizer`.
-        optimizer: "adam" or "muon", see `Optimizer.method`; or a transformation of optax, which is all of the
-            optimizer: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`; with
-            `optax.multi_transform` layers have rates of their own, or, with `optax.set_to_zero()`, stay as they are.
-        microbatches: parts of a batch to take gradients of one by one, see `Optimizer`.
-        validation: the fraction of x held out, drawn by `seed`, or the held-out examples themselves; 0 for none, which
-            what gives batches needs.
+        optimizer: "adam" or "muon", see `Optimizer.method`; or an optax transformation that does everything, such as
+            `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. With `optax.multi_transform`, layers have
+            learning rates of their own; with `optax.set_to_zero()` they are frozen.
+        microbatches: into how many parts a batch is cut to accumulate its gradient, see `Optimizer`.
+        validation: the fraction of x to validate on, drawn by `seed`, or the validation examples themselves; 0 for no
+            validation. If x gives batches, it can't be a fraction.
         patience: stop after so many epochs without a better score.
-        keep: the weights that it ends with: "best", of the epoch of the lowest score; or "last".
-        score: per example, as an objective, whose mean over the held-out examples is what epochs are compared by; by
-            default the objective itself.
-        objective: per example, `(model, batch, key) -> [batch]`; by default the model's own. What it gives besides,
-            `(loss, metrics)`, is in the history.
-        schedules: of hyper-parameters by their names in `model.hyper`: functions of the step, as optax's are. The
-            model is validated, and ends, with their last values: `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`.
+        keep: the weights that the model ends with: "best", those of the epoch with the lowest score, or "last".
+        score: an objective, whose mean over the validation examples is the score of an epoch; by default the objective
+            that is trained.
+        objective: per example, `(model, batch, key) -> [batch]`; by default the model's own. If it returns
+            `(loss, metrics)`, the metrics go into the history.
+        schedules: for hyper-parameters, by their names in `model.hyper`: functions of the step, as in optax, such as
+            `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`. The model is validated, and ends, with their last values.
         precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
-        steps_per_epoch: of what gives batches; by default its length.
+        steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
-            or all devices of all processes where there are several, which then call this together.
-        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C or SIGTERM saves too.
-        resume: go on from the newest good checkpoint in `folder`, to the same bits as if never interrupted.
-        show: a progress bar, or a line an epoch where there is no terminal.
-        on_epoch: called, in the first process, with each epoch's metrics: those of the history,
-            `samples_per_s_per_device`, `waited` (seconds for data, of this epoch), and `distributed.describe`'s. Where
-            it returns True, training ends.
+            or with several processes, which all call this, all devices of all processes.
+        folder: where checkpoints go: `latest/`, to resume from, and `best/`, the model. Ctrl-C, SIGTERM and SIGHUP
+            save, too. If a run diverges, `best/` has the last good weights.
+        resume: go on from the newest good checkpoint in `folder`. The result is bit for bit that of a run without
+            interruption; with another number of cores or another JAX, the weights are as good but not the same, and a
+            warning says so.
+        show: show a progress bar, or without a terminal, print a line per epoch.
+        on_epoch: called in the first process after each epoch with its metrics: those of the history,
+            `samples_per_s_per_device`, `waited` (seconds spent waiting for data in this epoch), and those of
+            `distributed.describe`. If it returns True, training ends.
 
     Raises:
         DataError: x is empty, not finite, or doesn't fit the model.
-        ConfigError: a setting is out of range, or the objective doesn't give a number an example.
+        ConfigError: a setting is out of range, or the objective doesn't give one number per example.
         DivergedError: the loss stopped being finite; the model then holds the last good weights.
-        CheckpointError: `resume` with another setting than the checkpoint's, or with no good checkpoint.
+        CheckpointError: `resume` is set, and the checkpoint has other data or settings, or there is no good one.
         KeyboardInterrupt: after an interrupt, with the weights so far in the model and in `folder`.
     """
+    processes.refuse_fork()
     rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
     check_kept(keep, score, validation)
     objective = in_precision(objective or own_objective, precision)
     mesh = mesh or distributed.default_mesh()
+    given = None if gives_batches(x) else (x, validation)
     x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
     batch_size = source.batch_size
     example = batches.take(source.first if isinstance(source, feed.Iterated) else x, slice(0, 1))
@@ -148,6 +154,7 @@ def fit(
     settings = {**settings_of(seed, x, source, epochs, update, keep, precision), "learning_rate": rate}
     start = loop.start(work, distributed.place(step.init(model, update, rate, metrics), mesh), epochs, settings)
     own = {"patience": patience, "keep": keep, "mesh": mesh, "folder": folder, "resume": resume, "show": show}
+    own["data"] = given
     try:
         with contextlib.closing(source):
             run = loop.train(work, start, on_epoch=on_epoch, **own)
@@ -168,9 +175,9 @@ def validation_of(
     score: Objective | None,
     held_out: Any,
 ) -> tuple[Callable[[Any], dict[str, Any]] | None, str]:
-    """What gives the scores of weights on the held-out examples, if there are any, and the name of the one that counts.
+    """The function from weights to validation scores (None without validation), and the name of the score to choose by.
 
-    They are the objective's, `val_loss` and its metrics, and `val_score`, if there is a score of one's own.
+    The scores are `val_loss`, the objective's metrics as `val_…`, and `val_score` if the user gave a score.
     """
     if held_out is None:
         return None, "loss"
@@ -185,7 +192,7 @@ def validation_of(
 def settings_of(
     seed: int, x: Any, source: Any, epochs: int, update: Optimizer, keep: str, precision: str
 ) -> dict[str, Any]:
-    """What has to be the same when a run is resumed, as numbers."""
+    """The settings that have to be the same when a run is resumed, as numbers."""
     examples = 0 if isinstance(source, feed.Iterated) else batches.count(x)
     return {
         "seed": float(seed),
@@ -210,7 +217,7 @@ def _zeros(sums: step.Sums) -> step.Sums:
 
 
 def keys(seed: int) -> Any:
-    """A run's keys: of the steps, of validation."""
+    """A run's two keys: one for the steps and one for validation."""
     return jax.random.split(jax.random.key(seed))
 
 
@@ -224,7 +231,7 @@ def _source(
     mesh: Mesh | None,
     resume: bool,
 ) -> tuple[Any, Any | None, feed.Resident | feed.Windows | feed.Iterated]:
-    """The examples to train on, those held out, and the batches of the former."""
+    """The training examples, the validation examples, and the batches of the training examples."""
     if not gives_batches(x):
         x, held_out = split(model, x, validation, seed, mesh)
         return x, held_out, feed_of(model, x, batch_size, seed, mesh)
@@ -233,10 +240,10 @@ def _source(
             f"validation is {validation}: of what gives batches nothing can be held out. Give the examples to validate "
             "on, or validation=0."
         )
-    if resume:
+    if resume and not feed.gives_from_step(x):
         raise errors.ConfigError(
             "resume=True can't be promised for what gives batches: nobody knows what it gave before. Give arrays, a "
-            "memory map or a Stream."
+            "memory map, a Stream, or a function that gives the batches from a step on."
         )
     steps = steps_per_epoch or (len(x) if hasattr(x, "__len__") else 0)
     if steps < 1:
@@ -250,21 +257,23 @@ def _source(
 
 
 def gives_batches(x: Any) -> bool:
-    """Whether x is iterated over for batches, and is not an array, a tree of arrays, or a stream."""
+    """Whether x is an iterable of batches or a function that makes one, and not an array, a tree or a stream."""
     if isinstance(x, Mapping | Stream | str) or hasattr(x, "dtype") or hasattr(x, "_fields"):
         return False
+    if feed.gives_from_step(x):
+        return True
     if isinstance(x, list | tuple):  # of numbers, or of batches
         return bool(x) and (isinstance(x[0], Mapping) or np.ndim(x[0]) > 1) and not _is_nested_list(x)
     return isinstance(x, Iterator | Iterable)
 
 
 def _is_nested_list(x: Any) -> bool:
-    """Whether it is one array, written as lists of numbers."""
+    """Whether x is one array, written as nested lists of numbers."""
     return isinstance(x[0], list | tuple) and not any(hasattr(part, "dtype") for part in x[0])
 
 
 def feed_of(model: Autoencoder, x: Any, batch_size: int, seed: int, mesh: Mesh | None) -> feed.Resident | feed.Windows:
-    """The batches of what `split` gave.
+    """The batches of training examples from `split`.
 
     Raises:
         ConfigError: the devices of the mesh can't share a batch evenly.
@@ -296,10 +305,10 @@ def check_settings(
     patience: int | None,
     optimizer: str | optax.GradientTransformation = "adam",
 ) -> float:
-    """The learning rate, if all are in range.
+    """Check the settings, and return the learning rate.
 
     Raises:
-        ConfigError: one is not, or is given beside an optimizer that has its own.
+        ConfigError: a setting is out of range, or is given beside an optax optimizer, which has its own.
     """
     if isinstance(optimizer, optax.GradientTransformation) and (
         (learning_rate, warmup, schedule, weight_decay) != (None, 0.1, "cosine", 0.0)
@@ -328,7 +337,7 @@ def check_settings(
 
 
 def check_kept(keep: str, score: Objective | None, validation: Any) -> None:
-    """Raise ConfigError for what can't be kept, or chosen by."""
+    """Raise ConfigError if `keep` is unknown, or if there is a score but no validation."""
     if keep not in ("best", "last"):
         raise errors.ConfigError(errors.unknown("keep", str(keep), ("best", "last")))
     if score is not None and isinstance(validation, int | float) and validation == 0:
@@ -336,7 +345,7 @@ def check_kept(keep: str, score: Objective | None, validation: Any) -> None:
 
 
 def check_microbatches(batch_size: int, microbatches: int, mesh: Mesh | None) -> None:
-    """Raise ConfigError unless batches can be cut into so many parts, which the devices of the mesh can share."""
+    """Raise ConfigError unless batches can be cut into so many equal parts, and each part shared by the devices."""
     devices = 1 if mesh is None else mesh.shape["data"]
     if microbatches < 1 or batch_size % (microbatches * devices):
         shared = f" for {devices} devices to share" if devices > 1 else ""
@@ -347,7 +356,7 @@ def check_microbatches(batch_size: int, microbatches: int, mesh: Mesh | None) ->
 
 
 def set_schedules(model: Autoencoder, schedules: Mapping[str, Schedule], steps: int) -> None:
-    """Give the model the hyper-parameters that the schedules end with."""
+    """Set the model's hyper-parameters to the last values of their schedules."""
     for name, schedule in schedules.items():
         if name not in model.hyper:
             raise errors.ConfigError(errors.unknown("hyper-parameter", name, model.hyper))

@@ -1,8 +1,8 @@
-"""The one loop: blocks of steps, epochs of blocks, and what happens between them.
+"""The one training loop: blocks of steps, epochs of blocks, and what happens between them.
 
-`train` drives whatever is compiled: one model, a population of them side by side, classifiers. It looks at the clock,
-at Ctrl-C and at the other processes after each block; after each epoch it validates, keeps the best weights, tells the
-callback, and stops where patience ends; and every few seconds it saves all that is needed to go on to the same bits.
+`train` drives any compiled program: one model, a population side by side, or classifiers. After each block it checks
+the clock, Ctrl-C and the other processes. After each epoch it validates, keeps the best weights, calls the callback,
+and stops if patience has run out. Every few seconds it saves everything that is needed to resume to the same bits.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import pathlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from jaxtyping import Float
 from flaxae import errors
 from flaxae.parallel import distributed, processes
 from flaxae.training import checkpoints, feed, progress
+from flaxae.training.examples import fingerprint
 
-BLOCK_SECONDS = 0.3  # between looks at the clock and the interrupt
+BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
 SAVE_SECONDS = 10.0  # between checkpoints
 
 Metrics = dict[str, float | str]
@@ -32,7 +34,7 @@ OnEpoch = Callable[[Metrics], bool | None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came; what was trained is in `snapshot`, and saved where there is a folder."""
+    """Ctrl-C, SIGTERM or SIGHUP came. `snapshot` holds the training so far, also saved if there is a folder."""
 
     def __init__(self, snapshot: Any):
         super().__init__()
@@ -42,18 +44,18 @@ class Interrupted(KeyboardInterrupt):
 class Work(NamedTuple):
     """What the loop drives. States and weights are trees of arrays that only these functions look into."""
 
-    block: Callable[..., Any]  # (state, *window, start, stop) -> state, whose own state is donated
+    block: Callable[..., Any]  # (state, *window, start, stop) -> the next state; donates the one it is given
     sums: Callable[[Any], tuple[Any, Any]]  # state -> whether all is finite, sums of the metrics over the epoch so far
-    begin: Callable[[Any], Any]  # state -> the same with sums of 0
-    weights: Callable[[Any], Any]  # state -> copies of what is used and kept
-    validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on held-out examples, lower is better
-    chosen_by: str  # the score whose lowest epoch is kept
+    begin: Callable[[Any], Any]  # state -> the same state with its sums set to 0
+    weights: Callable[[Any], Any]  # state -> copies of the weights to validate and keep
+    validate: Callable[[Any], Mapping[str, Any]] | None  # weights -> scores on validation examples, lower is better
+    chosen_by: str  # the name of the score by which the best epoch is chosen
     source: feed.Source
-    samples: int  # a step, of all members
+    samples: int  # per step, over all members
 
 
 class Snapshot(NamedTuple):
-    """A run at a step: all that is saved to resume it. Epochs to come are NaN in `history`."""
+    """The state of a run at one step: all that is saved to resume it. Future epochs are NaN in `history`."""
 
     state: Any
     best: Any
@@ -62,7 +64,7 @@ class Snapshot(NamedTuple):
 
 
 def start(work: Work, state: Any, epochs: int, settings: dict[str, Any]) -> Snapshot:
-    """A run before its first step."""
+    """The snapshot of a run before its first step."""
     ok, sums = work.sums(state)
     names = [*sums, "seconds"]
     best = work.weights(state)
@@ -81,31 +83,35 @@ def train(
     mesh: Mesh | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    data: Any = None,
     block: int = 1,
     show: bool = False,
     part: tuple[int, int] | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Snapshot:
-    """Train to the last epoch, or until nothing is left to train: `best` is then what is kept.
+    """Train to the last epoch, or until every member has stopped. The snapshot's `best` are the weights to keep.
 
-    With several members, arrays of the history have an axis for them; one that diverges or whose patience has ended
-    keeps what it has, while the others go on.
+    With several members, the arrays of the history have an axis of members. A member that diverges, or whose patience
+    has run out, keeps its weights while the others go on.
 
     Args:
-        patience: epochs without a better score before a member stops.
-        keep: "best", the weights of the epoch with the lowest score (the last epoch without one), or "last".
-        block: steps of the first block; how long they take decides of the others.
-        show: a progress bar, or a line an epoch where there is no terminal.
-        part: of a longer training, of which so many epochs are done before, and there are so many in all.
-        on_epoch: called, in the first process, with each epoch's metrics; True stops the run.
+        patience: how many epochs without a better score a member may have before it stops.
+        keep: "best", the weights of the epoch with the lowest score (without validation, the last epoch), or "last".
+        data: the training data as they were given; a run is only resumed with the same.
+        block: steps of the first block. Later blocks are sized by how long the steps take.
+        show: show a progress bar, or without a terminal, print a line per epoch.
+        part: (epochs done before, epochs in all), if this is a part of a longer training.
+        on_epoch: called in the first process with each epoch's metrics; returning True stops the run.
 
     Raises:
-        CheckpointError: `resume` with other settings than the checkpoint's, or with no good checkpoint.
-        Interrupted: after Ctrl-C or SIGTERM, once all is saved.
+        CheckpointError: `resume` is set, and the checkpoint has other settings or data, or there is no good one.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once all is saved.
     """
+    processes.refuse_fork()
     step = 0
+    about = {} if folder is None else _about(data)
     if resume:
-        step, run = _restore(folder, run)
+        step, run = _restore(folder, run, about)
     state, best, history = run.state, run.best, run.history
     source, epochs = work.source, len(history["loss"])
     steps_per_epoch = source.windows * source.steps
@@ -121,7 +127,7 @@ def train(
         ended = ended | _stalled(scores[: epoch + 1], patience)
 
     def speed() -> Metrics:
-        """Since it was last asked."""
+        """The speed and the waiting time since the last call."""
         nonlocal clock
         (then, step_then, waited_then), clock = clock, (time.perf_counter(), step, source.waited)
         rate = (step - step_then) * work.samples / (clock[0] - then) / float(ran_on["devices"])
@@ -132,7 +138,7 @@ def train(
 
     def save() -> None:
         if folder is not None:
-            checkpoints.save(os.path.join(folder, "latest"), step, snapshot())
+            checkpoints.save(os.path.join(folder, "latest"), step, snapshot(), about=about)
             checkpoints.save(os.path.join(folder, "best"), step, best, keep=1)
 
     done_before, in_all = part or (0, epochs)
@@ -150,6 +156,8 @@ def train(
             state = work.block(state, *examples, step, stop)
             ok, sums = distributed.numbers(work.sums(state))
             if not np.any(ok):
+                if folder is not None:  # for use; `latest` stays, to resume with other settings
+                    checkpoints.save(os.path.join(folder, "best"), step, work.weights(state), keep=1)
                 return snapshot()
             seconds_per_step, interrupted_now, save_now = processes.agree(
                 (time.perf_counter() - block_began) / (stop - step),
@@ -193,6 +201,8 @@ def train(
                 save()
                 saved = time.perf_counter()
         save()
+        if any(processes.agree(interrupted())):
+            raise Interrupted(snapshot())
     return snapshot()
 
 
@@ -202,12 +212,12 @@ def done(history: Mapping[str, Float[np.ndarray, " epochs *members"]]) -> int:
 
 
 def last_epoch(scores: Float[np.ndarray, " epochs"], patience: int | None, epochs: int) -> int:
-    """How many epochs a member of those that trained so long would have trained alone."""
+    """After how many of the `epochs` trained epochs a member would have stopped by patience if it had trained alone."""
     return next((n for n in range(1, epochs) if _stalled(scores[:n], patience)), epochs)
 
 
 def _mean(values: Any) -> float:
-    """Over the members that go on."""
+    """The mean over the members that are still finite."""
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
@@ -223,14 +233,14 @@ def _where(better: Any, new: Any, old: Any) -> Any:
 
 
 def _select(better: np.ndarray, new: Any, old: Any) -> Any:
-    """The weights of the members that are better, the old ones of the others."""
+    """The new weights of the members that are better, and the old ones of the others."""
     if np.all(better):
         return new
     return _where(better, new, old) if np.any(better) else old
 
 
 def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None) -> np.ndarray:
-    """Whether the best of the epochs so far is more than `patience` epochs back, a member."""
+    """For each member, whether its best epoch so far is `patience` or more epochs back."""
     if patience is None:
         return np.zeros(scores.shape[1:], bool)
     known = ~np.isnan(scores)
@@ -238,11 +248,43 @@ def _stalled(scores: Float[np.ndarray, " epochs *members"], patience: int | None
     return np.asarray(known.any(axis=0) & (known.sum(axis=0) - 1 - filled.argmin(axis=0) >= patience))
 
 
-def _restore(folder: str | os.PathLike[str] | None, like: Snapshot) -> tuple[int, Snapshot]:
-    """The newest good snapshot, of a run with the same settings."""
+def _about(data: Any) -> dict[str, str | int]:
+    """The conditions that must be the same when a run is resumed, so that the result has the same bits."""
+    about: dict[str, str | int] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    about["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return about if data is None else {**about, "data": fingerprint(data)}
+
+
+_OTHER_BITS = {"jax": "JAX {}", "device": "the device {}", "cores": "{} core(s)"}
+
+
+def _restore(
+    folder: str | os.PathLike[str] | None, like: Snapshot, about: Mapping[str, str | int]
+) -> tuple[int, Snapshot]:
+    """The step and the snapshot of the newest good checkpoint, which must have the same settings and data.
+
+    It warns if other conditions differ, as the bits of the result then do.
+    """
     if folder is None:
         raise errors.ConfigError("resume=True needs the `folder` that holds the checkpoints.")
     step, run = checkpoints.restore(pathlib.Path(folder, "latest"), like)
+    before = checkpoints.known(pathlib.Path(folder, "latest"), step)
+    if "data" in about and before.get("data", about["data"]) != about["data"]:
+        raise errors.CheckpointError(
+            f"Can't resume {folder} with other data: they have the shape of those that it was trained on, but other "
+            "values. Give the same, or start another run."
+        )
+    others = [
+        f"{said.format(before[name])} then, {said.format(about[name])} now"
+        for name, said in _OTHER_BITS.items()
+        if before.get(name, about[name]) != about[name]
+    ]
+    if others:
+        warnings.warn(
+            f"{folder} is resumed under other conditions ({'; '.join(others)}): sums are rounded otherwise, so that "
+            "the weights are as good, but not the same bits as without the interruption.",
+            stacklevel=4,
+        )
     changed = [
         f"{name} was {_said(run.settings[name])} and is now {_said(value)}"
         for name, value in like.settings.items()
@@ -261,15 +303,18 @@ def _said(setting: Any) -> str:
 
 @contextlib.contextmanager
 def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the block that is running finish: gives a function that tells whether Ctrl-C or SIGTERM came.
+    """Let the running block finish on Ctrl-C, SIGTERM or SIGHUP: gives a function that tells whether one came.
 
-    A second Ctrl-C stops at once. Only the main thread can listen; elsewhere it never tells of any.
+    A second Ctrl-C stops at once. Signals that were ignored, as SIGHUP under nohup, stay ignored. Only the main thread
+    can receive signals; in other threads the function is always False.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    before: dict[Any, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
         came.set()

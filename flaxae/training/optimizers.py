@@ -1,4 +1,4 @@
-"""How weights move: AdamW or Muon under warm-up and cosine decay, or any transformation of optax."""
+"""Optimizers: AdamW or Muon with warm-up and cosine decay, or any optax transformation."""
 
 import dataclasses
 from typing import Any
@@ -11,27 +11,27 @@ from jaxtyping import Array, Float
 from flaxae import errors
 
 METHODS = ("adam", "muon")
-LEARNING_RATE = 3e-3  # by default
+LEARNING_RATE = 3e-3  # the default
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW or Muon under warm-up and cosine decay (Loshchilov & Hutter 2019). Static in the compiled step.
+    """AdamW or Muon with warm-up and cosine decay (Loshchilov & Hutter 2019). It is static in the compiled step.
 
     Args:
-        steps: of the whole run, which the schedule spans.
+        steps: of the whole run, over which the schedule extends.
         method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
-            and leaves the rest to Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
-            2025). Fully connected networks need fewer passes, each of which takes longer. Or a transformation of
-            optax, which is all of the optimizer: its updates are added, whatever rate and schedule are here.
-        warmup: fraction of `steps` over which the rate rises from 0.
+            and trains all else with Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
+            2025): fully connected networks need fewer epochs, each of which takes longer. Or an optax transformation,
+            which does everything: its updates are added as they are, without learning_rate or schedule.
+        warmup: fraction of `steps` over which the learning rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
         weight_decay: decoupled, on matrices and kernels; not on biases.
-        ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
-        microbatches: equal parts of a batch whose gradients are computed one after the other, and averaged. It takes
-            less memory, and on CPU parts that fit the cache take less time: of images convolved, about a megabyte.
-            What a model or an objective takes from a whole batch, such as batch norm, it takes from each part.
-        flat: Adam's moments in one vector, which compiles sooner and runs slower: for trainings of a second or two.
+        ema: decay of an exponential moving average of the weights, which is then validated and kept instead of them.
+        microbatches: into how many equal parts a batch is cut; their gradients are computed one after the other, and
+            averaged. This takes less memory. On CPU it is also faster if a part fits the cache (about a megabyte of
+            images for convolutions). Statistics of a batch, such as those of batch norm, are then those of each part.
+        flat: keep Adam's moments in one vector. It compiles sooner and runs slower: for trainings of a second or two.
     """
 
     steps: int
@@ -51,11 +51,11 @@ class Optimizer:
 
     @property
     def own(self) -> bool:
-        """Whether it is the user's transformation."""
+        """Whether the method is the user's own optax transformation."""
         return isinstance(self.method, optax.GradientTransformation)
 
     def transformation(self) -> optax.GradientTransformation:
-        """The update, for a learning rate of 1 unless it is the user's; the rate itself is an array in the state."""
+        """The optax transformation, with a learning rate of 1 (the rate is an array in the state) unless the user's."""
         if isinstance(self.method, optax.GradientTransformation):
             return self.method
         warmup = round(self.warmup * self.steps)
@@ -77,12 +77,12 @@ class Optimizer:
         return self.transformation().init(params)
 
     def update(self, gradient: Any, moments: optax.OptState, params: Any) -> tuple[Any, optax.OptState]:
-        """What `applied` takes, and the moments after it."""
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax counts on both
+        """The updates to give to `applied`, and the new moments."""
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax relies on both
             return self.transformation().update(gradient, moments, params)
 
     def applied(self, params: Any, updates: Any, learning_rate: Float[Array, ""]) -> Any:
-        """The parameters after an update."""
+        """The parameters after the updates."""
         if self.own:
             return optax.apply_updates(params, updates)
         return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
@@ -91,7 +91,7 @@ class Optimizer:
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """`optax.scale_by_adam`, with the bias corrections folded into scalar factors (Kingma & Ba 2015, end of section 2).
 
-    optax divides every moment by them, which is a tenth of a small network's step.
+    optax divides every moment by them, which takes a tenth of a small network's step.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
@@ -107,7 +107,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
 
 
 def scale_by_muon() -> optax.GradientTransformation:
-    """`optax.contrib.muon` without a rate: of matrices the updates' root mean square is Adam's usual 0.2."""
+    """`optax.contrib.muon` without a learning rate. Updates of matrices have root mean square 0.2, as usual in Adam."""
     from optax import contrib
 
     return optax.chain(contrib.muon(1.0, adam_learning_rate=1.0, consistent_rms=0.2), optax.scale(-1.0))

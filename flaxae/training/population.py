@@ -1,8 +1,8 @@
 """Populations: many models trained as one program, over seeds, learning rates and hyper-parameters.
 
-It is `training.train_block` under `vmap`, over an axis of members. They see the same batches under the same noise keys,
-so a batch is gathered, and its noise drawn, once for all. A member equals, to rounding, the model that `training.fit`
-makes of the same initial weights and settings.
+This is `training.train_block` under `vmap`, over an axis of members. All members see the same batches with the same
+noise keys, so that a batch is gathered, and its noise drawn, only once. Up to rounding, a member equals the model that
+`training.fit` trains from the same initial weights with the same settings.
 """
 
 import functools
@@ -28,7 +28,7 @@ from flaxae.data.stream import Stream
 from flaxae.nn.heads import Deterministic
 from flaxae.objectives import Objective
 from flaxae.parallel import distributed
-from flaxae.training import feed, fitting, loop, step
+from flaxae.training import checkpoints, feed, fitting, loop, step
 from flaxae.training.examples import check_objective, split
 from flaxae.training.fitting import History
 from flaxae.training.optimizers import Optimizer
@@ -36,11 +36,11 @@ from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule, State
 
 _OF_NO_MODEL = {"seed", "learning_rate", "latent"}
-Settings = dict[str, int | float]  # of a member: seed, learning_rate, and what else was varied, such as level or latent
+Settings = dict[str, int | float]  # of a member: seed, learning_rate, and anything else varied, such as level or latent
 
 
 class Member(NamedTuple):
-    """One trained model. `score` is what it is ranked by, lower is better; inf if it diverged in its first epoch."""
+    """One trained model. Members are ranked by `score`: lower is better, inf if it diverged in its first epoch."""
 
     settings: Settings
     model: Autoencoder
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 
 
 class Population(NamedTuple):
-    """The members in the order of the grid, seeds outermost, and the one of the lowest score."""
+    """The members in the order of the grid, seeds outermost, and the member with the lowest score."""
 
     members: list[Member]
     best: Member
@@ -89,27 +89,27 @@ def fit_population(
 ) -> Population:
     """Train a model for every combination of seeds, learning rates and hyper-parameters.
 
-    The member of seed `s`, rate `r` and level `n` equals `fit(build(config, shape, seed=s), x, learning_rate=r,
-    seed=seed)` of a model with that noise level. One that diverges stays at its last good weights, and the others go
-    on.
+    The member of seed `s`, learning rate `r` and level `n` equals `fit(build(config, shape, seed=s), x,
+    learning_rate=r, seed=seed)` for a model with that noise level. A member that diverges stays at its last good
+    weights, and the others go on.
 
     Args:
-        model: what to build; or a function from a seed to a model, alike but for its weights.
-        seeds: of the initial weights.
+        model: a config to build; or a function from a seed to a model, which may only change the initial weights.
+        seeds: for the initial weights.
         learning_rate: one or several.
-        latent: sizes of the code, for a `Config` with the deterministic head. All train at the largest size, the
-            smaller ones beside zeros that no gradient moves; the models returned have their own size.
+        latent: sizes of the code, for a `Config` with the deterministic head. All members train at the largest size,
+            smaller codes padded with zeros that get no gradient; the models returned have their own size.
         epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer, microbatches, validation, patience, keep,
             objective, schedules, precision, resume: as in `training.fit`.
-        score: an objective on the held-out examples, by whose mean epochs and members are compared. By default it is
-            the loss, which ranks seeds, learning rates and codes, but neither noise levels nor β: those change the
-            loss.
-        seed: of the held-out part, the shuffles and the noise, which the members share.
-        at_once: how many train in one program. Memory grows with it, not with the number of members.
+        score: an objective, whose mean over the validation examples compares epochs and members. By default it is the
+            training objective, which can compare seeds, learning rates and sizes of the code, but neither noise levels
+            nor β, because those change the loss itself.
+        seed: for the validation part, the shuffles and the noise, which all members share.
+        at_once: how many members train in one program. Memory grows with it, not with the number of members.
         mesh: devices to train on, see `distributed.mesh`: members along "population", parts of their batches along
             "data". By default as in `training.fit`.
-        folder: where checkpoints go, a folder for each of those that train at once.
-        on_epoch: as in `training.fit`, with means over the members; where it returns True, all members end.
+        folder: where checkpoints go; each group of members that train at once has a subfolder.
+        on_epoch: as in `training.fit`, with means over the members. If it returns True, all members stop.
         hyper: values of the model's hyper-parameters, such as `level=(0.1, 0.3)`.
 
     Raises:
@@ -140,6 +140,7 @@ def fit_population(
     widest = max(grid, key=lambda settings: settings.get("latent", 0))
     largest = _model(start(widest["seed"], widest.get("latent")), widest)
     mesh = mesh or distributed.default_mesh()
+    given = x, validation
     x, held_out = split(largest, x, validation, seed, mesh)
     source = fitting.feed_of(largest, x, batch_size, seed, mesh)
     batch_size, steps = source.batch_size, epochs * source.windows * source.steps
@@ -182,7 +183,7 @@ def fit_population(
     groups = np.array_split(np.arange(len(grid)), math.ceil(len(grid) / at_once))
     wide = _parts(largest).weights
     side_by_side = 1 if mesh is None else mesh.shape["population"]
-    size = math.ceil(len(groups[0]) / side_by_side) * side_by_side  # of all alike, so that one program does
+    size = math.ceil(len(groups[0]) / side_by_side) * side_by_side  # the same for all groups, to compile only once
     for done, group in enumerate(groups):
         first = [first_weights(grid[i]) for i in group]
         padded = np.resize(np.arange(len(group)), size)
@@ -201,7 +202,8 @@ def fit_population(
             keep=keep,
             mesh=mesh,
             folder=own,
-            resume=resume and own is not None and (own / "latest").exists(),
+            resume=resume and own is not None and bool(checkpoints.steps(own / "latest")),
+            data=given,
             show=show,
             part=(done * epochs, len(groups) * epochs),
             on_epoch=on_epoch,
@@ -226,7 +228,7 @@ def fit_population(
 
 
 class Program(NamedTuple):
-    """What is compiled."""
+    """The static arguments of the compiled functions."""
 
     graphdef: nnx.GraphDef
     objective: Objective
@@ -276,7 +278,7 @@ def _evaluate(
 
 
 def _members(function: Callable) -> Callable:
-    """`function` of each member; on a mesh the members lie along its axis."""
+    """`function` applied to each member. On a mesh, members are spread along its "population" axis."""
     return jax.vmap(function, spmd_axis_name=distributed.axis("population"))
 
 
@@ -290,7 +292,7 @@ def _grid(axes: Mapping[str, Any]) -> list[Settings]:
 
 
 class _Parts(NamedTuple):
-    """A model taken apart. Flax's own `split` and `merge` take longer than training a small one for an epoch."""
+    """A model, split once: Flax's `split` and `merge` take longer than training a small model for an epoch."""
 
     graphdef: nnx.GraphDef
     weights: step.Weights
@@ -304,7 +306,7 @@ def _parts(model: Autoencoder) -> _Parts:
 def _start(
     model: Config | Callable[[int], Autoencoder], shape: tuple[int, ...], seed: int, latent: int | None
 ) -> _Parts:
-    """The model of that seed, with its first weights."""
+    """The model of that seed, with its initial weights."""
     if latent is not None:
         if not isinstance(model, Config) or not isinstance(model.head, Deterministic):
             raise errors.ConfigError(
@@ -316,7 +318,7 @@ def _start(
 
 
 def _model(start: _Parts, settings: Settings) -> Autoencoder:
-    """A copy under the hyper-parameters of one member."""
+    """A copy of the model with the hyper-parameters of one member."""
     model = nnx.merge(start.graphdef, *start.weights, copy=True)
     for name in settings.keys() - _OF_NO_MODEL:
         if name not in model.hyper:
@@ -326,15 +328,15 @@ def _model(start: _Parts, settings: Settings) -> Autoencoder:
 
 
 def stack(states: Sequence[Any]) -> Any:
-    """The members' states as one, with an axis of members in front."""
+    """The members' states stacked into one, with a leading axis of members."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _widened(weights: step.Weights, wide: step.Weights) -> step.Weights:
-    """The weights in the shapes of `wide`, with zeros beside them.
+    """The weights, padded with zeros to the shapes of `wide`.
 
-    Training leaves them at zero: a weight into an unused part of the code has a gradient only through the weights out
-    of it, and those only through the code.
+    Training leaves the padding at zero. The gradient of a weight into an unused unit of the code goes through the
+    weights out of it, and the gradient of those goes through the unit itself; both are zero.
     """
 
     def pad(leaf: Array, wide: Array) -> Array:
@@ -347,7 +349,7 @@ def _widened(weights: step.Weights, wide: step.Weights) -> step.Weights:
 
 
 def _cut(stacked: step.Weights, member: int, like: step.Weights) -> step.Weights:
-    """One member's weights, in the shapes of `like`."""
+    """One member's weights, cropped to the shapes of `like`."""
 
     def cut(leaf: Array, stacked: Array | np.ndarray) -> Array:
         return jnp.asarray(stacked[(member, *(slice(size) for size in leaf.shape))])

@@ -17,7 +17,7 @@ PRECISIONS = ("float32", "bf16")
 
 
 class InBfloat16(nnx.Module):
-    """`body` on bfloat16 copies of its weights and its input; its output is float32 again."""
+    """`body`, computed with bfloat16 copies of its weights and its input; the output is float32 again."""
 
     def __init__(self, body: nnx.Module):
         self.body = body
@@ -30,10 +30,10 @@ class InBfloat16(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MixedPrecision:
-    """`objective` of the same model with its encoder and decoder in bfloat16 (Micikevicius et al. 2018).
+    """`objective` of the model with its encoder and decoder computed in bfloat16 (Micikevicius et al. 2018).
 
-    The weights, their gradients and moments, the head and the likelihood stay float32; bfloat16 has float32's range, so
-    that no loss is scaled. It is for GPU and TPU; on CPU nothing gets faster.
+    The weights, their gradients and moments, the head and the likelihood stay float32. bfloat16 has the range of
+    float32, so that the loss needs no scaling. It is for GPU and TPU; on CPU nothing gets faster.
     """
 
     objective: Objective
@@ -48,7 +48,7 @@ def in_precision(objective: Objective, precision: str) -> Objective:
     """`objective` itself for "float32", `MixedPrecision` of it for "bf16".
 
     Raises:
-        ConfigError: another precision.
+        ConfigError: `precision` is neither.
     """
     if precision not in PRECISIONS:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))

@@ -1,9 +1,9 @@
-"""What is seen while a model trains: a bar on a terminal, a plain line an epoch anywhere else."""
+"""Progress of the training: a bar on a terminal, and a plain line per epoch anywhere else."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
-Report = Callable[[float, float, float], None]  # epochs done (with the fraction), mean loss so far, examples a second
+Report = Callable[[float, float, float], None]  # epochs done (with the fraction), mean loss so far, examples per second
 
 
 @contextlib.contextmanager
@@ -12,8 +12,8 @@ def bar(epochs: int, start: float, *, show: bool) -> Iterator[Report]:
 
     Args:
         epochs: how many there are in all.
-        start: how many were done before, in a run that is resumed.
-        show: False reports nothing.
+        start: how many were done before, if the run is resumed.
+        show: whether to report anything.
     """
     if not show:
         yield lambda *_: None

@@ -1,8 +1,8 @@
-"""The compiled unit: a block of steps over pure state, which is donated, and the evaluation beside it.
+"""The compiled unit of training: a block of steps over a pure state, which is donated, and the evaluation.
 
-All randomness is folded in from (seed, step), so that the weights after step n are the same bits whether the run was
-interrupted or not. How many steps a block has is an argument of it: it lasts about a third of a second whatever the
-model and the machine, and nothing is compiled twice.
+All random keys are derived from (seed, step), so that the weights after step n are the same bits whether the run was
+interrupted or not. The number of steps in a block is an argument, so that a block takes about a third of a second for
+any model and machine, and nothing is compiled twice.
 """
 
 import functools
@@ -24,14 +24,14 @@ from flaxae.training import feed
 from flaxae.training.optimizers import Optimizer
 
 Weights = tuple[nnx.State, nnx.State]  # parameters, and the rest
-Schedule = Callable[[Any], Any]  # from the step to a hyper-parameter's value, as optax's are
+Schedule = Callable[[Any], Any]  # from the step to a hyper-parameter's value, as in optax
 Schedules = tuple[tuple[str, Schedule], ...]
 Sums = dict[str, Float[Array, ""]]
-Gradient = tuple[Sums, Any, Any]  # means of loss and metrics, the rest after it, gradient
+Gradient = tuple[Sums, Any, Any]  # means of loss and metrics, the new rest, the gradient
 
 
 class State(NamedTuple):
-    """All that a block changes. `ok` turns False in the first that ends not finite; nothing moves from its start on."""
+    """All that a block changes. If a block ends with anything not finite, its changes are undone and `ok` is False."""
 
     params: nnx.State
     rest: nnx.State  # what isn't trained: hyper-parameters, batch statistics, keys and counters
@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 
 def init(model: nnx.Module, optimizer: Optimizer, learning_rate: float, metrics: tuple[str, ...] = ("loss",)) -> State:
-    """The state at step 0, in arrays of its own: the model's are not donated."""
+    """The state at step 0. It has arrays of its own, so that donating it leaves the model's intact."""
     _, *weights = nnx.split(model, nnx.Param, ...)
     return first_state(optimizer, metrics, *weights, learning_rate)
 
@@ -69,7 +69,7 @@ def first_state(
 
 
 def copied(tree: PyTree) -> PyTree:
-    """Copies of arrays, keys among them."""
+    """A copy of every array of the tree, including random keys."""
     return distributed.keyed(lambda tree: jax.tree.map(jnp.copy, tree), tree)
 
 
@@ -83,7 +83,7 @@ def train_step(
     step: Int[Array, ""],
     schedules: Schedules = (),
 ) -> State:
-    """One step of gradient descent on the mean of `objective` over the batch, by the examples' weights. Pure."""
+    """One optimizer step on the mean of `objective` over the batch, weighted by the examples' weights. Pure."""
     parts = optimizer.microbatches
     weight = _weight(batch)
     total = None if weight is None else jnp.maximum(weight.sum(), 1e-12) / parts
@@ -103,7 +103,7 @@ def train_step(
     if parts == 1:
         means, rest, gradient = gradient_of(state.rest, batch, key)
     else:
-        # so that each device has some of every part
+        # interleaved, so that each device has some examples of every part
         cut = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]), batch)
 
         def add(i: Int[Array, ""], so_far: Gradient) -> Gradient:
@@ -133,7 +133,7 @@ def _mean(values: Float[Array, " batch"], batch: PyTree[Array], total: Array | N
 
 
 class _scheduled:
-    """Within it the model has the hyper-parameters of a step; outside, those that a run ends with."""
+    """A context in which the model has the scheduled hyper-parameters of a step. Outside it has their final values."""
 
     def __init__(self, model: Any, schedules: Schedules, step: Int[Array, ""]):
         self.model, self.schedules, self.step = model, schedules, step
@@ -161,10 +161,10 @@ def _train_block(
     stop: int | Int[Array, ""],
     schedules: Schedules = (),
 ) -> State:
-    """Steps `start` to `stop` of a run, all of one window of data, which are `x` and `order` as `feed` gives them.
+    """Steps `start` to `stop` of a run, all within one window of data: `x` and `order`, as `feed` gives them.
 
-    Where they end in anything not finite, the state stays as it was before them. Looking after each step instead costs
-    a small network a fifth of its speed.
+    If the steps end with any number that is not finite, the state stays as it was before them. Checking after each step
+    instead would cost a small network a fifth of its speed.
     """
 
     def body(step: Int[Array, ""], state: State) -> State:
@@ -188,9 +188,9 @@ short_block = compilation.with_options(_jit_block, compilation.QUICK)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether no number of the tree is infinite or NaN, nor the sum over the last axis of a matrix."""
+    """Whether all numbers of the tree, and the sums over the last axis of its matrices, are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    # Sums as products with ones, and all in one array: a reduction for each leaf takes long to compile.
+    # Sums are products with ones, all in one array, because a reduction for each leaf takes long to compile.
     sums = [leaf @ jnp.ones(leaf.shape[-1:], leaf.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
     return jnp.isfinite(jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in sums])).all()
 
@@ -205,7 +205,7 @@ def evaluate(
     x: PyTree[Array],
     key: Key[Array, ""],
 ) -> Sums:
-    """Means of `objective`, as "loss", and of its metrics over all of x, dropout off, under the same keys each time."""
+    """Means over x of `objective`, as "loss", and of its metrics, without dropout and with the same keys each time."""
     examples = len(jax.tree.leaves(x)[0])
 
     def means_of(i: int | Int[Array, ""]) -> tuple[Sums, Float[Array, ""]]:
@@ -217,7 +217,7 @@ def evaluate(
         loss, metrics = with_metrics(objective(model, batch, jax.random.fold_in(key, i)))
         weight = _weight(batch)
         weight = jnp.where(index < examples, 1.0 if weight is None else weight, 0.0)
-        # where, and not a product: what is beyond the end may not be finite
+        # not just a product with the weight: the values beyond the end may not be finite
         sums = {
             name: jnp.sum(jnp.where(weight > 0, values * weight, 0.0))
             for name, values in {"loss": loss, **metrics}.items()
@@ -234,6 +234,6 @@ def evaluate(
 
 @jax.jit
 def weights(state: State) -> Weights:
-    """A copy of the weights to use, which outlives the donated state: the averaged ones where there is an average."""
+    """A copy of the weights to use, which outlives the donated state: the moving average, if there is one."""
     params = state.params if state.average is None else state.average
     return copied((params, state.rest))

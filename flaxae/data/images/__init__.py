@@ -19,6 +19,7 @@ from flaxae.data.images.collection import Images, open
 from flaxae.data.images.crops import crops
 from flaxae.data.parts import Parts
 from flaxae.errors import DataError
+from flaxae.printing import say
 
 __all__ = [
     "MAX_PIXELS",
@@ -57,7 +58,7 @@ def load(source: Any, *, size: int | None = None, max_pixels: int = MAX_PIXELS) 
         return [*found.train, *found.test]
 
     images = open(source, size=size, max_pixels=max_pixels, choose=choose)
-    print(images.with_notes(found.notes).summary())
+    say(images.with_notes(found.notes).summary())
     tested = set(found.test)
     is_test = np.array([item.file in tested for item in images.items])
     parts = [images.select(np.flatnonzero(chosen)) for chosen in (~is_test, is_test) if chosen.any()]

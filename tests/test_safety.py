@@ -1,0 +1,133 @@
+"""Nothing that comes from outside does harm: to a terminal, a spreadsheet, the memory, or what is waited for."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import flaxae
+from flaxae import anomaly, batches, data, errors, printing, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.data import formats, memory, tables
+from flaxae.likelihoods import Gaussian
+from flaxae.nn.heads import Deterministic
+from flaxae.nn.mlp import MLP
+from flaxae.training.examples import fingerprint
+
+CONFIG = Config(body=MLP((8,)), head=Deterministic(2), likelihood=Gaussian())
+
+
+def test_what_is_said_does_nothing_to_a_terminal(capsys):
+    printing.say("a\x1b[2Jb\u202ec\td [/min]\nflow [l/min]")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\u202ec\td [/min]\nflow [l/min]\n"
+
+
+def test_no_cell_of_a_csv_is_taken_for_a_formula_and_it_is_read_as_it_was(tmp_path):
+    texts = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", " =A1", "-5", "-", "a=b", "+1e3", "'=1"]
+    frame = pd.DataFrame({"=name": texts, "number": np.arange(10) - 5.0})
+    with (tmp_path / "x.csv").open("wb") as file:
+        tables.write_text(file, tmp_path / "x.csv", frame)
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    cells = [line.rsplit(",", 1)[0].strip('"') for line in lines]
+    wanted = ["'=1+1", "'+cmd|' /C calc'!A0", "'@SUM(A1)", "'-2+3", "' =A1", "-5", "-", "a=b", "+1e3", "'=1"]
+    assert cells == ["'=name", *wanted]
+    assert lines[1].endswith(",-5.0")
+    again = tables.read_text(tmp_path / "x.csv")
+    assert again["=name"].tolist() == [*texts[:-1], "=1"]  # which a person had quoted
+
+
+def test_whatever_a_reader_raises_is_one_error_that_names_the_file(tmp_path):
+    for error in (RecursionError("too deep"), OverflowError("10**400"), AssertionError(), KeyError("x"), MemoryError()):
+
+        def fail(path, error=error):
+            raise error
+
+        odd = formats.Format((".odd",), "table", fail, fail)
+        with pytest.raises(errors.DataError, match=r"a\.odd can't be read"):
+            odd.read(tmp_path / "a.odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npy", b"\x93NUMPY\x01\x00\x10\x00(" + b" " * 15),
+        ("a.csv", b"a,b\n1,1e400\n" + b"2,3\n" * 9),
+        ("a.wav", b"RIFF"),
+    ],
+)
+def test_odd_files_are_one_error(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.DataError, match=name.replace(".", r"\.")):
+        data.load(tmp_path / name, window=2 if name.endswith("wav") else None)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(monkeypatch, tmp_path):
+    assert 2**20 < memory.available() <= 2**63
+    monkeypatch.setattr(memory, "available", lambda: 2**20)
+    np.save(tmp_path / "x.npy", np.zeros((200, 1000), np.float32))
+    with pytest.raises(errors.DataError, match=r"x\.npy would take 1 MiB of memory, of which 1 MiB are free"):
+        data.load(tmp_path / "x.npy")
+
+
+def test_the_limit_on_address_space_counts():
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
+    program += "from flaxae.data import memory; print(memory.available())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**32
+
+
+def test_few_programs_are_compiled_whatever_the_lengths(rng):
+    x = rng.normal(size=(1100, 5)).astype(np.float32)
+    model = flaxae.build(CONFIG, (5,))
+    detector = anomaly.fit(x[:100], kind="tabular", epochs=1, config=CONFIG)
+    uses = [
+        lambda n: training.apply(Autoencoder.reconstruct, model, x[:n]),
+        lambda n: detector.score(x[:n]),
+    ]
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    for use in uses:
+        for n in (2**i for i in range(11)):
+            use(n)
+        before = len(compiled)
+        for n in (3, 7, 11, 100, 101, 999, 1025, 1100):
+            assert len(use(n)) == n
+        assert len(compiled) == before
+
+
+def test_what_is_masked_is_not_trained_on(rng):
+    x = rng.normal(size=(64, 4)).astype(np.float32)
+    mask = rng.random(x.shape) < 0.3
+
+    def trained(**garbage):
+        model = flaxae.build(CONFIG, (4,))
+        training.fit(model, np.ma.array(np.where(mask, garbage["value"], x), mask=mask), epochs=1, batch_size=16)
+        return jax.tree.leaves(flaxae.autoencoder.nnx.state(model))
+
+    for a, b in zip(trained(value=np.float32(0)), trained(value=np.float32(1e30)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    as_ever = np.ma.array(x)
+    assert batches.unmasked(as_ever) is not as_ever
+    np.testing.assert_array_equal(batches.unmasked(as_ever), x)
+    assert fingerprint(np.ma.array(x, mask=mask)) != fingerprint(x)
+    with pytest.raises(errors.DataError, match="target is masked"):
+        batches.unmasked({"x": x, "target": np.ma.array(x, mask=mask)})
+
+
+def test_what_is_masked_is_missing_in_a_table_and_refused_where_nothing_may_be(rng):
+    x = rng.normal(size=(60, 3))
+    masked = np.ma.array(x, mask=np.zeros_like(x, bool))
+    masked[5, 1] = np.ma.masked
+    with pytest.warns(UserWarning, match=r"'x1': 1, filled with the training median"):
+        table = data.load(masked)
+    assert table.columns == ("x0", "x1", "x1 missing", "x2")
+    detector = anomaly.fit(x.astype(np.float32), kind="tabular", epochs=1, config=CONFIG)
+    with pytest.raises(errors.DataError, match="NaN"):
+        detector.score(masked)
+    with pytest.raises(ValueError, match="NaN"):
+        flaxae.AutoencoderTransformer(epochs=1).fit(masked)
