@@ -636,7 +636,8 @@ class AutoencoderDetector(_TableEstimator):
         if self.encoding_ is not None:
             scale = np.where(self.encoding_.indicators, 1.0, scale)
         x = (X - self.mean_) / np.where(scale > 0, scale, 1.0)
-        return compressed(np.clip(x, -FAR, FAR)).astype(np.float32)
+        near: Any = compressed(np.clip(x, -FAR, FAR))
+        return near.astype(np.float32)
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
@@ -682,7 +683,7 @@ class AutoencoderDetector(_TableEstimator):
             rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))
             self.threshold_ = conformal.threshold(normal, rate)
         else:
-            self.threshold_ = float(np.quantile(known, 1 - self.contamination))
+            self.threshold_ = float(np.quantile(known, 1 - float(self.contamination)))
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:

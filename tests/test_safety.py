@@ -123,7 +123,7 @@ def test_what_is_masked_is_missing_in_a_table_and_refused_where_nothing_may_be(r
     x = rng.normal(size=(60, 3))
     masked = np.ma.array(x, mask=np.zeros_like(x, bool))
     masked[5, 1] = np.ma.masked
-    with pytest.warns(UserWarning, match=r"'x1': 1, filled with the training median"):
+    with pytest.warns(UserWarning, match=r"'x1': 1, filled by what the others"):
         table = data.load(masked)
     assert table.columns == ("x0", "x1", "x1 missing", "x2")
     detector = anomaly.fit(x.astype(np.float32), kind="tabular", epochs=1, config=CONFIG)

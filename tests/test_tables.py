@@ -153,7 +153,6 @@ def test_categories_weigh_as_much_as_numbers(rng):
     np.testing.assert_allclose(2 * x.var(), 2, rtol=1e-4)  # the mean squared distance of two rows
     rare = dataset.train[:, dataset.columns.index("c=rare")] == 1
     np.testing.assert_allclose(np.square(categories[rare][0] - categories[~rare][0]).sum(), 2, rtol=1e-5)
-    np.testing.assert_allclose(categories.mean(axis=0), 0, atol=1e-6)
     assert Scaling.fit(dataset.train).scale[-2] < 0.2  # what would blow it up
 
 
@@ -172,7 +171,7 @@ def test_more_columns_than_rows_and_constant_ones(rows):
     dataset = data.load(frame)
     scaled = dataset.scaling(dataset.train)
     assert np.isfinite(scaled).all()
-    np.testing.assert_array_equal(scaled[:, -3:], 0)
+    np.testing.assert_array_equal(scaled[:, -3:], scaled[:1, -3:].repeat(len(scaled), 0))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from flaxae import data, errors
 from flaxae.anomaly import conformal
 from flaxae.anomaly.detector import Detector
-from flaxae.data import Dataset
+from flaxae.data import Dataset, Encoding
 from flaxae.trained import Trained
 
 CONTRIBUTORS = 3  # how many are named for each example
@@ -140,7 +140,7 @@ def find(
 
 def _name_gaps(contributors: np.ndarray, shares: np.ndarray, gaps: np.ndarray, about: Dataset | Trained) -> None:
     """A gap is told of in place of the smallest contributors: its score is of what stands for it."""
-    names = np.array([column.name for column in about.encoding.columns], object)
+    names = np.array([column.name for column in cast(Encoding, about.encoding).columns], object)
     for row in np.flatnonzero(gaps.any(axis=1)):
         missing = [f"{name} missing" for name in names[gaps[row]]][: contributors.shape[1]]
         contributors[row, -len(missing) :] = missing

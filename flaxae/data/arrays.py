@@ -117,8 +117,8 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def load_npz(path: pathlib.Path) -> Parts:
     """The parts of a `.npz` file, by the names of its arrays.
 
-    These are `train` and `test` (or Keras' `x_train` and `x_test`), or `x` or `X`, or one array of any name; with labels
-    under `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. Only the first is required.
+    These are `train` and `test` (or Keras' `x_train` and `x_test`), or `x` or `X`, or one array of any name; with
+    labels under `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. Only the first is required.
 
     Raises:
         DataError: as in `read_npz`; or no array has such a name.

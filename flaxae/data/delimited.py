@@ -29,8 +29,16 @@ SAMPLE_BYTES = 2**18
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # and .zip, of one member
 SEPARATORS = ("\t", ";", "|", ",")  # in this order: what is consistent and comes first is it
 WHITESPACE = r"\s+"
-MISSING = ("", "?", "-", "--", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "#N/A", "#DIV/0!", "#VALUE!")
-MISSING_AMONG_NUMBERS = (*MISSING, "None", "none", "missing", ".")  # texts, such as the name of a class, elsewhere
+MISSING = ("", "?", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "#N/A", "#DIV/0!", "#VALUE!")
+MISSING_AMONG_NUMBERS = (
+    *MISSING,
+    "-",
+    "--",
+    "None",
+    "none",
+    "missing",
+    ".",
+)  # texts, such as the name of a class, elsewhere
 _BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
 _GROUPED = {  # numbers as people write them: the separator of thousands, the decimal point
@@ -138,25 +146,24 @@ def as_numbers(column: "pd.Series", source: object) -> "pd.Series":
     if known.empty:
         return text
     spelled = known.str.replace(_SIGNS, "", regex=True).str.strip().str.replace(r"^\((.*)\)$", r"-\1", regex=True)
-    numbers = spelled.str.fullmatch(_NUMBER) | known.isin(MISSING_AMONG_NUMBERS)
+    numbers = (spelled.str.fullmatch(_NUMBER) | known.isin(MISSING_AMONG_NUMBERS)).to_numpy(bool)
+    gaps = known.isin(MISSING_AMONG_NUMBERS).to_numpy()
     for (thousands, point), pattern in _GROUPED.items():
+        fits = spelled.str.fullmatch(pattern).to_numpy(bool) | gaps
         if thousands == ",":
-            numbers |= spelled.str.fullmatch(pattern)
-        fits = spelled.str.fullmatch(pattern) | known.isin(MISSING_AMONG_NUMBERS)
-        if fits.all() and not known.isin(MISSING_AMONG_NUMBERS).all():
-            gaps = {" ": r"[ \u00a0\u202f]", "'": "['’]"}.get(thousands, re.escape(thousands))
-            plain = spelled.str.replace(gaps, "", regex=True).str.replace(point, ".", regex=False)
-            values = pd.to_numeric(plain.mask(known.isin(MISSING_AMONG_NUMBERS)), errors="coerce")
-            if (known != plain).any():
-                example = known[known != plain].iloc[0]
-                number = values[known != plain].iloc[0]
-                if pd.notna(number):
-                    warnings.warn(
-                        f"{source}: {column.name!r} is read as numbers, {example} as {number:g}.", stacklevel=3
-                    )
-            return text.map(dict(zip(known, values, strict=True))).astype(float)
+            numbers = numbers | fits
+        if fits.all() and not gaps.all():
+            between = {" ": r"[ \u00a0\u202f]", "'": "['’]"}.get(thousands, re.escape(thousands))
+            plain = spelled.str.replace(between, "", regex=True).str.replace(point, ".", regex=False)
+            values = plain.mask(gaps).astype(float).tolist()
+            changed = (known != plain).to_numpy(bool) & ~gaps
+            if changed.any():
+                first = int(changed.argmax())
+                said = f"{source}: {column.name!r} is read as numbers, {known.tolist()[first]} as {values[first]:g}."
+                warnings.warn(said, stacklevel=3)
+            return text.map(dict(zip(known.tolist(), values, strict=True))).astype(float)
     if len(known) > 10 and numbers.mean() > 0.5:
-        other = known[~numbers].iloc[0]
+        other = known.tolist()[int(numbers.argmin())]
         raise DataError(
             f"{source}: the column {column.name!r} holds numbers, but also {other!r}, in row "
             f"{int((text == other).to_numpy().argmax())} (counted from 0). Write numbers as 1234.5, and nothing where "
@@ -320,11 +327,11 @@ def _is_units(row: list[str], others: list[list[str]]) -> bool:
     if any(is_number(cell) for cell in row) or not any(row):
         return False
     numeric = [
-        all(is_number(other[i]) or other[i] in MISSING for other in others if i < len(other))
+        all(is_number(other[i]) or other[i] in MISSING_AMONG_NUMBERS for other in others if i < len(other))
         and any(is_number(other[i]) for other in others if i < len(other))
         for i in range(len(row))
     ]
-    return any(number and cell not in MISSING for number, cell in zip(numeric, row, strict=True))
+    return any(number and cell not in MISSING_AMONG_NUMBERS for number, cell in zip(numeric, row, strict=True))
 
 
 def _refuse_ragged(opening: Callable, encoding: str, dialect: _Dialect, source: object) -> None:

@@ -80,7 +80,7 @@ class Encoding:
             raise DataError(f"{source} holds no values: all of its columns are empty.")
         if empty:
             warnings.warn(f"{source}: left out {_quoted(empty)}, which hold no values to learn from.", stacklevel=3)
-        made = cls(tuple(_fitted(frame[name], train, source, marks) for name in frame.columns if name not in empty))
+        made = cls(tuple(_fitted(column, train, source, marks) for name, column in frame.items() if name not in empty))
         values = made._with_gaps(frame, source)
         as_examples(np.where(np.isnan(values), 0, values), str(source), made.features)
         values = values[train]
@@ -140,8 +140,8 @@ class Encoding:
 
     def gaps(self, frame: "pd.DataFrame") -> Bool[np.ndarray, " rows columns"]:
         """Which values of the columns are missing."""
-        frame = frame.set_axis(frame.columns.map(str), axis=1)
-        return np.stack([_is_missing(column, frame[column.name]) for column in self.columns], axis=1)
+        series = dict(frame.set_axis(frame.columns.map(str), axis=1).items())
+        return np.stack([_is_missing(column, series[column.name]) for column in self.columns], axis=1)
 
     def _with_gaps(self, frame: "pd.DataFrame", source: object) -> Float[np.ndarray, " rows features"]:
         """The features, NaN where what they tell of is missing."""
@@ -150,10 +150,11 @@ class Encoding:
         if absent:
             more = f" Missing too: {_quoted(absent[1:])}." if absent[1:] else ""
             raise DataError(f"{source}: {unknown('column', absent[0], frame.columns)}{more}")
+        series = dict(frame.items())
         values = np.zeros((len(frame), len(self.features)))
         starts = np.cumsum([0, *(len(column.features) for column in self.columns)])
         for column, start, end in zip(self.columns, starts, starts[1:], strict=False):
-            _encode(column, frame[column.name], values[:, start:end], source)
+            _encode(column, series[column.name], values[:, start:end], source)
         return values
 
     def _filled(self, values: Float[np.ndarray, " rows features"]) -> Float[np.ndarray, " rows features"]:

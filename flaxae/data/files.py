@@ -46,7 +46,7 @@ def read(
 def _read(
     path: pathlib.Path, columns: Sequence[str] | None, encoding: Encoding | None
 ) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
-    if path.is_dir() or images.sources.is_archive(path):
+    if path.is_dir() or (images.sources.is_archive(path) and formats.find(path) is None):
         return images.read_all(path)
     known = formats.of(path)
     if known.kind == "signal":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -78,7 +78,7 @@ class Filling:
         """
         try:
             arrays = {name: None if value is None else np.array(value, np.float64) for name, value in fields.items()}
-            made = cls(**arrays)
+            made = cls(**cast(Any, arrays))
             shapes = [
                 made.centre.shape,
                 made.scale.shape,

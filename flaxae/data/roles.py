@@ -106,7 +106,8 @@ def find(
             if name not in frame.columns:
                 raise DataError(f"{source}: {unknown(f'column for {flag}', name, frame.columns)}")
     given = {*ids, *drop, *([time] if time else [])}
-    found = {name: why for name in frame.columns if name not in given | {*keep} and (why := _role(frame[name]))}
+    others = {str(name): column for name, column in frame.items() if name not in given | {*keep}}
+    found = {name: why for name, column in others.items() if (why := _role(column))}
     times = [name for name, why in found.items() if why.startswith(("dates", "a clock"))]
     time = time or next(iter(times), None)
     names = [name for name in found if name != time]

@@ -50,8 +50,10 @@ class Scaling:
             dtype, (low, high) = train.main_range
             return cls((low,), (high - low,), dtype)
         if train.ndim < 4:
-            robust = isinstance(train, np.ndarray) and train.ndim == 2
-            offset, scale = robust_moments(train.astype(np.float64)) if robust else _moments(train)
+            if isinstance(train, np.ndarray) and train.ndim == 2:
+                offset, scale = robust_moments(train.astype(np.float64))
+            else:
+                offset, scale = _moments(train)
             if indicators is not None:
                 offset, scale = np.where(indicators, 0.0, offset), np.where(indicators, 1.0, scale)
         elif train.dtype == np.uint8:

@@ -153,11 +153,11 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     if isinstance(parts.train, Images) or isinstance(parts.test, Images):
         raise DataError(f"{source} holds images; windows are cut from signals.")
     train = as_signal(parts.train, source)
-    parts = _named(parts)
-    labels, test_labels, end = _moments(parts.train_labels, train, source), None, 0
+    named = _named(parts)
+    labels, test_labels, end = _moments(named.train_labels, train, source), None, 0
     if parts.test is not None:
         test = as_signal(parts.test, source)
-        test_labels = _moments(parts.test_labels, test, source)
+        test_labels = _moments(named.test_labels, test, source)
     else:
         if len(train) < 2 * framing.window:
             raise DataError(
@@ -177,6 +177,7 @@ def cut(parts: Parts, framing: Framing, source: object) -> Parts:
     return parts._replace(
         train=frame(train),
         test=frame(test),
+        classes=named.classes,
         train_labels=largest[0],
         test_labels=largest[1],
         columns=columns,

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ def prepare(
     frame = checked(frame, source)
     frame, labels = without_label(frame, source, label)
     found = roles.find(frame, source, time=time, ids=ids, drop=drop, keep=keep)
-    return Table(frame.drop(columns=list(found.left_out)), labels, frame[list(found.carried)], found)
+    return Table(frame.drop(columns=list(found.left_out)), labels, frame.filter(items=list(found.carried)), found)
 
 
 def checked(frame: "pd.DataFrame", source: object) -> "pd.DataFrame":
@@ -111,9 +111,9 @@ def write_text(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> No
     """
     with delimited.packing(file, path) as inside:
         name = path.with_suffix("") if inside is not file else path
-        texts = {name: column.map(_no_formula) for name, column in frame.items() if column.dtype.kind not in "biuf"}
-        frame = frame.assign(**texts).rename(columns=_no_formula)
-        frame.to_csv(inside, index=False, sep="\t" if name.suffix.lower() in (".tsv", ".tab") else ",")
+        _mapped(frame, _no_formula).to_csv(
+            inside, index=False, sep="\t" if name.suffix.lower() in (".tsv", ".tab") else ","
+        )
 
 
 def write_excel(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
@@ -126,6 +126,14 @@ def write_excel(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> N
 def write_json(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a table into an open binary file, as a list of records, or one a line."""
     frame.to_json(file, orient="records", lines=path.suffix.lower() != ".json")
+
+
+def _mapped(frame: "pd.DataFrame", function: Callable[[Any], Any]) -> "pd.DataFrame":
+    """The table with texts, and the names of columns, as the function makes them."""
+    texts = [name for name, column in frame.items() if column.dtype.kind not in "biuf"]
+    made = frame.copy(deep=False)
+    made[texts] = frame[texts].map(function)
+    return made.rename(columns=function)
 
 
 _FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
@@ -172,9 +180,7 @@ def read_feather(path: pathlib.Path) -> "pd.DataFrame":
 
 def read_text(path: pathlib.Path) -> "pd.DataFrame":
     """The table of a text file of any dialect: see `delimited.read`."""
-    frame = delimited.read(path)
-    texts = {name: column.map(_as_written) for name, column in frame.items() if column.dtype.kind not in "biuf"}
-    return frame.assign(**texts).rename(columns=_as_written)
+    return _mapped(delimited.read(path), _as_written)
 
 
 def read_excel(path: pathlib.Path) -> "pd.DataFrame":
@@ -245,4 +251,4 @@ def _spelled(frame: "pd.DataFrame", source: object) -> "pd.DataFrame":
         kind = pd.api.types.infer_dtype(column, skipna=True)
         return delimited.as_numbers(column, source) if kind == "string" else column
 
-    return frame.apply(spelled) if len(frame) else frame
+    return pd.DataFrame({name: spelled(column) for name, column in frame.items()})
