@@ -109,18 +109,19 @@ class Detector:
         fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
         detector = cls(config, tuple(models), views, score, neighbours, references, np.zeros(0, np.float32), fitted)
         own = np.arange(len(references))
-        normal = detector.score(held_out) if len(held_out) else detector.score(references, own=own)
+        normal = detector.looks(held_out) if len(held_out) else detector.looks(references, own=own)
         return detector.calibrated(normal, contamination)
 
     def calibrated(
-        self, scores: Float[np.ndarray, " held_out"], contamination: float | Literal["auto"] = 0.0
+        self, looks: Float[np.ndarray, "held_out looks"], contamination: float | Literal["auto"] = 0.0
     ) -> "Detector":
-        """The detector, its thresholds and p-values resting on these scores of examples that it was not trained on.
+        """The detector, its thresholds and p-values resting on `looks` at examples that it was not trained on.
 
-        `contamination` is the fraction of them that may be anomalies: the highest, which are left out. "auto" estimates
-        it: see `conformal.contamination`. Promises then hold as far as those are the anomalies.
+        `contamination` is the fraction of them that may be anomalies: those of the highest scores, which are left out.
+        "auto" estimates it: see `conformal.contamination`. Promises then hold as far as those are the anomalies.
         """
-        fraction = conformal.contamination(scores) if contamination == "auto" else float(contamination)
+        fraction = conformal.contamination(looks) if contamination == "auto" else float(contamination)
+        scores = looks.sum(axis=1)
         kept = np.sort(scores)[: max(1, len(scores) - round(fraction * len(scores)))]
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
@@ -138,12 +139,18 @@ class Detector:
         Raises:
             DataError: x is empty, not finite or of another shape.
         """
+        return self.looks(x, own=own).sum(axis=1)
+
+    def looks(
+        self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
+    ) -> Float[np.ndarray, "examples looks"]:
+        """What the score of each example is the sum of: the parts of a score in `SCORES`, means over the models."""
         x = self._checked(x)
-        scores = []
+        looks = []
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
-            scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
-        return np.stack(scores).mean(axis=0, dtype=np.float32)
+            looks.append((parts - fitted.centre) / fitted.spread)
+        return np.stack(looks).mean(axis=0, dtype=np.float32)
 
     def p_values(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples"]:
         """The probability that a normal example scores at least as high as each example; see `conformal.p_values`."""
@@ -363,14 +370,16 @@ def fit_folds(
     x = np.asarray(x)
     apart = {"folder", "resume", "show", "on_epoch"}  # of the one that is kept
     alike = {name: value for name, value in settings.items() if name not in apart}
-    scores = np.empty(len(x), np.float32)
-    for others, part in split(len(x), folds, seed):
-        scores[part] = fit(x[others], held_out=0.0, seed=seed, **alike).score(x[part])
+    parts = list(split(len(x), folds, seed))
+    found = [fit(x[others], held_out=0.0, seed=seed, **alike).looks(x[part]) for others, part in parts]
+    looks = np.empty((len(x), found[0].shape[1]), np.float32)
+    for (_, part), look in zip(parts, found, strict=True):
+        looks[part] = look
     detector = fit(x, held_out=0.0, seed=seed, **settings)
     contamination = settings.get("contamination", "auto")
     if contamination == "auto" and settings["kind"] != "tabular":
         contamination = 0.0
-    return detector.calibrated(scores, contamination), scores
+    return detector.calibrated(looks, contamination), looks.sum(axis=1)
 
 
 def split(
