@@ -31,6 +31,14 @@ class Flags:
     ] = "mnist"
     label: str | None = None
     """The column of a table, or the feature of a TFDS set, that holds the labels. It is not trained on."""
+    time: str | None = None
+    """The column of a table that tells the time, carried into the results and not trained on; by default found."""
+    id: tuple[str, ...] = ()
+    """Columns of a table that name its rows, carried into the results and not trained on; by default found."""
+    drop: tuple[str, ...] = ()
+    """Columns of a table to leave out."""
+    keep: tuple[str, ...] = ()
+    """Columns of a table to train on even if they look like clocks, counters or names of rows."""
     window: int | Literal["auto"] | None = None
     """Take the data for a signal (the rows of a table for moments), and cut it into windows of so many moments, or for
     auto of its period. A column of times is found, and gaps are cut at."""
@@ -145,7 +153,8 @@ class Anomaly(Flags):
     """Train on this class only, as the normal one. By default all is trained on; labels only evaluate, and the most
     frequent class counts as normal."""
     score: str | None = None
-    """The anomaly score; by default combined, or neighbours under contamination. A wrong name lists all scores."""
+    """How strange is measured: by default ensemble for tables, else combined, or neighbours under contamination; a
+    wrong name lists the ways."""
     false_alarms: float | None = None
     """The fraction of normal examples that may be flagged; by default 0.01, or with --from that of the run. For windows
     of a signal, this holds only if the future resembles the held-out time."""
@@ -154,9 +163,9 @@ class Anomaly(Flags):
     the best F1 on held-out labels."""
     fdr: float | None = None
     """Flag so that, in expectation, at most this fraction of the flagged examples is normal (Benjamini-Hochberg)."""
-    contamination: float = 0.0
-    """The fraction of the training data that may be strange: that fraction of each batch, the worst-fitting examples,
-    is left out."""
+    contamination: float | None = None
+    """The fraction of the training data that may be strange: as much of each batch, the worst-fitting, is left out, and
+    of the scores that the threshold is set by. By default 0 of images and signals; of tables it is estimated."""
     members: int = 1
     """How many autoencoders to train together; their scores are averaged."""
     held_out: float = 0.2

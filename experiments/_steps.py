@@ -38,11 +38,13 @@ PRETRAINING_EPOCHS = 2  # for each layer of a stack
 MOST_VALUES_FOR_PCA = 4096  # per example: PCA takes time with the cube of this number
 
 
-def load(config: _flags.Flags) -> Dataset:
-    """The data set that the flags name."""
+def load(config: _flags.Flags, *, marks: bool = True) -> Dataset:
+    """The data set that the flags name; of a table with features that mark missing values, or without."""
+    columns = {"label": config.label, "time": config.time, "ids": config.id, "drop": config.drop, "keep": config.keep}
     return data.load(
         config.data,
-        label=config.label,
+        **columns,
+        marks=marks,
         window=config.window,
         stride=config.stride,
         size=config.size,

@@ -2,20 +2,21 @@
 
     python run.py --exp anomaly
 
-trains on one digit of the embedded MNIST and detects the nine others. The same command takes a table, a signal or a
-folder of images: `--data readings.csv`. All training data are taken to be normal; if up to a twentieth may not be, add
-`--contamination 0.05`. With `--label COLUMN` (or a folder for each class) the detector is evaluated too: the most
-frequent class counts as normal, and no label is used in training. `--normal CLASS` trains on that class alone.
+trains on one digit of the embedded MNIST and tells the nine others from it. The same command takes a table, a signal
+or a folder of images: `--data readings.csv`. It is taken to be normal, but for what stands apart in a table; if up to
+a twentieth may be strange, `--contamination 0.05`. With `--label COLUMN` (or a folder for each class) the detector is
+evaluated too: the most frequent class counts as normal, and no label is used in training. `--normal CLASS` trains on
+that class alone.
 
-The run's anomalies.csv has the results for the test part: row (counted from 0), score, p_value, flagged, and what made
-it strange; for a signal, moments.csv has them for each moment. A trained run scores new data:
+The run's anomalies.csv has the scores of the test part, or of all rows of a table, each by a detector that did not
+train on it: row (counted from 0), score, p_value, flagged, and what made
+it strange; a signal's moments.csv has them on the time line. A trained run scores new data:
 
     python run.py --exp anomaly --from runs/anomaly/1 --input new.csv --output anomalies.csv
 """
 
 import dataclasses
 import math
-import pathlib
 import warnings
 from typing import NamedTuple
 
@@ -77,9 +78,9 @@ def apply(config: _flags.Anomaly) -> None:
         return
     if config.maps is not None:
         raise ConfigError(f"--maps are of images; {config.input} holds none.")
-    which, x = findings.read(about, config.input)
-    x = about.scaling(x)
-    found = findings.find(detector, x, which, about, rule)
+    given = findings.read(about, config.input)
+    x = about.scaling(given.x)
+    found = findings.find(detector, x, given.which, about, rule, carried=given.carried, gaps=given.gaps)
     found.write(config.output)
     if about.framing is not None:
         line = findings.time_line(detector, x, found, about)
@@ -156,7 +157,7 @@ def train(config: _flags.Anomaly) -> None:
     """Train and evaluate a detector in a run's folder."""
     if config.score is not None:
         anomaly.check_score(config.score)
-    dataset = _steps.load(config)
+    dataset = _steps.load(config, marks=False)
     if config.maps is not None and dataset.kind != "image":
         raise ConfigError(f"--maps are of images; {config.data} holds none.")
     if not dataset.differ_in_size:
@@ -164,7 +165,10 @@ def train(config: _flags.Anomaly) -> None:
     if _series.wanted(config, dataset):
         _series.train(config, dataset)
         return
-    parts = divide(config, dataset)
+    in_folds = dataset.kind == "tabular" and dataset.train_rows is not None and config.threshold != "f1"
+    if in_folds:
+        dataset = whole_table(dataset)
+    parts = divide(config, dataset, in_folds=in_folds)
     given = (config.threshold, config.false_alarms, config.fdr)
     rule = affordable(*given, normals=len(parts.held_out), framing=dataset.framing)
     whole, pieces, train_part, held_out_part = dataset, dataset, parts.train, parts.held_out
@@ -188,38 +192,75 @@ def train(config: _flags.Anomaly) -> None:
     untrained = [f"settings/{name}" for name in ("score", "threshold", "false_alarms", "fdr")]
     started = runs.start("anomaly", config.name, settings, resume=config.resume, may_change=untrained)
     with started as run, _steps.resumable(run), _steps.resources(config, run) as resources:
-        detector = anomaly.fit(
-            x[train_part],
-            kind=dataset.kind,
-            config=model,
-            score=config.score,
-            contamination=config.contamination,
-            held_out=x[held_out_part],
-            members=config.members,
-            epochs=config.epochs,
-            seed=config.seed,
-            folder=run.checkpoints,
-            resume=config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
-            show=True,
-            on_epoch=resources["on_epoch"],
-        )
+        how = {
+            "kind": dataset.kind,
+            "config": model,
+            "score": config.score,
+            "contamination": "auto" if config.contamination is None else config.contamination,
+            "members": config.members,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "folder": run.checkpoints,
+            "resume": config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
+            "show": True,
+            "on_epoch": resources["on_epoch"],
+        }
+        scores = None
+        if in_folds:
+            folds = folds_of(config)
+            detector, own = anomaly.fit_folds(x[parts.train], folds=folds, **how)
+            scores = np.empty(len(x), np.float32)
+            scores[parts.train] = own
+            if len(parts.left_out):
+                scores[parts.left_out] = detector.score(x[parts.left_out])
+        else:
+            detector = anomaly.fit(x[train_part], held_out=x[held_out_part], **how)
         if isinstance(whole.train, images.Images):
             detector = tiles.calibrated(detector, whole.train.select(parts.held_out))
+        if detector.contamination:
+            say(
+                f"{detector.contamination:.2%} of the held-out examples are taken for strange and don't set the "
+                "threshold: what it promises is approximate."
+            )
         detector.save(run.folder / "detector")
         if rule.name == "f1":
             rule = dataclasses.replace(rule, threshold=best_on_labels(config, detector, x, parts))
-        evaluate(run, detector, dataset, parts, rule, seed=config.seed, maps=config.maps)
+        evaluate(config, run, detector, dataset, parts, rule, scores)
     dataset.check()
 
 
-def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
-    """Which examples to train on, and which to set the threshold on. A printed line says what labels are used for."""
+def whole_table(dataset: Dataset) -> Dataset:
+    """A table whose rows are all to be trained on and, by other folds, scored; in the order of its file."""
+    order = np.argsort(np.concatenate([dataset.train_rows, dataset.test_rows]))
+    x = np.concatenate([dataset.train, dataset.test])[order]
+    labels = None
+    if dataset.train_labels is not None:
+        labels = np.concatenate([dataset.train_labels, dataset.test_labels])[order]
+    rows = np.arange(len(x))
+    return dataclasses.replace(
+        dataset, train=x, test=x, train_labels=labels, test_labels=labels, train_rows=rows, test_rows=rows
+    )
+
+
+def folds_of(config: _flags.Anomaly) -> int:
+    """The number of folds, of which each is --held-out once."""
+    return max(2, round(1 / config.held_out))
+
+
+def divide(config: _flags.Anomaly, dataset: Dataset, *, in_folds: bool = False) -> Parts:
+    """Which training examples train, and which set the threshold, with a line on what labels are used for.
+
+    By folds, all of them do both.
+    """
     normal, examples = normal_class(config, dataset), np.arange(len(dataset.train))
     labels = (dataset.train_labels, dataset.test_labels)
-    strange, test_strange = (None if normal is None or part is None else part != normal for part in labels)
+    strange, test_strange = (
+        None if normal is None or part is None else (part != normal) & (part >= 0) for part in labels
+    )
     left_out = examples[:0]
     if normal is not None and (config.normal or config.data == "mnist"):
-        examples, left_out = examples[~strange], examples[strange]
+        is_normal = dataset.train_labels == normal
+        examples, left_out = examples[is_normal], examples[~is_normal]
         say(f"Trains on the {len(examples):,} training examples of class {dataset.classes[normal]!r} alone.")
     elif strange is not None and strange.any():
         say(
@@ -228,6 +269,8 @@ def divide(config: _flags.Anomaly, dataset: Dataset) -> Parts:
         )
     if config.threshold == "f1" and (strange is None or strange.all() or not strange.any()):
         raise ConfigError("--threshold f1 is chosen on labels of the training part, normal and strange ones.")
+    if in_folds:
+        return Parts(examples, examples, left_out, strange, test_strange)
     apart = dataset.framing.window if dataset.framing else None  # its windows are from every moment
     train, held_out = anomaly.hold_out(examples, config.held_out, config.seed, apart=apart)
     if len(held_out) == 0:
@@ -246,7 +289,7 @@ def normal_class(config: _flags.Anomaly, dataset: Dataset) -> int | None:
             raise ConfigError(f"--normal is {given!r}, but the data have no labels; name their column by --label.")
         return None
     labels = dataset.test_labels if dataset.train_labels is None else dataset.train_labels
-    counts = np.bincount(labels, minlength=len(dataset.classes))
+    counts = np.bincount(labels[labels >= 0], minlength=len(dataset.classes))
     if given is not None:
         if given not in dataset.classes:
             raise ConfigError(unknown("--normal", given, dataset.classes))
@@ -280,31 +323,35 @@ def best_on_labels(config: _flags.Anomaly, detector: Detector, x: np.ndarray, pa
 
 
 def evaluate(
+    config: _flags.Anomaly,
     run: Run,
     detector: Detector,
     dataset: Dataset,
     parts: Parts,
     rule: Rule,
-    *,
-    seed: int,
-    maps: pathlib.Path | None = None,
+    scores: np.ndarray | None,
 ) -> None:
-    """Score the test part, and write anomalies.csv, the tables, results.json, the figures and the report."""
+    """Score the test part, and write anomalies.csv, the tables, results.json, the figures and the report.
+
+    `scores` are those of all rows of a table, if they were scored by folds.
+    """
     test, strange, labels = dataset.scaling(dataset.test), parts.test_strange, dataset.test_labels
     if isinstance(test, images.Images):
-        found, hottest = findings.in_images(detector, test, rule, maps)
+        found, hottest = findings.in_images(detector, test, rule, config.maps)
         readable = np.isin(np.array(test.names, object), found.which["file"])
         strange, labels = (None if values is None else values[readable] for values in (strange, labels))
     else:
         which = np.arange(len(test)) if dataset.test_rows is None else dataset.test_rows
+        carried = {} if dataset.carried is None else dict(dataset.carried.iloc[which].items())
+        carried = {name: values.to_numpy(object) for name, values in carried.items()}
         which = which if dataset.test_files is None else dataset.test_files
-        found, hottest = findings.find(detector, test, which, dataset, rule), []
-        if maps is not None:
+        found, hottest = findings.find(detector, test, which, dataset, rule, scores=scores, carried=carried), []
+        if config.maps is not None:
             level, names = findings.heat_level(detector, rule), np.char.mod("%s", which.astype(str))
             for name, heat in zip(names, tiles.heat_of(detector, test), strict=True):
-                findings.write_map(maps, str(name), heat, level)
+                findings.write_map(config.maps, str(name), heat, level)
     if labels is not None:
-        found.which["label"] = np.array(dataset.classes, object)[labels]
+        found.which["label"] = np.array([*dataset.classes, None], object)[labels]  # the last is of −1
     found.write(run.folder / "anomalies.csv")
 
     history = run.history()
@@ -313,19 +360,23 @@ def evaluate(
     tables, figures = [], []
     groups = {"held-out": detector.calibration, "test": found.scores}
     if strange is not None:
-        tables.append(flagged_table(found, strange))
-        groups = {"held-out": detector.calibration, "test, normal": found.scores[~strange]}
-        groups |= {"test, strange": found.scores[strange]}
-        results |= {name: rate for name, rate in flagged_rates(found.flagged, strange).items() if rate is not None}
+        known = labels >= 0
+        everything, strange = strange, strange[known]
+        flagged, of_known = found.flagged[known], found.scores[known]
+        tables.append(flagged_table(found.threshold, flagged, strange))
+        groups = {"held-out": detector.calibration, "test, normal": of_known[~strange]}
+        groups |= {"test, strange": of_known[strange]}
+        results |= {name: rate for name, rate in flagged_rates(flagged, strange).items() if rate is not None}
         if 0 < strange.sum() < len(strange):
-            ranked = {"flaxae": found.scores}
+            others = {}
             if not dataset.differ_in_size:
-                train = dataset.scaling(dataset.train[np.concatenate([parts.train, parts.held_out])])
-                ranked |= baselines(train, test, seed=seed)
+                x = dataset.scaling(dataset.train)
+                others = by_folds(x, parts, config) if scores is not None else baselines_of(x, parts, test, config.seed)
+            ranked = {"flaxae": of_known, **{name: values[known] for name, values in others.items()}}
             plots.detection(strange, ranked, run.figure("detection"))
             figures.append(("At every threshold: anomalies found, false alarms, precision.", "detection"))
             measured = {name: ranking(strange, scores) for name, scores in ranked.items()}
-            caption = f"{len(test):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
+            caption = f"{len(strange):,} test examples, {strange.sum():,} of them strange, {dataset.name}"
             rows = [[name, *values.values()] for name, values in measured.items()]
             tables.insert(
                 0,
@@ -344,7 +395,7 @@ def evaluate(
     if isinstance(test, images.Images):
         figures += draw_hottest(run, detector, test, hottest, findings.heat_level(detector, rule))
     else:
-        figures += draw(run, detector, dataset, test, found, strange)
+        figures += draw(run, detector, dataset, test, found, None if strange is None else everything)
     curves = {name: [epoch[name] for epoch in history if epoch[name] is not None] for name in ("loss", "seconds")}
 
     tables.append(strangest(found))
@@ -371,12 +422,12 @@ def flagged_rates(flagged: np.ndarray, strange: np.ndarray) -> dict[str, float |
     return {name: float(values.mean()) if len(values) else None for name, values in rates.items()}
 
 
-def flagged_table(found: Findings, strange: np.ndarray) -> Table:
-    """How many normal and strange examples are flagged."""
-    rates = list(flagged_rates(found.flagged, strange).values())
+def flagged_table(threshold: float | None, flagged: np.ndarray, strange: np.ndarray) -> Table:
+    """How many normal and strange examples are flagged, of those that there are."""
+    rates = list(flagged_rates(flagged, strange).values())
     parts = zip(("normal", "strange"), (~strange, strange), rates, strict=False)
-    rows = [[name, int(part.sum()), int(found.flagged[part].sum()), rate] for name, part, rate in parts]
-    caption = "Flagged" if found.threshold is None else f"Flagged above a score of {found.threshold:.4g}"
+    rows = [[name, int(part.sum()), int(flagged[part].sum()), rate] for name, part, rate in parts if part.any()]
+    caption = "Flagged" if threshold is None else f"Flagged above a score of {threshold:.4g}"
     return report.Table(caption, ["", "test examples", "flagged", "fraction"], rows)
 
 
@@ -384,6 +435,26 @@ def ranking(strange: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """How well the scores rank strange examples above normal ones, over all thresholds."""
     measures = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
     return {name: float(measure(strange, scores)) for name, measure in measures.items()}
+
+
+def baselines_of(x: np.ndarray, parts: Parts, test: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Scores without an autoencoder, of a test part."""
+    return baselines(x[np.concatenate([parts.train, parts.held_out])], test, seed=seed)
+
+
+def by_folds(x: np.ndarray, parts: Parts, config: _flags.Anomaly) -> dict[str, np.ndarray]:
+    """Scores without an autoencoder of all rows of a table, by the folds that the detector was scored by."""
+    made: dict[str, np.ndarray] = {}
+
+    def keep(rows: np.ndarray, found: dict[str, np.ndarray]) -> None:
+        for name, values in found.items():
+            made.setdefault(name, np.empty(len(x)))[rows] = values
+
+    for others, part in anomaly.split(len(parts.train), folds_of(config), config.seed):
+        keep(parts.train[part], baselines(x[parts.train[others]], x[parts.train[part]], seed=config.seed))
+    if len(parts.left_out):
+        keep(parts.left_out, baselines(x[parts.train], x[parts.left_out], seed=config.seed))
+    return made
 
 
 def baselines(train: np.ndarray, test: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:

@@ -9,13 +9,15 @@ import functools
 import json
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 from scipy.special import softmax
@@ -26,7 +28,6 @@ from sklearn.base import (
     OneToOneFeatureMixin,
     TransformerMixin,
 )
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags, check_array, check_random_state, check_scalar
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -35,7 +36,9 @@ from flaxae import anomaly, atomic, autoencoder, errors, finetuning, manifest, t
 from flaxae.anomaly import conformal
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise, Masking
+from flaxae.data import Encoding, roles, tables
 from flaxae.data.parts import with_gaps
+from flaxae.data.scaling import compressed, robust_moments
 from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -46,6 +49,7 @@ from flaxae.training.step import State
 
 FILES = frozenset({"config.json", "detector"})  # in the folder of a saved estimator, besides its arrays
 BLOCK = 32  # steps in one block
+FALSE_ALARMS = 0.01  # of normal rows, where nothing is told of how many are strange
 FAR = 1e15  # standard deviations; float32 can still hold the square
 FLOATS: Any = (np.float64, np.float32)  # typed Any, because scikit-learn's default is typed as a text
 # With a constant learning rate and a moving average, the number of steps needn't be known: `partial_fit` can go on.
@@ -138,9 +142,8 @@ class _TableEstimator(BaseEstimator):
         return {"mean_": columns, "scale_": columns}
 
     def _fit_units(self, X: Float[np.ndarray, "n columns"]) -> None:
-        scaler: Any = StandardScaler().fit(X)
-        # A column that does not vary can't be standardised: it is reconstructed as its mean.
-        self.mean_, self.scale_ = scaler.mean_, np.where(scaler.scale_ == np.sqrt(scaler.var_), scaler.scale_, 0.0)
+        # A column that does not vary has no unit of its own: it comes out as its mean. A glitch moves neither.
+        self.mean_, self.scale_ = robust_moments(X.astype(np.float64))
 
     def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
         x = (X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)
@@ -538,8 +541,9 @@ class AutoencoderDetector(_TableEstimator):
     is set so that a fraction `contamination` of the rows of `fit` is above it.
 
     Args:
-        contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. In training, this
-            fraction of each batch, the worst-fitting rows, is left out. With 0, no row of `fit` is called strange.
+        contamination: the fraction of strange rows among those of `fit`, at least 0 and below 0.5. They are left out of
+            the training as far as they fit worst. With 0, all are normal, and none of them is called strange. "auto"
+            estimates it: what stands apart is strange, and what scores above `FALSE_ALARMS` of the others.
         convention: "pyod", or "sklearn" for scikit-learn's scorers and its other tools for outlier detectors.
         score_name: a name in `anomaly.SCORES`; by default that of `anomaly.fit` for this contamination.
         config: of the autoencoder; by default `anomaly.default_config`.
@@ -548,22 +552,29 @@ class AutoencoderDetector(_TableEstimator):
         random_state: a number for the same results each time; a `RandomState`; or None.
 
     Attributes:
-        detector_: the `anomaly.Detector` of standardised columns, which also gives p-values and contributions.
-        decision_scores_: the scores of the rows of `fit`, or of the last `partial_fit`, [n]; higher is stranger, in
-            both conventions.
+        encoding_: how the columns of a DataFrame became numbers: see `data.Encoding`; None of an array.
+        detector_: the `anomaly.Detector` of standardised columns, which also tells p-values and contributions.
+        decision_scores_: of the rows of `fit`, or of the last `partial_fit`, [n]; higher is stranger, in both
+            conventions.
         threshold_: the score above which a row is strange. offset_: minus that.
         labels_: what `predict` gives for the rows of `decision_scores_`, [n].
         mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
     """
 
-    _learned: ClassVar = {**_TableEstimator._learned, "threshold_": float, "_rows": int, "_held": int}
+    _learned: ClassVar = {
+        **_TableEstimator._learned,
+        "threshold_": float,
+        "_rows": int,
+        "_held": int,
+        "encoding_": lambda fields: None if fields is None else Encoding.from_dict(fields),
+    }
 
     detector_: anomaly.Detector
 
     @no_type_check
     def __init__(
         self,
-        contamination: float = 0.1,
+        contamination: float | Literal["auto"] = "auto",
         *,
         convention: str = "pyod",
         score_name: str | None = None,
@@ -583,20 +594,54 @@ class AutoencoderDetector(_TableEstimator):
     def fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
         """Learn what is normal from X, [n, columns]; y is ignored.
 
+        X is an array, a sparse matrix or a table (pandas, polars, Arrow). Of a table, categories and missing values
+        are encoded, clocks, counters and names of rows left out with a warning, and columns later found by name.
+
         Raises:
             ValueError, TypeError: X is not a table of finite numbers, of at least two rows, or a setting is out of
                 range.
             DivergedError: the loss stopped being finite.
         """
-        check_scalar(self.contamination, "contamination", numbers.Real)
+        if self.contamination != "auto":
+            check_scalar(self.contamination, "contamination", numbers.Real)
         check_scalar(self.members, "members", numbers.Integral)
         if self.epochs is not None:
             check_scalar(self.epochs, "epochs", numbers.Integral, min_val=1)
         if self.convention not in ("pyod", "sklearn"):
             raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
-        X = validate_data(self, _unmasked(X), dtype=FLOATS, ensure_min_samples=2)
+        X = self._table(X, reset=True)
         self._fit_units(X)
         return self._learn(self._standardised(X), None)
+
+    def _table(self, X: Any, *, reset: bool) -> Float[np.ndarray, "n columns"]:
+        """The numbers of X; a table with categories, missing values or columns that aren't learnt from is encoded."""
+        frame = _frame(X)
+        if reset:
+            self.encoding_ = None
+            if frame is not None and not _is_plain(frame):
+                learnt = tables.prepare(frame, "X").frame
+                self.encoding_ = Encoding.fit(learnt, np.arange(len(learnt)), "X", marks=False)
+        if self.encoding_ is None:
+            given: Any = X if frame is None else frame
+            checked: Any = validate_data(self, _dense(given), dtype=FLOATS, reset=reset, ensure_min_samples=1 + reset)
+            return checked
+        if frame is None:
+            raise errors.DataError("X is an array; the detector was fitted on a table, whose columns have names.")
+        if reset:
+            self.n_features_in_, self.feature_names_in_ = frame.shape[1], np.array(frame.columns, object)
+        return self.encoding_(tables.checked(frame, "X"), "X").astype(np.float64)
+
+    def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
+        scale = self.scale_
+        if self.encoding_ is not None:
+            scale = np.where(self.encoding_.indicators, 1.0, scale)
+        x = (X - self.mean_) / np.where(scale > 0, scale, 1.0)
+        near: Any = compressed(np.clip(x, -FAR, FAR))
+        return near.astype(np.float32)
+
+    def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
+        check_is_fitted(self)
+        return self._table(X, reset=False)
 
     def partial_fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
         """Continue the training with more rows X, [n, columns]; y is ignored. The first call is a `fit`.
@@ -607,7 +652,7 @@ class AutoencoderDetector(_TableEstimator):
         """
         if not hasattr(self, "detector_"):
             return self.fit(X)
-        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False, ensure_min_samples=2)
+        X = self._table(X, reset=False)
         return self._learn(self._standardised(X), self.detector_)
 
     def _learn(self, x: Float[np.ndarray, "n columns"], start: anomaly.Detector | None) -> "AutoencoderDetector":
@@ -620,7 +665,7 @@ class AutoencoderDetector(_TableEstimator):
             kind="tabular",
             config=self.config,
             score=self.score_name,
-            contamination=float(self.contamination),
+            contamination="auto" if self.contamination == "auto" else float(self.contamination),
             held_out=held_out,
             members=int(self.members),
             epochs=None if self.epochs is None else int(self.epochs),
@@ -633,7 +678,12 @@ class AutoencoderDetector(_TableEstimator):
         known = self.decision_scores_
         if start is not None:
             known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
-        self.threshold_ = float(np.quantile(known, 1 - self.contamination))
+        if self.contamination == "auto":
+            normal = self.detector_.calibration
+            rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))
+            self.threshold_ = conformal.threshold(normal, rate)
+        else:
+            self.threshold_ = float(np.quantile(known, 1 - float(self.contamination)))
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
@@ -685,11 +735,14 @@ class AutoencoderDetector(_TableEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.estimator_type = "outlier_detector" if self.convention == "sklearn" else None
+        tags.input_tags.sparse = True
         return tags
 
     def _arrays_like(self) -> dict[str, Any]:
-        held_out = np.empty((self._held, self.n_features_in_), np.float32)
-        return {**super()._arrays_like(), "decision_scores_": np.empty(self._rows), "_held_out": held_out}
+        columns = self.n_features_in_ if self.encoding_ is None else len(self.encoding_.features)
+        units = {"mean_": np.empty(columns), "scale_": np.empty(columns)}
+        held_out = np.empty((self._held, columns), np.float32)
+        return {**units, "decision_scores_": np.empty(self._rows), "_held_out": held_out}
 
     def _scores(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " n"]:
         """The score of each row. A row that is itself a reference is compared with the others, in `fit` and later."""
@@ -702,8 +755,29 @@ class AutoencoderDetector(_TableEstimator):
         return strange.astype(int) if self.convention == "pyod" else np.where(strange, -1, 1)
 
 
+def _frame(X: Any) -> Any:
+    """X as a pandas DataFrame if it is a table of pandas, polars or Arrow; else None."""
+    if hasattr(X, "to_pandas") and hasattr(X, "columns"):
+        X = X.to_pandas()
+    return X.reset_index(drop=True) if hasattr(X, "columns") and hasattr(X, "set_axis") else None
+
+
+def _is_plain(frame: Any) -> bool:
+    """Whether a table holds nothing but numbers, all of them there, to learn from as they are."""
+    numeric = all(dtype.kind in "buif" and isinstance(dtype, np.dtype) for dtype in frame.dtypes)
+    if not numeric or frame.isna().to_numpy().any() or not all(isinstance(name, str) for name in frame.columns):
+        return numeric and not frame.isna().to_numpy().any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return not roles.find(frame).left_out
+
+
+def _dense(X: Any) -> Any:
+    return X.toarray() if scipy.sparse.issparse(X) else X
+
+
 def _jsonable(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, Config) else value.tolist()
+    return value.to_dict() if isinstance(value, Config | Encoding) else value.tolist()
 
 
 def _setting(value: Any) -> Any:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 
 from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
-from flaxae.data import Dataset, Encoding, Framing, Scaling, Signal
+from flaxae.data import Dataset, Encoding, Framing, Roles, Scaling, Signal
 from flaxae.data.images import MAX_PIXELS
 from flaxae.printing import say
 from flaxae.training import checkpoints
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
-PARTS = {"encoding": Encoding, "framing": Framing}  # what only some data have: tables, and signals
+PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +46,7 @@ class Trained:
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
     encoding: Encoding | None = None
     framing: Framing | None = None
+    roles: Roles | None = None  # of a table's columns
 
     def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
         """New data from a file or folder, see `data.read`. A signal is read as windows.

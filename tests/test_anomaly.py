@@ -265,7 +265,7 @@ def test_trimming_keeps_scattered_anomalies_from_being_learned(rng):
 def test_the_score_of_members_is_the_mean_of_theirs(parts):
     logged = []
     detector = anomaly.fit(rows(300, 1), **TRAIN | {"epochs": 80}, members=2, on_epoch=logged.append)
-    alone = [Detector.of(CONFIG, [model], detector.views, *parts) for model in detector.models]
+    alone = [Detector.of(CONFIG, [model], detector.views, *parts, score="ensemble") for model in detector.models]
     new = rows(200, 2)
     scores = [one.score(new) for one in alone]
     assert not np.allclose(*scores)

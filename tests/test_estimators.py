@@ -72,7 +72,11 @@ def test_the_transformers_are_what_scikit_learn_expects(estimator, check):
             convention=convention, score_name="reconstruction", config=LINEAR_CONFIG, epochs=1, random_state=0
         )
         for convention in ("pyod", "sklearn")
-    ]
+    ],
+    expected_failed_checks=lambda estimator: {
+        f"check_estimator_sparse_{kind}": "takes what has predict_proba for a classifier"
+        for kind in ("matrix", "array")
+    },
 )
 def test_the_detector_is_what_scikit_learn_expects(estimator, check):
     check(estimator)
@@ -378,7 +382,7 @@ def test_the_probability_to_be_strange_is_kept_down_for_normal_rows(surface, det
     normal = detector.predict_proba(surface[400:])
     np.testing.assert_allclose(normal.sum(axis=1), 1)
     assert (normal[:, 1] >= 0.8).mean() <= 0.2  # some of those it was held against are strange themselves
-    assert detector.predict_proba(OFFSET[None] + 9 * SCALE)[0, 1] == 1 - 1 / 89  # of the 88 rows held out
+    assert detector.predict_proba(OFFSET[None] + 9 * SCALE)[0, 1] == 1 - 1 / 81  # of the 80 that are not contaminated
 
 
 def test_a_detector_goes_on_learning_what_is_normal(surface, detector, tmp_path):
@@ -395,7 +399,7 @@ def test_a_detector_goes_on_learning_what_is_normal(surface, detector, tmp_path)
     assert model.predict(new).mean() < 0.1
     assert model.predict(left).mean() < 0.1
     assert model.labels_.shape == (200,)
-    assert len(model.detector_.calibration) == round(0.2 * len(left)) + 40
+    assert len(model.detector_.calibration) == round(0.98 * (round(0.2 * len(left)) + 40))
     np.testing.assert_array_equal(network.encode(model._standardised(new)), before)  # it was not trained in place
     again = AutoencoderDetector.load(tmp_path).partial_fit(right[:200])
     np.testing.assert_allclose(again.decision_scores_, model.decision_scores_, rtol=1e-4, atol=1e-4)
@@ -431,9 +435,9 @@ def test_scikit_learns_scorers_choose_among_detectors(strange, untrained):
     ("setting", "message"),
     [
         ({"contamination": 0.5}, "contamination"),
-        ({"contamination": "auto"}, "contamination"),
+        ({"contamination": "some"}, "contamination"),
         ({"convention": "keras"}, "Known: pyod, sklearn"),
-        ({"score_name": "loss"}, "Known: combined"),
+        ({"score_name": "loss"}, "Known: .*combined"),
         ({"members": 0}, "members"),
         ({"epochs": 0}, "epochs"),
     ],

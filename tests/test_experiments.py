@@ -288,7 +288,7 @@ def test_anomaly_trains_on_a_class_of_images(tmp_path, monkeypatch, capsys):
     assert list(out.flagged) == list((out.score > measured["threshold"]).astype(int))
     data.write("small.png", np.zeros((4, 4), np.uint8))
     assert command_line("anomaly --from runs/anomaly/1 --input small.png --output out.csv") == 2
-    assert "small.png has 4 × 4 pixels, fewer than the 8 × 8" in capsys.readouterr().err
+    assert "small.png has 4 × 4 pixels; the detector was trained on 8 × 8" in capsys.readouterr().err
 
 
 def test_finetune_compares_and_classifies(images, monkeypatch):

@@ -223,6 +223,9 @@ def test_pairs_that_do_not_fit_are_named(folders):
 
 @pytest.mark.parametrize("flags", ["--noisy --target x", "--target x --noise 0.1", "--crop 4", "--noise 0"])
 def test_flags_that_do_not_go_together(flags, folders, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["denoise", "--data", "clean", *flags.split()])
+    try:
+        status = command.main(["denoise", "--data", "clean", *flags.split()])
+    except SystemExit as ended:  # as tyro's newer versions do where a flag's value is refused
+        status = ended.code
+    assert status == 2
     assert flags.split()[0] in capsys.readouterr().err

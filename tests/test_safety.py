@@ -29,13 +29,13 @@ def test_no_cell_of_a_csv_is_taken_for_a_formula_and_it_is_read_as_it_was(tmp_pa
     texts = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", " =A1", "-5", "-", "a=b", "+1e3", "'=1"]
     frame = pd.DataFrame({"=name": texts, "number": np.arange(10) - 5.0})
     with (tmp_path / "x.csv").open("wb") as file:
-        tables.write_csv(file, tmp_path / "x.csv", frame)
+        tables.write_text(file, tmp_path / "x.csv", frame)
     lines = (tmp_path / "x.csv").read_text().splitlines()
     cells = [line.rsplit(",", 1)[0].strip('"') for line in lines]
     wanted = ["'=1+1", "'+cmd|' /C calc'!A0", "'@SUM(A1)", "'-2+3", "' =A1", "-5", "-", "a=b", "+1e3", "'=1"]
     assert cells == ["'=name", *wanted]
     assert lines[1].endswith(",-5.0")
-    again = tables.read_csv(tmp_path / "x.csv")
+    again = tables.read_text(tmp_path / "x.csv")
     assert again["=name"].tolist() == [*texts[:-1], "=1"]  # which a person had quoted
     (tmp_path / "headless.csv").write_text("1,2\n'=x,3\n")
     assert tables.read_csv(tmp_path / "headless.csv")["x0"].tolist() == ["1", "=x"]
@@ -125,7 +125,7 @@ def test_what_is_masked_is_missing_in_a_table_and_refused_where_nothing_may_be(r
     x = rng.normal(size=(60, 3))
     masked = np.ma.array(x, mask=np.zeros_like(x, bool))
     masked[5, 1] = np.ma.masked
-    with pytest.warns(UserWarning, match=r"'x1': 1, filled with the training median"):
+    with pytest.warns(UserWarning, match=r"'x1': 1, filled by what the others"):
         table = data.load(masked)
     assert table.columns == ("x0", "x1", "x1 missing", "x2")
     detector = anomaly.fit(x.astype(np.float32), kind="tabular", epochs=1, config=CONFIG)

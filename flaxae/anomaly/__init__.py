@@ -11,20 +11,24 @@ A detector turns examples into `Views`, runs them through its autoencoder, which
 
 from flaxae.anomaly import conformal, findings
 from flaxae.anomaly.detector import (
+    FOLDS,
     HELD_OUT,
     MAX_REFERENCES,
     NEIGHBOURS,
     Detector,
     default_config,
     fit,
+    fit_folds,
     hold_out,
     load,
+    split,
     training_settings,
 )
 from flaxae.anomaly.scores import SCORES, Score, check_neighbours, check_score, nearest
 from flaxae.anomaly.views import Passed, Views
 
 __all__ = [
+    "FOLDS",
     "HELD_OUT",
     "MAX_REFERENCES",
     "NEIGHBOURS",
@@ -39,8 +43,10 @@ __all__ = [
     "default_config",
     "findings",
     "fit",
+    "fit_folds",
     "hold_out",
     "load",
     "nearest",
+    "split",
     "training_settings",
 ]

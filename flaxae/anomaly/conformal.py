@@ -12,6 +12,10 @@ from jaxtyping import Bool, Float, Num
 
 from flaxae import errors
 
+FEWEST = 30  # scores of which a tail can be told
+EXCESS = 0.05  # examples
+LIGHTEST = -0.2  # shape of a tail
+
 
 def p_values(
     scores: Float[np.ndarray, " examples"], calibration: Float[np.ndarray, " normals"], worth: int | None = None
@@ -99,6 +103,32 @@ def f1_threshold(
     precision, recall, at_least = precision_recall_curve(anomalous, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return float(np.nextafter(at_least[np.argmax(f1[:-1])], -np.inf))
+
+
+def contamination(scores: Float[np.ndarray, " examples"] | Float[np.ndarray, "examples looks"]) -> float:
+    """The fraction of examples whose scores no tail explains that goes on as the bulk of the scores does.
+
+    Of several looks at an example, one is enough to stand apart in.
+
+    The tail is a generalised Pareto distribution by the quartiles and the 90th percentile (in the manner of Pickands
+    1975), at the lightest about as a normal one's. Counted are the scores above where it expects EXCESS of one example.
+    So of clean examples hardly any is taken for strange, and of contaminated ones those that stand apart.
+    """
+    _check(scores)
+    looks = scores.reshape(len(scores), -1).astype(np.float64)
+    return float(np.mean(np.any([_apart(look) for look in looks.T], axis=0)))
+
+
+def _apart(scores: Float[np.ndarray, " examples"]) -> Bool[np.ndarray, " examples"]:
+    half, quarter, tenth = np.quantile(scores, [0.5, 0.75, 0.9])
+    if len(scores) < FEWEST or quarter <= half or tenth <= quarter:
+        return np.zeros(len(scores), bool)
+    ratio, shapes = (tenth - quarter) / (quarter - half), np.linspace(LIGHTEST, 1.0, 200)
+    ratios = (0.1**-shapes - 0.25**-shapes) / (0.25**-shapes - 0.5**-shapes)
+    shape = shapes[min(int(np.searchsorted(ratios, ratio)), len(shapes) - 1)]
+    scale = (tenth - half) / (0.1**-shape - 0.5**-shape)
+    limit = half + scale * ((EXCESS / len(scores)) ** -shape - 0.5**-shape)
+    return scores > limit
 
 
 def _check(calibration: np.ndarray) -> None:

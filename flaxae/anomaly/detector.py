@@ -6,9 +6,9 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ HELD_OUT = 0.2
 FILES = frozenset({"detector.json", "detector.npz", "models"})  # in the folder of a saved detector
 MOST = 100.0  # deviations, of an image as a whole
 WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
+TRIMMED = 0.1  # of each batch, of tables of which nothing is told
+FOLDS = 5
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -67,6 +69,7 @@ class Detector:
     references: Float[np.ndarray, " references *shape"]  # scaled
     calibration: Float[np.ndarray, " normals"]  # sorted
     fitted: tuple[_Fitted, ...]
+    contamination: float = 0.0  # the fraction of the held-out scores, the highest, that are left out of the calibration
     local: Local | None = None  # of images that are large enough for defects to be small in them
     peaks: Float[np.ndarray, " normals"] | None = None  # the largest heat of each normal image, sorted
 
@@ -81,6 +84,7 @@ class Detector:
         *,
         score: str = "combined",
         neighbours: int | float = NEIGHBOURS,
+        contamination: float | Literal["auto"] = 0.0,
         seed: int = 0,
     ) -> "Detector":
         """A detector of trained models.
@@ -91,6 +95,7 @@ class Detector:
             held_out: normal examples that they were not trained on. If there are none, the scores of the references,
                 each compared with the others, take their place, and the p-values guarantee nothing.
             neighbours: with how many of its nearest references an example is compared, or with which fraction of all.
+            contamination: see `calibrated`.
 
         Raises:
             ConfigError: an unknown score, or neighbours out of range.
@@ -111,12 +116,24 @@ class Detector:
         if views.kind == "image" and score == "combined" and min(references.shape[1:3]) >= LEAST_SIDE:
             detector = dataclasses.replace(detector, local=Local.fit(references))
         own = np.arange(len(references))
-        normal = detector.score(held_out) if len(held_out) else detector.score(references, own=own)
-        peaks = None
+        normal = detector.looks(held_out) if len(held_out) else detector.looks(references, own=own)
         if detector.local is not None:
             heat = detector.local.heat(held_out if len(held_out) else references)
-            peaks = np.sort(heat.max(axis=(1, 2)))
-        return dataclasses.replace(detector, calibration=np.sort(normal), peaks=peaks)
+            detector = dataclasses.replace(detector, peaks=np.sort(heat.max(axis=(1, 2))))
+        return detector.calibrated(normal, contamination)
+
+    def calibrated(
+        self, looks: Float[np.ndarray, "held_out looks"], contamination: float | Literal["auto"] = 0.0
+    ) -> "Detector":
+        """The detector, its thresholds and p-values resting on `looks` at examples that it was not trained on.
+
+        `contamination` is the fraction of them that may be anomalies: those of the highest scores, which are left out.
+        "auto" estimates it: see `conformal.contamination`. Promises then hold as far as those are the anomalies.
+        """
+        fraction = conformal.contamination(looks) if contamination == "auto" else float(contamination)
+        scores = looks.sum(axis=1)
+        kept = np.sort(scores)[: max(1, len(scores) - round(fraction * len(scores)))]
+        return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
     def score(
         self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
@@ -132,17 +149,23 @@ class Detector:
         Raises:
             DataError: x is empty, not finite or of another shape.
         """
+        return self.looks(x, own=own).sum(axis=1)
+
+    def looks(
+        self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
+    ) -> Float[np.ndarray, "examples looks"]:
+        """What the score of each example is the sum of: the parts of a score in `SCORES`, means over the models."""
         x = self._checked(x)
-        scores, count = [], 1
+        looks = []
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
-            scores.append(((parts - fitted.centre) / fitted.spread).sum(axis=-1))
-            count = parts.shape[-1]
-        whole = np.stack(scores).mean(axis=0, dtype=np.float32)
+            looks.append((parts - fitted.centre) / fitted.spread)
+        parts = np.stack(looks).mean(axis=0, dtype=np.float32)
         if self.local is None:
-            return whole
+            return parts
         # where a network learnt nothing, a part that is the same for all references has no deviation to speak of
-        return (self.local.score(x) + WHOLE * np.clip(whole / count, -MOST, MOST)).astype(np.float32)
+        whole = WHOLE * np.clip(parts.mean(axis=1), -MOST, MOST)
+        return np.stack([self.local.score(x), whole], axis=1).astype(np.float32)
 
     def heat(self, x: Float[np.ndarray, " images height width channels"]) -> Float[np.ndarray, "images height width"]:
         """How strange each pixel is, as a multiple of what is usual there.
@@ -218,6 +241,7 @@ class Detector:
             "views": dataclasses.asdict(self.views),
             "score": self.score_name,
             "neighbours": self.neighbours,
+            "contamination": self.contamination,
         }
         try:
             with manifest.replacing(folder, FILES) as unfinished:
@@ -253,9 +277,12 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     _, states = checkpoints.restore(folder / "models", [state] * members)
     models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
+    contamination = float(settings.get("contamination", 0.0))
     peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
     local = None if peaks is None else Local.fit(references)
-    return Detector(config, models, views, score, neighbours, references, calibration, fitted, local, peaks)
+    return Detector(
+        config, models, views, score, neighbours, references, calibration, fitted, contamination, local, peaks
+    )
 
 
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:
@@ -279,7 +306,7 @@ def fit(
     kind: str,
     config: Config | None = None,
     score: str | None = None,
-    contamination: float = 0.0,
+    contamination: float | Literal["auto"] = "auto",
     held_out: float | Float[np.ndarray, " held_out *shape"] = HELD_OUT,
     neighbours: int | float | None = None,
     members: int = 1,
@@ -297,13 +324,14 @@ def fit(
         x: normal examples, scaled: images in [0, 1], tables and signals standardised.
         kind: image, tabular or signal.
         config: of the autoencoder; by default `default_config`.
-        score: a name in `SCORES`; by default "combined", or "neighbours" under contamination, because an autoencoder
-            reconstructs the anomalies that it was trained on.
-        contamination: the fraction of x that may be anomalies. Training then leaves out this fraction of each batch,
-            the worst-fitting examples, and examples are compared with more neighbours.
-        held_out: the fraction of x to keep out of the training, for p-values and thresholds; 0 for none. Or other
-            normal examples to use for that. For windows of a signal, these are the last windows, with two windows left
-            out before them (see `hold_out`).
+        score: a name in `SCORES`; by default "ensemble" for tables, and for others "combined", or "neighbours" under
+            contamination, for what an autoencoder was trained on it reconstructs.
+        contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those
+            that fit worst, thresholds leave out as many held-out scores, and examples of images and signals are
+            compared with more neighbours. "auto" is 0 for images and signals. Of tables, training leaves out TRIMMED
+            of each batch, and thresholds what `conformal.contamination` says.
+        held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
+            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
         neighbours: see `Detector.of`.
         members: how many autoencoders to train, together, from different initial weights.
         epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
@@ -316,14 +344,17 @@ def fit(
         DataError: x is empty, not finite, or too small.
         ConfigError: a setting is out of range.
     """
-    score = score or ("neighbours" if contamination else "combined")
+    if contamination != "auto" and not (isinstance(contamination, float | int) and 0 <= contamination < 0.5):
+        raise errors.ConfigError(f"contamination is {contamination}; it has to be 'auto', or at least 0 and below 0.5.")
+    tabular = kind == "tabular"
+    if contamination == "auto" and not tabular:
+        contamination = 0.0
+    score = score or ("ensemble" if tabular else "neighbours" if contamination else "combined")
     check_score(score)
-    if not 0 <= contamination < 0.5:
-        raise errors.ConfigError(f"contamination is {contamination}; it has to be at least 0 and below 0.5.")
     if members < 1:
         raise errors.ConfigError(f"members is {members}; it has to be at least 1.")
     if neighbours is None:
-        neighbours = NEIGHBOURS_CONTAMINATED if contamination else NEIGHBOURS
+        neighbours = NEIGHBOURS_CONTAMINATED if contamination and score != "ensemble" else NEIGHBOURS
     check_neighbours(neighbours)
     x = data.parts.with_gaps(x)
     if isinstance(held_out, float | int):
@@ -343,7 +374,8 @@ def fit(
         seen = views(normal)
         config = start.config
         models = [nnx.clone(model) for model in start.models]
-    settings = training_settings(len(normal), epochs=epochs, contamination=contamination, config=config)
+    trimmed = TRIMMED if contamination == "auto" else contamination
+    settings = training_settings(len(normal), epochs=epochs, contamination=trimmed, config=config)
     if len(models) == 1:
         own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
@@ -363,7 +395,51 @@ def fit(
             for epoch in range(settings["epochs"]):
                 told = {name: [m.history[name][epoch] for m in trained.members] for name in ("loss", "seconds")}
                 on_epoch({"epoch": epoch + 1, **{name: float(np.mean(values)) for name, values in told.items()}})
-    return Detector.of(config, models, views, compared, calibration, score=score, neighbours=neighbours, seed=seed)
+    compare = {"score": score, "neighbours": neighbours, "contamination": contamination, "seed": seed}
+    return Detector.of(config, models, views, compared, calibration, **compare)
+
+
+def fit_folds(
+    x: Float[np.ndarray, " examples *shape"], *, folds: int = FOLDS, seed: int = 0, **settings: Any
+) -> tuple[Detector, Float[np.ndarray, " examples"]]:
+    """A detector trained on all examples, and a score of each by one that was not trained on it.
+
+    The scores set the thresholds and p-values (cross-conformal prediction, Vovk 2015): all examples count, and not a
+    fifth. `settings` are those of `fit`.
+
+    Raises:
+        DataError, ConfigError: as `fit`.
+    """
+    x = np.asarray(x)
+    apart = {"folder", "resume", "show", "on_epoch"}  # of the one that is kept
+    alike = {name: value for name, value in settings.items() if name not in apart}
+    parts = list(split(len(x), folds, seed))
+    found = [fit(x[others], held_out=0.0, seed=seed, **alike).looks(x[part]) for others, part in parts]
+    looks = np.empty((len(x), found[0].shape[1]), np.float32)
+    for (_, part), look in zip(parts, found, strict=True):
+        looks[part] = look
+    detector = fit(x, held_out=0.0, seed=seed, **settings)
+    contamination = settings.get("contamination", "auto")
+    if contamination == "auto" and settings["kind"] != "tabular":
+        contamination = 0.0
+    return detector.calibrated(looks, contamination), looks.sum(axis=1)
+
+
+def split(
+    examples: int, folds: int, seed: int
+) -> Iterator[tuple[Int[np.ndarray, " others"], Int[np.ndarray, " part"]]]:
+    """Parts of one size that hold all examples, the last perhaps some of the one before, and each part's others.
+
+    Raises:
+        DataError: there are too few.
+    """
+    size = math.ceil(examples / folds)
+    if examples - size < 2:
+        raise errors.DataError(f"{examples} examples can't be split to train on and to compare with: give more.")
+    order = np.random.default_rng(seed).permutation(examples)
+    for start in range(0, examples, size):
+        start = min(start, examples - size)
+        yield np.sort(np.delete(order, np.s_[start : start + size])), np.sort(order[start : start + size])
 
 
 def hold_out(
@@ -418,11 +494,14 @@ def _difference(
 def _fit_score(
     model: Autoencoder, views: Views, score: str, neighbours: int, references: Float[np.ndarray, " references *shape"]
 ) -> _Fitted:
-    arrays = SCORES[score].fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
+    known = SCORES[score]
+    arrays = known.fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
     own = np.arange(len(references))
     parts = _in_blocks(_parts, model, views, references, own, score, neighbours, arrays)
     centre = np.median(parts, axis=0)
-    return _Fitted(arrays, centre, np.median(np.abs(parts - centre), axis=0) + 1e-6)
+    upper = np.quantile(parts, 0.9, axis=0) - centre
+    spread = upper if known.upper else np.median(np.abs(parts - centre), axis=0)
+    return _Fitted(arrays, centre, (spread + 1e-6) / np.asarray(known.weights or 1.0, np.float32))
 
 
 def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:
@@ -440,7 +519,7 @@ def _in_blocks(
     """`function(views, model, views of x, own, *arguments)`, compiled, a block of examples at a time."""
     processes.refuse_fork()
     graphdef, state = nnx.split(model)
-    block = min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # so that few sizes are compiled
+    block = BLOCK if x.ndim == 2 else min(BLOCK, max(32, 1 << (len(x) - 1).bit_length()))  # few are ever compiled
     names = tuple(argument for argument in arguments if isinstance(argument, (str, int)))
     arrays = arguments[len(names) :]
 

@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,7 +13,7 @@ from flaxae import data, errors
 from flaxae.anomaly import conformal, tiles
 from flaxae.anomaly.detector import Detector
 from flaxae.anomaly.local import Region, regions
-from flaxae.data import Dataset, files, formats
+from flaxae.data import Dataset, Encoding, files, formats
 from flaxae.data.images import Images
 from flaxae.trained import Trained
 
@@ -109,6 +110,10 @@ def find(
     which: Shaped[np.ndarray, " examples"],
     about: Dataset | Trained,
     rule: Rule,
+    *,
+    scores: Float[np.ndarray, " examples"] | None = None,
+    carried: Mapping[str, Shaped[np.ndarray, " examples"]] | None = None,
+    gaps: Bool[np.ndarray, " examples columns"] | None = None,
 ) -> Findings:
     """Score, flag and explain examples.
 
@@ -118,8 +123,11 @@ def find(
         which: what identifies each: its row, its file name (dtype object), or the first moment of a window.
         about: what is known of the data.
         rule: it flags the examples.
+        scores: where they are known, as of examples that the detector was trained on.
+        carried: columns that say what each example is about, by their names.
+        gaps: which values of a table's columns were missing, and so are reasons too.
     """
-    scores = detector.score(x)
+    scores = detector.score(x) if scores is None else scores
     flagged, threshold = rule.flag(scores, detector.calibration)
     if about.kind == "image":
         parts = [x[i : i + tiles.AT_ONCE] for i in range(0, len(x), tiles.AT_ONCE)]
@@ -141,8 +149,21 @@ def find(
             columns["begin_s"] = which / about.framing.rate
         moments = which[:, None] + top // x.shape[2]
         contributors = np.array(names, object)[top % x.shape[2]] + np.char.mod("%d", moments).astype(object)
+    shown = np.concatenate(shares)
+    if gaps is not None:
+        _name_gaps(contributors, shown, gaps, about)
+    columns |= {name: values for name, values in (carried or {}).items() if name not in columns}
     p = conformal.p_values(scores, detector.calibration)
-    return Findings(columns, scores, p, flagged, threshold, contributors, np.concatenate(shares))
+    return Findings(columns, scores, p, flagged, threshold, contributors, shown)
+
+
+def _name_gaps(contributors: np.ndarray, shares: np.ndarray, gaps: np.ndarray, about: Dataset | Trained) -> None:
+    """A gap is told of in place of the smallest contributors: its score is of what stands for it."""
+    names = np.array([column.name for column in cast(Encoding, about.encoding).columns], object)
+    for row in np.flatnonzero(gaps.any(axis=1)):
+        missing = [f"{name} missing" for name in names[gaps[row]]][: contributors.shape[1]]
+        contributors[row, -len(missing) :] = missing
+        shares[row, -len(missing) :] = 0.0
 
 
 def in_images(
@@ -290,12 +311,17 @@ def covered(begins: Int[np.ndarray, " windows"], window: int, length: int) -> Bo
     return np.cumsum(edges)[:-1] > 0
 
 
-def read(
-    about: Trained, path: str | os.PathLike[str]
-) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
-    """New examples in stored units, and what identifies each: its row, or the first moment of the window.
+class Given(NamedTuple):
+    """New examples in stored units, and what is known of each."""
 
-    Images are for `in_images`.
+    which: Shaped[np.ndarray, " n"]  # rows, file names (objects), or first moments of windows
+    x: Shaped[np.ndarray, " n *shape"]
+    carried: dict[str, Shaped[np.ndarray, " n"]]  # columns of a table that are not learnt from
+    gaps: Bool[np.ndarray, " n columns"] | None  # which values of a table are missing
+
+
+def read(about: Trained, path: str | os.PathLike[str]) -> Given:
+    """New examples, and which they are. Images are for `in_images`.
 
     Raises:
         DataError: the file can't be read, or its data don't fit those that the detector was trained on.
@@ -304,14 +330,19 @@ def read(
     if about.framing is not None:
         signal = about.read_signal(path).values
         window, stride = about.framing.window, about.framing.stride
-        return data.starts(len(signal), window, stride), data.windows(signal, window, stride)
+        return Given(data.starts(len(signal), window, stride), data.windows(signal, window, stride), {}, None)
+    known = data.formats.find(path)
+    if about.encoding is not None and known is not None and known.kind == "table":
+        frame = data.read_table(path)
+        x, gaps = about.encoding(frame, path), about.encoding.gaps(frame)
+        return Given(np.arange(len(x)), x, about.roles.of(frame) if about.roles else {}, gaps)
     given = about.read(path)
     if isinstance(given, dict) or given.shape[1:] != about.shape or given.dtype != about.scaling.dtype:
         holds = "images" if isinstance(given, dict) else f"{given.dtype} of shape {given.shape[1:]}"
         raise errors.DataError(
             f"{path.name} holds {holds}; the detector was trained on {about.scaling.dtype} of shape {about.shape}."
         )
-    return np.arange(len(given)), given
+    return Given(np.arange(len(given)), given, {}, None)
 
 
 def _write(path: str | os.PathLike[str], columns: dict[str, Any]) -> None:

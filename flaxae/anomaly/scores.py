@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
+from sklearn.covariance import LedoitWolf
 
 from flaxae import density, errors
 from flaxae.anomaly.views import Passed
@@ -19,6 +20,9 @@ from flaxae.nn.heads import Probabilistic
 
 GROUP = 16  # references per group; the search first compares only the nearest of each group
 SAMPLES = 256  # draws of z for a likelihood
+WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
+MAX_SAMPLE = 1024  # references for wide neighbourhoods, which are as far off in a smaller sample
+INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, rounds, and values at which one is enough
 
 
 class Score(NamedTuple):
@@ -29,6 +33,8 @@ class Score(NamedTuple):
 
     fit: Callable[[Passed], Any]
     of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
+    weights: tuple[float, ...] | None = None  # of the parts; None: all alike
+    upper: bool = False  # parts are in the spread of their upper half: the 90th percentile over the median
 
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
@@ -166,7 +172,87 @@ class _Scaled(NamedTuple):
         return cls(deviation, codes / deviation[None])
 
 
+class _Ensemble(NamedTuple):
+    """What `ensemble` compares with: the values as they are, in four ways, and what the autoencoder makes of them."""
+
+    x: Float[Array, "references values"]
+    sample: Float[Array, "sample values"]  # of the references, for neighbours that are a fraction of them
+    sample_own: Int[Array, " sample"]  # which references they are
+    density: "_Robust"
+    ordered: Float[Array, "values references"]
+    spaces: _Spaces
+
+    @classmethod
+    def fit(cls, passed: Passed) -> "_Ensemble":
+        x = np.asarray(passed.x, np.float64).reshape(len(passed.x), -1)
+        density = _Robust.fit(x)
+        chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_SAMPLE)).astype(int)
+        return cls(
+            jnp.asarray(x, jnp.float32),
+            jnp.asarray(x[chosen], jnp.float32),
+            jnp.asarray(chosen),
+            jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), density),
+            jnp.asarray(np.sort(x, axis=0).T, jnp.float32),
+            _Spaces.fit(passed),
+        )
+
+
+def _wide(count: int) -> int:
+    return max(2, min(count - 1, max(5, round(WIDE * count))))
+
+
+class _Robust(NamedTuple):
+    """A normal distribution fitted to the inner part of the references, by its mean and a root of its precision."""
+
+    mean: Float[Array | np.ndarray, " values"]
+    root: Float[Array | np.ndarray, "values values"]
+
+    @classmethod
+    def fit(cls, x: Float[np.ndarray, "references values"]) -> "_Robust":
+        """By concentration (Rousseeuw & Van Driessen 1999): again and again to those INNER that fit best, shrunk."""
+        kept, count = x, min(len(x), max(round(INNER * len(x)), x.shape[1] + 2))
+        found = cls(x.mean(axis=0), np.eye(x.shape[1]))
+        for _ in range(CONCENTRATIONS if x.shape[1] <= MOST_TO_CONCENTRATE else 1):
+            fitted = LedoitWolf(assume_centered=False).fit(kept)
+            covariance = fitted.covariance_ + 1e-9 * np.eye(x.shape[1])
+            found = cls(fitted.location_, np.linalg.cholesky(np.linalg.inv(covariance)))
+            kept = x[np.argsort(found.log_distances(x), kind="stable")[:count]]
+        return found
+
+    def log_distances(self, x: Float[np.ndarray, "rows values"]) -> Float[np.ndarray, " rows"]:
+        return np.log(np.square((x - self.mean) @ self.root).mean(axis=1) + 1e-12)
+
+    def of(self, x: Float[Array, "batch values"]) -> Float[Array, " batch"]:
+        return _log_mean_square((x - self.mean[None]) @ self.root)
+
+
+def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch values"]) -> Float[Array, " batch"]:
+    """How far out the values are in their columns: the root of the mean of their squared −log p, two-sided."""
+
+    def rank(side: str) -> Float[Array, "values batch"]:
+        return jax.vmap(lambda row, values: jnp.searchsorted(row, values, side=side))(ordered, x.T).astype(x.dtype)
+
+    count = ordered.shape[1]
+    below, above = (rank("right") + 0.5) / (count + 1), (count - rank("left") + 0.5) / (count + 1)
+    surprise = -jnp.log(jnp.minimum(1.0, 2 * jnp.minimum(below, above)))
+    return jnp.sqrt(jnp.mean(jnp.square(surprise), axis=0))
+
+
+def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+    x = passed.x.reshape(len(passed.x), -1)
+    in_sample = jnp.argmax(fitted.sample_own[None] == own[:, None], axis=1)
+    in_sample = jnp.where(jnp.any(fitted.sample_own[None] == own[:, None], axis=1), in_sample, -1)
+    looks = (
+        _mean_distance(fitted.x, x, k, own),
+        _mean_distance(fitted.sample, x, _wide(len(fitted.sample)), in_sample),
+        fitted.density.of(x),
+        _tails(fitted.ordered, x),
+    )
+    return jnp.concatenate([jnp.stack(looks, axis=1), _combined(fitted.spaces, model, passed, k, own)], axis=1)
+
+
 SCORES: dict[str, Score] = {
+    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3), upper=True),
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),
@@ -189,8 +275,10 @@ SCORES: dict[str, Score] = {
 }
 """The scores by name:
 
-- `combined`, the default for clean data: the sum of log mean distances to the nearest references in three spaces: that
-  of `neighbours`, the residual alone, and the encoder's features;
+- `ensemble`, the default for tables: mean distances to the nearest references and to the nearest twentieth of them, the
+  distance in a normal distribution fitted to the inner part, how far out each value is in its column, and `combined`;
+- `combined`, the default for images and signals: the sum of log mean distances to the nearest references in three
+  spaces: that of `neighbours`, the residual alone, and the encoder's features;
 - `reconstruction`: mean squared residual; `standardised`: the same, in units of each value's standard deviation over
   the references;
 - `neighbours`: mean distance to the nearest references, in the space of reconstruction and residual together;

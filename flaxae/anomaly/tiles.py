@@ -10,6 +10,7 @@ from jaxtyping import Float
 from flaxae.anomaly.detector import Detector
 from flaxae.data.images import Images
 from flaxae.errors import DataError
+from flaxae.printing import say
 
 AT_ONCE = 256  # images, or tiles, that are looked at together
 
@@ -29,10 +30,12 @@ def look(detector: Detector, images: Images, *, show: bool = False) -> Iterator[
                                 f"{detector.references.shape[-1]}.")  # fmt: skip
             continue
         height, width = detector.references.shape[1:3]
-        if image.shape[0] < height or image.shape[1] < width:
-            images.leave_out(i, f"{images.names[i]} has {image.shape[0]} × {image.shape[1]} pixels, fewer than the "
-                                f"{height} × {width} that the detector was trained on.")  # fmt: skip
+        size = f"{images.names[i]} has {image.shape[0]} × {image.shape[1]} pixels"
+        if 2 * image.shape[0] <= height or 2 * image.shape[1] <= width:
+            images.leave_out(i, f"{size}; the detector was trained on {height} × {width}.")
             continue
+        if image.shape[0] < height or image.shape[1] < width:
+            say(f"{size} and is mirrored at its edges to {height} × {width}, as the detector was trained on.")
         if image.shape == detector.references.shape[1:]:
             batch.append((i, image))
             if len(batch) == AT_ONCE:
@@ -77,16 +80,18 @@ def _together(detector: Detector, batch: list[tuple[int, np.ndarray]]) -> Iterat
 def _in_tiles(detector: Detector, image: np.ndarray) -> tuple[float, np.ndarray]:
     """The largest score of the tiles, and their heat, the mean where they overlap."""
     tile, size = detector.references.shape[1:3], image.shape[:2]
-    corners = list(itertools.product(*map(_starts, size, tile)))
-    total, times, highest = np.zeros(size, np.float32), np.zeros(size, np.float32), -np.inf
+    missing = [max(0, side - given) for side, given in zip(tile, size, strict=True)]
+    padded = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+    corners = list(itertools.product(*map(_starts, padded.shape[:2], tile)))
+    total, times, highest = np.zeros(padded.shape[:2], np.float32), np.zeros(padded.shape[:2], np.float32), -np.inf
     for first in range(0, len(corners), AT_ONCE):
         some = corners[first : first + AT_ONCE]
-        x = np.stack([image[y : y + tile[0], x : x + tile[1]] for y, x in some])
+        x = np.stack([padded[y : y + tile[0], x : x + tile[1]] for y, x in some])
         highest = max(highest, float(detector.score(x).max()))
         for (y, left), heat in zip(some, heat_of(detector, x), strict=True):
             total[y : y + tile[0], left : left + tile[1]] += heat
             times[y : y + tile[0], left : left + tile[1]] += 1
-    return highest, total / times
+    return highest, (total / times)[: size[0], : size[1]]
 
 
 def _starts(extent: int, tile: int) -> list[int]:

@@ -1,7 +1,9 @@
 from . import arrays as arrays
 from . import dataset as dataset
+from . import delimited as delimited
 from . import encoding as encoding
 from . import files as files
+from . import filling as filling
 from . import formats as formats
 from . import images as images
 from . import mnist as mnist
@@ -19,7 +21,10 @@ from .dataset import load as load
 from .encoding import Encoding as Encoding
 from .files import read as read
 from .files import read_signal as read_signal
+from .files import read_table as read_table
 from .files import write as write
+from .filling import Filling as Filling
+from .roles import Roles as Roles
 from .scaling import Scaling as Scaling
 from .signals import Framing as Framing
 from .signals import Signal as Signal

@@ -1,4 +1,4 @@
-"""`.npy` and `.npz` files and folders of IDX files, whose headers are checked before anything is allocated."""
+"""`.npy`, `.npz` and `.mat` files and folders of IDX files, whose headers are checked before anything is allocated."""
 
 import contextlib
 import gzip
@@ -117,24 +117,60 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def load_npz(path: pathlib.Path) -> Parts:
     """The parts of a `.npz` file, by the names of its arrays.
 
-    These are `train` and `test` (or Keras' `x_train` and `x_test`), or `x`, or one array of any name; with labels under
-    `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. Only the first is required.
+    These are `train` and `test` (or Keras' `x_train` and `x_test`), or `x` or `X`, or one array of any name; with
+    labels under `train_labels` and `test_labels` (or `y_train` and `y_test`), or `y`. Only the first is required.
 
     Raises:
         DataError: as in `read_npz`; or no array has such a name.
     """
     arrays = read_npz(path)
+    return _parts(arrays, path)
+
+
+def load_mat(path: pathlib.Path) -> Parts:
+    """The parts of a MATLAB file, by the names that `load_npz` takes. Version 7.3 files need h5py.
+
+    Raises:
+        DataError: the file is unreadable, damaged or too large, or no array has such a name.
+    """
+    from scipy.io import loadmat
+
+    with reading(path):
+        check_size(path.stat().st_size, path)
+        with path.open("rb") as file:
+            is_hdf5 = file.read(128).startswith(b"MATLAB 7.3")
+        if is_hdf5:
+            import h5py
+
+            with h5py.File(path) as file:
+                held = {name: np.asarray(part).T for name, part in file.items() if isinstance(part, h5py.Dataset)}
+        else:
+            held = loadmat(path)
+    arrays = {name: np.asarray(array) for name, array in held.items() if not name.startswith("__")}
+    numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "buif" and array.size > 1}
+    return _parts(numeric or arrays, path)
+
+
+def write_mat(file: IO[bytes], path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an array, named x, into an open binary file."""
+    from scipy.io import savemat
+
+    savemat(file, {"x": array}, do_compression=True)
+
+
+def _parts(arrays: dict[str, np.ndarray], path: pathlib.Path) -> Parts:
     spellings = {"x": "train", "y": "train_labels", "x_train": "train", "y_train": "train_labels"}
     spellings |= {"x_test": "test", "y_test": "test_labels"}
     if len(arrays) == 1:
         return Parts(train=next(iter(arrays.values())))
-    parts = {spellings.get(name, name): array for name, array in arrays.items()}
+    parts = {spellings.get(name.lower(), name): array for name, array in arrays.items()}
     if len(parts) < len(arrays) or not {"train"} <= set(parts) <= {"train", "test", "train_labels", "test_labels"}:
         raise DataError(
             f"{path} holds the arrays {', '.join(map(repr, arrays))}; expected 'x' (and 'y'), or 'train' and 'test', "
             "or 'x_train' and 'x_test' (and 'y_train', 'y_test')."
         )
-    return Parts(parts["train"], parts.get("test"), parts.get("train_labels"), parts.get("test_labels"))
+    labels = {name: array.reshape(-1) for name, array in parts.items() if name.endswith("_labels")}
+    return Parts(parts["train"], parts.get("test"), labels.get("train_labels"), labels.get("test_labels"))
 
 
 def write_npz(file: IO[bytes], path: pathlib.Path, array: np.ndarray) -> None:

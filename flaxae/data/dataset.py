@@ -5,6 +5,8 @@ import dataclasses
 import os
 import pathlib
 import sys
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ from flaxae.data import arrays, files, formats, images, mnist, recordings, table
 from flaxae.data.encoding import Encoding
 from flaxae.data.images import Images
 from flaxae.data.parts import Parts, as_examples, with_gaps
+from flaxae.data.roles import Roles
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
@@ -41,7 +44,7 @@ class Dataset:
     kind: Literal["image", "tabular", "signal"]
     train: Shaped[np.ndarray, " train *shape"] | Stream | Images
     test: Shaped[np.ndarray, " test *shape"] | Images
-    train_labels: Int[np.ndarray, " train"] | None
+    train_labels: Int[np.ndarray, " train"] | None  # −1 where an example has none
     test_labels: Int[np.ndarray, " test"] | None
     classes: tuple[str, ...] | None  # the names of the labels' codes
     columns: tuple[str, ...] | None  # of a table, encoded; the channels of a signal
@@ -50,9 +53,11 @@ class Dataset:
     framing: Framing | None = None  # of a signal
     test_rows: Int[np.ndarray, " test"] | None = None  # the source's rows (or first moments of
     # windows) that are the test examples; None if the source has a test part of its own
+    roles: Roles | None = None  # of a table's columns, where some are not learnt from
+    carried: "pd.DataFrame | None" = None  # those that say what a row is about, of all rows of the source
     images: Images | None = None  # the images of both parts; `check` says which could not be read
     test_files: Shaped[np.ndarray, " test"] | None = None  # the names of the test images (dtype object)
-    train_rows: Int[np.ndarray, " train"] | None = None  # of a signal, the first moments of the training windows
+    train_rows: Int[np.ndarray, " train"] | None = None  # the same of the training part
     signals: tuple[Signal, Signal] | None = None  # that the windows were cut from, for training and testing
     label_names: tuple[str, ...] | None = None  # of the numbers that the signals' labels are, where they were texts
 
@@ -92,13 +97,19 @@ def load(
     label: str | None = None,
     window: int | Literal["auto"] | None = None,
     stride: int | None = None,
+    time: str | None = None,
+    ids: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    marks: bool = True,
     size: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
     seed: int = 0,
 ) -> Dataset:
     """A data set from the package, TFDS, files or memory.
 
-    In a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
+    Of a table, categories become columns of 0 and 1, and missing values are filled and marked: see `Encoding.fit`.
+    Clocks, counters and names of rows are found, with a line that says so, and not learnt from: see `roles.find`.
 
     Args:
         source: one of
@@ -106,7 +117,8 @@ def load(
             - "tfds:NAME" or "tfds:NAME/CONFIG", a TensorFlow Datasets set of images or of numeric features;
             - a `.npy` file, which is streamed, never read whole, if it is large;
             - a stream, see `Stream`;
-            - a `.npz` file (see `arrays.load_npz` for its keys), a `.csv` or `.parquet` table, or a `.wav`;
+            - a `.npz` or `.mat` file (see `arrays.load_npz` for its keys), a table of any format (see `formats`), or a
+              `.wav`;
             - a folder of IDX files under MNIST's names, or a folder, zip or tar of images, flat or in a folder for
               each class, with or without `train` and `test` (or `val`) folders around them, or one file of several
               pages: see `images.load`;
@@ -114,35 +126,42 @@ def load(
               pair (x, labels), with labels [n] or [n, 1]; or a pair (train, test) of such arrays or pairs, as from
               Keras' `load_data`;
             - a list of PIL images or of arrays, or a Hugging Face data set with a column of images, or that column;
-            - a pandas DataFrame.
+            - a pandas DataFrame, or what has a `to_pandas` method, as polars' and Arrow's tables have.
         label: the column of a table, or feature of a TFDS set, that holds each example's class.
         window: the source is a signal, [time] or [time, channels] or a table whose rows are moments in order, and is
             cut into windows of so many moments, or "auto" for its period. Training takes windows from every moment.
             See `recordings.cut` for labels, and `recordings.of_table` for clocks, gaps and missing moments.
         stride: a window is tested every so many moments; by default a sixteenth of the window.
+        time, ids, drop: columns of a table that are not learnt from; the first two are in `carried`.
+        keep: columns of a table to learn from, whatever they look like.
+        marks: whether missing values of a table have features that tell of them.
         size: height and width, in pixels, to bring all images to: they are scaled to cover it, and the middle is cut
             out. By default each keeps its own.
         max_pixels: the most pixels that one image may have.
         seed: for the random fifth that becomes the test part if the source has none. For a signal it is the last fifth.
+            With labels it is a fifth of each class.
 
     Raises:
         DataError: the source doesn't exist or can't be used; the message says what to do.
         ConfigError: the window or the stride is out of range.
     """
     with arrays.reading(source) if isinstance(source, str | os.PathLike) else contextlib.nullcontext():
-        return _loaded(source, label, window, stride, size, max_pixels, seed)
+        roles = {"time": time, "ids": ids, "drop": drop, "keep": keep}
+        return _loaded(source, label, roles, window, stride, size, max_pixels, marks, seed)
 
 
 def _loaded(
     source: Any,
     label: str | None,
+    roles: dict[str, Any],
     window: int | Literal["auto"] | None,
     stride: int | None,
     size: int | None,
     max_pixels: int,
+    marks: bool,
     seed: int,
 ) -> Dataset:
-    parts, name = _parts(source, label, size, max_pixels)
+    parts, name = _parts(source, label, roles, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = indicators = None
     if window is not None:
@@ -157,8 +176,8 @@ def _loaded(
     elif isinstance(parts.train, Signal):
         raise DataError(f"{given} is a signal; say how many moments make an example: window=256, or --window 256.")
     elif not isinstance(parts.train, np.ndarray):
-        parts, encoding = _encoded(parts.train, parts, given, seed)
-        indicators, encoding = encoding.indicators, None if encoding.is_plain else encoding
+        parts, encoding = _encoded(parts.train, parts, given, seed, marks)
+        indicators = encoding.indicators
     else:
         parts = _checked(parts.train, parts, given, seed)
     train, test = cast("np.ndarray | Stream", parts.train), cast(np.ndarray, parts.test)  # after all of the above
@@ -208,23 +227,26 @@ def _of_windows(
     )
 
 
-def _parts(source: Any, label: str | None, size: int | None, max_pixels: int) -> tuple[Parts, str]:
+def _parts(
+    source: Any, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+) -> tuple[Parts, str]:
     if size is not None and size < 1:
         raise ConfigError(f"The size is {size}; it has to be at least 1 pixel.")
+    if hasattr(source, "to_pandas") and not hasattr(source, "features"):  # as Hugging Face's data sets have, of images
+        source = source.to_pandas()
+    if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
+        return _of_table(source, "The table", label, roles), "table"
     source = _of_numpy(source)
     if isinstance(source, np.ndarray | tuple):
-        _refuse_label(label, "an array")
+        _refuse_columns(label, roles, "an array")
         return _sized(_from_memory(source), size), "array"
     if isinstance(source, Stream):
-        _refuse_label(label, "a stream")
+        _refuse_columns(label, roles, "a stream")
         if source.ndim == 1:
             raise DataError("The stream has one number an example; expected [columns], or images.")
         return Parts(train=source), "stream"
-    if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
-        frame, labels = tables.checked(source, "The table", label=label)
-        return Parts(train=frame, train_labels=labels), "table"
     if not isinstance(source, str | os.PathLike):
-        _refuse_label(label, "images")
+        _refuse_columns(label, roles, "images")
         if images.sources.in_memory(source) is None:
             raise DataError(
                 f"The source is a {type(source).__name__}; expected a name, a path, an array, a DataFrame, a tuple, or "
@@ -232,36 +254,42 @@ def _parts(source: Any, label: str | None, size: int | None, max_pixels: int) ->
             )
         return images.load(source, size=size), "images"
     if source == "mnist":
-        _refuse_label(label, "mnist")
+        _refuse_columns(label, roles, "mnist")
         return _sized(mnist.load(), size), "mnist"
     if isinstance(source, str) and source.startswith("tfds:"):
+        _refuse_columns(None, roles, source)
         name = source.removeprefix("tfds:")
         return _sized(tfds.load(name, label=label), size), name
     path = files.existing(source, also=("mnist", "tfds:NAME"))
-    return _from_path(path, label, size, max_pixels), path.resolve().stem
+    return _from_path(path, label, roles, size, max_pixels), path.resolve().stem
 
 
-def _from_path(path: pathlib.Path, label: str | None, size: int | None, max_pixels: int) -> Parts:
-    if path.is_dir():
-        _refuse_label(label, path)
-        if arrays.is_idx_folder(path):
-            return _sized(arrays.load_idx(path), size)
-        if recordings.is_folder(path):
+def _of_table(frame: "pd.DataFrame", given: object, label: str | None, roles: dict[str, Any]) -> Parts:
+    frame, labels, carried, found = tables.prepare(frame, given, label=label, **roles)
+    return Parts(train=frame, train_labels=labels, roles=found, carried=carried)
+
+
+def _from_path(
+    path: pathlib.Path, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+) -> Parts:
+    if path.is_dir() or (images.sources.is_archive(path) and formats.find(path) is None):
+        if path.is_dir() and arrays.is_idx_folder(path):
+            loaded = _sized(arrays.load_idx(path), size)
+        elif path.is_dir() and recordings.is_folder(path):
             return Parts(train=recordings.read_folder(path))
-        return images.load(path, size=size, max_pixels=max_pixels)
-    if images.sources.is_archive(path):
-        _refuse_label(label, path)
-        return images.load(path, size=size, max_pixels=max_pixels)
+        else:
+            loaded = images.load(path, size=size, max_pixels=max_pixels)
+        _refuse_columns(label, roles, path)
+        return loaded
     known = formats.of(path)
     if known.kind == "table":
-        frame, labels = tables.checked(known.read(path), path, label=label)
-        return Parts(train=frame, train_labels=labels)
-    _refuse_label(label, path)
+        return _of_table(known.read(path), path, label, roles)
     if known.kind == "image":
         pages = images.load(path, size=size, max_pixels=max_pixels)
         if len(pages.train) < 2:
             raise DataError(f"{path} is one image; expected a folder of them to train on.")
         return pages
+    _refuse_columns(label, roles, path)
     length = path.stat().st_size
     if known.mapper is not None and length > arrays.MAP_BYTES:
         say(f"{path} is {length / 1e9:.1f} GB: it is read a part at a time while training, never whole.")
@@ -317,49 +345,61 @@ def _from_memory(source: np.ndarray | tuple) -> Parts:
     return Parts(train.train, cast(np.ndarray, test.train), train.train_labels, test.train_labels)
 
 
-def _refuse_label(label: str | None, source: str | os.PathLike[str]) -> None:
+def _refuse_columns(label: str | None, roles: dict[str, Any], source: str | os.PathLike[str]) -> None:
     if label is not None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
+    for name, columns in roles.items():
+        if columns:
+            raise DataError(f"{name}={columns!r} names columns of a table; the source is {source}.")
 
 
 def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
     train = as_examples(x, given, parts.columns)
     if parts.test is None:
-        return _divided(train, parts, *_held_out(len(train), given, seed), given)
+        return _divided(train, parts, *_held_out(len(train), parts.train_labels, given, seed))
     return parts._replace(train=train, test=as_examples(cast(np.ndarray, parts.test), given, parts.columns))
 
 
-def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int) -> tuple[Parts, Encoding]:
-    train, test = _held_out(len(frame), given, seed)
-    encoding = Encoding.fit(frame, train, given)
-    return _divided(encoding(frame, given), parts._replace(columns=encoding.features), train, test, given), encoding
+def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int, marks: bool) -> tuple[Parts, Encoding]:
+    train, test = _held_out(len(frame), parts.train_labels, given, seed)
+    encoding = Encoding.fit(frame, train, given, marks=marks)
+    return _divided(encoding(frame, given), parts._replace(columns=encoding.features), train, test), encoding
 
 
-def _held_out(examples: int, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the training part and of the test part."""
+def _held_out(examples: int, labels: np.ndarray | None, given: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the test part, a fifth: of each class, so that the rare have their share in both."""
     if examples < 2:
         raise DataError(f"{given} has {examples} example; expected 2 at least, for one is held out as the test part.")
     order = np.random.default_rng(seed).permutation(examples)
     held = max(1, examples // 5)
+    if labels is not None:
+        _check_labels(labels, examples, given)
+        _, classes = np.unique(labels.reshape(-1).astype(str), return_inverse=True)
+        place = np.empty(examples)  # of each example in its class, from 0 to 1
+        for each in range(classes.max() + 1):
+            members = order[classes[order] == each]
+            place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        order = order[np.argsort(place[order], kind="stable")]
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray, given: str) -> Parts:
+def _divided(x: np.ndarray, parts: Parts, train: np.ndarray, test: np.ndarray) -> Parts:
     if (labels := parts.train_labels) is not None:
-        _check_labels(labels, len(x), given)
         parts = parts._replace(train_labels=labels[train], test_labels=labels[test])
     files = {} if parts.files is None else {"files": parts.files[train], "test_files": parts.files[test]}
-    return parts._replace(train=x[train], test=x[test], test_rows=test, **files)
+    return parts._replace(train=x[train], test=x[test], train_rows=train, test_rows=test, **files)
 
 
 def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts:
     if parts.test is not None:
         return parts
-    kept, held_out = _held_out(len(train), given, seed)
+    kept, held_out = _held_out(len(train), parts.train_labels, given, seed)
     if (labels := parts.train_labels) is not None:
         parts = parts._replace(train_labels=labels[kept], test_labels=labels[held_out])
     files = {} if parts.files is None else {"files": parts.files[kept], "test_files": parts.files[held_out]}
-    return parts._replace(train=train.select(kept), test=train.select(held_out), test_rows=held_out, **files)
+    return parts._replace(
+        train=train.select(kept), test=train.select(held_out), train_rows=kept, test_rows=held_out, **files
+    )
 
 
 def _coded(parts: Parts, given: str) -> Parts:
@@ -371,7 +411,13 @@ def _coded(parts: Parts, given: str) -> Parts:
     if not labels or parts.classes is not None:
         return parts._replace(**{part: values.reshape(-1).astype(np.int32) for part, values in labels.items()})
     flat = {part: values.reshape(-1) for part, values in labels.items()}
-    known, codes = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+    values = np.concatenate(list(flat.values()))
+    has = np.array([value is not None for value in values]) if values.dtype == object else np.full(len(values), True)
+    if values.dtype == object:
+        warnings.warn(f"{given}: {(~has).sum():,} of {len(has):,} rows have no label.", stacklevel=3)
+    known, found = np.unique(np.array(values[has].tolist()), return_inverse=True)
+    codes = np.full(len(values), -1)
+    codes[has] = found
     if known.dtype.kind == "f" and (real := known[known != np.rint(known)]).size:
         raise DataError(f"{given}: the labels are real numbers such as {real[0]}; expected classes. Leave them out.")
     classes = tuple(str(int(value)) if known.dtype.kind == "f" else str(value) for value in known)
@@ -385,5 +431,5 @@ def _check_labels(labels: np.ndarray, examples: int, given: str) -> None:
             f"{given}: the labels have shape {labels.shape}; expected one class for each of {examples} examples, "
             f"({examples},)."
         )
-    if labels.dtype.kind not in "buifSU":
+    if labels.dtype.kind not in "buifSUO":
         raise DataError(f"{given}: the labels are of type {labels.dtype}; expected integers or strings.")

@@ -46,20 +46,33 @@ def read(
 def _read(
     path: pathlib.Path, columns: Sequence[str] | None, encoding: Encoding | None
 ) -> Shaped[np.ndarray, " *shape"] | dict[str, np.ndarray]:
-    if path.is_dir() or images.sources.is_archive(path):
+    if path.is_dir() or (images.sources.is_archive(path) and formats.find(path) is None):
         return images.read_all(path)
     known = formats.of(path)
     if known.kind == "signal":
         raise DataError(f"{path} is a signal; expected images, arrays or a table. `read_signal` reads it.")
     content = known.read(path)
     if known.kind == "table":
-        frame, _ = tables.checked(content, path, label=None)
+        frame = tables.checked(content, path)
         return (encoding or Encoding.of_numbers(tuple(columns or frame.columns)))(frame, path)
     if known.kind != "image":
         return as_examples(content.train, path)
     if images.pages(path) > 1:
         return images.read_all(path)
     return content
+
+
+def read_table(path: str | os.PathLike[str]) -> "pd.DataFrame":
+    """A table of any format, as it is.
+
+    Raises:
+        DataError: there is no such file, it can't be used, or it holds no table.
+    """
+    path = existing(path)
+    known = None if path.is_dir() else formats.of(path)
+    if known is None or known.kind != "table":
+        raise DataError(f"{path} is no table; expected {', '.join(formats.suffixes('table'))}.")
+    return tables.checked(known.read(path), path)
 
 
 def read_signal(

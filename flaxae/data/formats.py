@@ -28,17 +28,19 @@ class Format:
         kind: what its files hold.
         reader: `reader(path)` returns the content of the file.
         writer: `writer(file, path, content)` writes the content (for arrays, one array) into an open binary file;
-            `path` is where the file will be.
+            `path` is where the file will be. None if the format is only read.
         mapper: `mapper(path)` returns a memory-mapped array, for files larger than memory.
         extra: the extra in pyproject.toml with the packages that only this format needs.
+        compressed: endings that may follow those of the format, such as .gz, of compressed files.
     """
 
     suffixes: tuple[str, ...]
     kind: Kind
     reader: Callable[[pathlib.Path], Any]
-    writer: Callable[[IO[bytes], pathlib.Path, Any], None]
+    writer: Callable[[IO[bytes], pathlib.Path, Any], None] | None
     mapper: Callable[[pathlib.Path], Any] | None = None
     extra: str | None = None
+    compressed: tuple[str, ...] = ()
 
     def read(self, path: pathlib.Path) -> Any:
         """The content of the file. Any error of a library becomes one error with the file and the reason.
@@ -57,6 +59,8 @@ class Format:
         Raises:
             DataError: the format can't hold the content, or a package that it needs is missing.
         """
+        if self.writer is None:
+            raise DataError(f"{path.suffix} files are only read; write .csv or .npy.")
         with self._packages(path):
             self.writer(file, path, content)
 
@@ -71,7 +75,7 @@ class Format:
 
 
 def _later(name: str) -> Callable[..., Any]:
-    """A function of a module of `flaxae.data`, such as "tables.read_csv", imported when it is called."""
+    """A function of a module of `flaxae.data`, such as "tables.read_text", imported when it is called."""
     module, _, function = name.partition(".")
     return lambda *arguments: getattr(importlib.import_module(f"flaxae.data.{module}"), function)(*arguments)
 
@@ -85,7 +89,18 @@ FORMATS = (
         _later("sound.read_sound"),
         _later("sound.write_sound"),
     ),
-    Format((".csv",), "table", _later("tables.read_csv"), _later("tables.write_csv")),
+    Format((".mat",), "array", _later("arrays.load_mat"), _later("arrays.write_mat"), extra="mat"),
+    Format(
+        (".csv", ".tsv", ".tab", ".txt", ".dat", ".data", ".out"),
+        "table",
+        _later("tables.read_text"),
+        _later("tables.write_text"),
+        compressed=(".gz", ".zip", ".xz", ".bz2"),
+    ),
+    Format((".xlsx", ".xlsm"), "table", _later("tables.read_excel"), _later("tables.write_excel"), extra="excel"),
+    Format((".json", ".jsonl", ".ndjson"), "table", _later("tables.read_json"), _later("tables.write_json")),
+    Format((".arff",), "table", _later("tables.read_arff"), None),
+    Format((".feather",), "table", _later("tables.read_feather"), _later("tables.write_feather"), extra="parquet"),
     Format((".parquet",), "table", _later("tables.read_parquet"), _later("tables.write_parquet"), extra="parquet"),
     Format(
         (
@@ -115,8 +130,11 @@ FORMATS = (
 
 def find(path: str | os.PathLike[str]) -> Format | None:
     """The format of a file by the ending of its name; None if it is not in the table."""
-    suffix = pathlib.Path(path).suffix.lower()
-    return next((known for known in FORMATS if suffix in known.suffixes), None)
+    *before, suffix = ("", "", *(part.lower() for part in pathlib.Path(path).suffixes))
+    for known in FORMATS:
+        if suffix in known.suffixes or (suffix in known.compressed and before[-1] in known.suffixes):
+            return known
+    return None
 
 
 def of(path: str | os.PathLike[str]) -> Format:

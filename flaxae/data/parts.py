@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flaxae.data.images import Images
+    from flaxae.data.roles import Roles
     from flaxae.data.signals import Signal
 
 
@@ -27,6 +28,9 @@ class Parts(NamedTuple):
     classes: tuple[str, ...] | None = None  # if given, the labels are codes into it; None: the labels are any values
     columns: tuple[str, ...] | None = None
     test_rows: np.ndarray | None = None  # the source's rows that are the test examples, or that they begin at
+    train_rows: np.ndarray | None = None
+    roles: "Roles | None" = None  # of a table's columns
+    carried: "pd.DataFrame | None" = None  # of all rows of the source, the columns that say what they are about
     images: "Images | None" = None  # the images of the examples; some may turn out to be unreadable
     files: np.ndarray | None = None  # the names of the images of `train`
     test_files: np.ndarray | None = None

@@ -221,7 +221,7 @@ def read(path: pathlib.Path, *, columns: Sequence[str] | None = None, step: floa
     if known.kind == "array":
         return of_array(content.train, path)
     if known.kind == "table":
-        return of_table(tables.checked(content, path, label=None)[0], path, columns=columns, step=step)
+        return of_table(tables.checked(content, path), path, columns=columns, step=step)
     return content
 
 

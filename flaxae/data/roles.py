@@ -8,11 +8,12 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from flaxae.data.delimited import is_number
 from flaxae.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ FEWEST = 10  # rows in which order or uniqueness are no chance
 CHANCE = 1e-3  # of distinct whole numbers being so by accident, below which they are names
 EPOCHS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # units of numbers that count from 1970
 _EPOCH = (3e8, 4.2e9)  # in seconds: 1979 to 2103
-_CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock)([^a-z]|$)", re.IGNORECASE)
+_CLOCK = re.compile(r"(^|[^a-z])(time|timestamp|ts|date|datetime|epoch|clock|when|seconds)([^a-z]|$)")
 _NAME = re.compile(
     r"(^|[^a-z])(id|uid|uuid|guid|key|index|idx|serial|no|nr|number|row|record)([^a-z]|$)", re.IGNORECASE
 )
@@ -105,11 +106,8 @@ def find(
             if name not in frame.columns:
                 raise DataError(f"{source}: {unknown(f'column for {flag}', name, frame.columns)}")
     given = {*ids, *drop, *([time] if time else [])}
-    found = {
-        name: why
-        for name in frame.columns
-        if name not in given | {*keep} and (why := _role(cast("pd.Series", frame[name])))
-    }
+    others = {str(name): column for name, column in frame.items() if name not in given | {*keep}}
+    found = {name: why for name, column in others.items() if (why := _role(column))}
     times = [name for name, why in found.items() if why.startswith(("dates", "a clock"))]
     time = time or next(iter(times), None)
     names = [name for name in found if name != time]
@@ -119,8 +117,7 @@ def find(
         rest = [name for name in frame.columns if name not in {*given, *names, time}]
     if not rest:
         raise DataError(
-            f"{source} holds nothing to learn from: "
-            f"{', '.join(f'{name!r} is {found[name]}' for name in names) or time}."
+            f"{source} holds nothing to learn from: {', '.join(map(repr, names)) or time} only say what a row is about."
             " To learn from a column all the same, keep it: --keep NAME."
         )
     if said := [f"{name!r}, {found[name]}" for name in found if name == time or name in names]:
@@ -184,7 +181,7 @@ def _role(column: "pd.Series") -> str | None:
     present = column.dropna()
     if len(present) < FEWEST or pd.api.types.is_bool_dtype(column.dtype):
         return None
-    name = str(column.name)
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(column.name)).lower()
     try:
         distinct = present.nunique()
     except TypeError:  # lists and the like, which are refused elsewhere
@@ -193,6 +190,8 @@ def _role(column: "pd.Series") -> str | None:
         kind = pd.api.types.infer_dtype(present)
         if kind not in ("string", "mixed-integer") or isinstance(column.dtype, pd.CategoricalDtype):
             return None
+        if sum(map(is_number, present.unique()[:100].tolist())) > min(distinct, 100) / 2:
+            return None  # which is refused elsewhere, as it should be numbers
         if distinct == len(present):
             return "names of rows, of which no two are the same"
         return f"text, {distinct} different ones in {len(present)} rows" if distinct > len(present) / 2 else None
@@ -204,14 +203,27 @@ def _role(column: "pd.Series") -> str | None:
     strictly = distinct == len(values)
     if _epoch_unit(values) is not None and (monotone or _CLOCK.search(name)) and distinct > FEWEST:
         return "a clock"
-    if monotone and (strictly or distinct > len(values) / 2):
+    ticks = distinct > FEWEST and _ticks(values)
+    if monotone and (strictly or distinct > len(values) / 2 or ticks):
         return "a clock" if _CLOCK.search(name) else "a counter"
+    if _CLOCK.search(name) and ticks:
+        return "a clock"
     if strictly and (values == np.rint(values)).all():
         # Distinct by chance with probability exp(−n(n − 1) / 2R) at most, of n values in a range of R.
         by_chance = np.exp(-len(values) * (len(values) - 1) / (2 * (np.ptp(values) + 1)))
         if by_chance < CHANCE or _NAME.search(name):
             return "names of rows, of which no two are the same"
     return None
+
+
+def _ticks(values: Shaped[np.ndarray, " rows"]) -> bool:
+    """Whether numbers rise again and again, each staying for about as many rows; seldom one begins anew."""
+    steps = np.diff(values)
+    back = (steps < 0).sum()
+    if min(back, (steps > 0).sum()) > len(values) / 100:
+        return False
+    runs = np.diff(np.flatnonzero(np.concatenate([[True], steps != 0, [True]])))
+    return bool(runs.std() < 0.5 * runs.mean() + 0.5)
 
 
 def _epoch_unit(values: Shaped[np.ndarray, " rows"]) -> str | None:

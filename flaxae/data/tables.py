@@ -1,44 +1,92 @@
-"""Tables and their files: each row is an example, or a moment of a signal."""
+"""Tables: their files (text of any dialect is `delimited`), and what of a table is learnt from (`prepare`)."""
 
-import csv
+import json
 import pathlib
 import re
 import warnings
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from flaxae.data import delimited, roles
 from flaxae.data.arrays import check_size, reading
-from flaxae.data.encoding import is_number
+from flaxae.data.delimited import is_number
+from flaxae.data.roles import Roles
 from flaxae.errors import DataError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def checked(frame: "pd.DataFrame", source: object, *, label: str | None) -> tuple["pd.DataFrame", np.ndarray | None]:
-    """A table with its columns named and without the label column, and the labels.
+class Table(NamedTuple):
+    """A table, taken apart."""
+
+    frame: "pd.DataFrame"  # the columns to learn from
+    labels: np.ndarray | None  # of each row, None where a row has none; or None without a label column
+    carried: "pd.DataFrame"  # the columns that say what a row is about: its time, its names
+    roles: Roles
+
+
+def prepare(
+    frame: "pd.DataFrame",
+    source: object = "The table",
+    *,
+    label: str | None = None,
+    time: str | None = None,
+    ids: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> Table:
+    """What to learn from of a table, the labels, and the columns that are carried along: see `roles.find`.
 
     Raises:
-        DataError: the table is empty, two columns have the same name, or the label column or one of its values is
-            missing.
+        DataError: the table is empty, two columns have one name, or a column that is named is missing.
     """
-    frame = frame.set_axis(frame.columns.map(str), axis=1)
-    if label is not None and label not in frame.columns:
-        raise DataError(f"{source}: " + unknown("column", label, frame.columns))
+    frame = checked(frame, source)
+    frame, labels = without_label(frame, source, label)
+    found = roles.find(frame, source, time=time, ids=ids, drop=drop, keep=keep)
+    return Table(frame.drop(columns=list(found.left_out)), labels, frame.filter(items=list(found.carried)), found)
+
+
+def checked(frame: "pd.DataFrame", source: object) -> "pd.DataFrame":
+    """A table with texts for the names of its columns.
+
+    Raises:
+        DataError: the table is empty, or two columns have one name.
+    """
+    frame = frame.set_axis(frame.columns.map(str).map(str.strip), axis=1)
     if frame.empty:
         raise DataError(f"{source} is empty: it has {len(frame)} rows and {len(frame.columns)} columns.")
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise DataError(f"{source} has two columns {twice!r}; expected a name of its own for each.")
+    return frame
+
+
+def without_label(frame: "pd.DataFrame", source: object, label: str | None) -> tuple["pd.DataFrame", np.ndarray | None]:
+    """A table without its label column, and the labels, None where a row has none.
+
+    Raises:
+        DataError: there is no such column, nothing beside it, or nothing in it.
+    """
     if label is None:
         return frame, None
-    if frame[label].isna().to_numpy().any():
-        raise DataError(f"{source}: the label column {label!r} has missing values. Leave those rows out.")
+    if label not in frame.columns:
+        raise DataError(f"{source}: " + unknown("column", label, frame.columns))
     if len(frame.columns) == 1:
         raise DataError(f"{source} holds nothing beside the label column {label!r}.")
-    return frame.drop(columns=label), np.array(frame[label].tolist())
+    missing = frame[label].isna().to_numpy()
+    if missing.all():
+        raise DataError(f"{source}: the label column {label!r} is empty.")
+    if not missing.any():
+        return frame.drop(columns=label), np.array(frame[label].tolist())
+    labels = np.full(len(frame), None, object)
+    present = np.array(frame[label][~missing].tolist())
+    if present.dtype.kind == "f" and (present == np.rint(present)).all():  # 1, in a column with gaps
+        present = present.astype(int)
+    labels[~missing] = present.tolist()
+    return frame.drop(columns=label), labels
 
 
 def write_parquet(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
@@ -48,13 +96,44 @@ def write_parquet(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") ->
     frame.to_parquet(file, index=False)
 
 
-def write_csv(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
-    """Writes a table into an open binary file, with a header line.
+def write_feather(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file."""
+    import pyarrow.feather
+
+    pyarrow.feather.write_feather(pyarrow.Table.from_pandas(frame, preserve_index=False), file)
+
+
+def write_text(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file, with a line of names: tabs in a .tsv, commas in others.
 
     Text that a spreadsheet would take for a formula and compute, such as =HYPERLINK(…), has a ' before it, which
-    `read_csv` takes away again.
+    `read_text` takes away again.
     """
-    _with_texts(frame, _no_formula).to_csv(file, index=False)
+    with delimited.packing(file, path) as inside:
+        name = path.with_suffix("") if inside is not file else path
+        _mapped(frame, _no_formula).to_csv(
+            inside, index=False, sep="\t" if name.suffix.lower() in (".tsv", ".tab") else ","
+        )
+
+
+def write_excel(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file, as its only sheet."""
+    import openpyxl  # noqa: F401 (pandas' own message names no extra)
+
+    frame.to_excel(file, index=False, engine="openpyxl")
+
+
+def write_json(file: IO[bytes], path: pathlib.Path, frame: "pd.DataFrame") -> None:
+    """Writes a table into an open binary file, as a list of records, or one a line."""
+    frame.to_json(file, orient="records", lines=path.suffix.lower() != ".json")
+
+
+def _mapped(frame: "pd.DataFrame", function: Callable[[Any], Any]) -> "pd.DataFrame":
+    """The table with texts, and the names of columns, as the function makes them."""
+    texts = [name for name, column in frame.items() if column.dtype.kind not in "biuf"]
+    made = frame.copy(deep=False)
+    made[texts] = frame[texts].map(function)
+    return made.rename(columns=function)
 
 
 _FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
@@ -63,15 +142,6 @@ _FORMULA = re.compile(r"\s*[=+\-@]\s*\S", re.DOTALL)
 def _is_formula(text: str) -> bool:
     """Whether text begins as formulas do, and is neither a number nor that one sign."""
     return _FORMULA.match(text) is not None and not is_number(text)
-
-
-def _with_texts(frame: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
-    """A table with its texts and the names of its columns changed; numbers as they are."""
-    changed = frame.rename(columns=change)
-    for i, (_, column) in enumerate(frame.items()):
-        if column.dtype.kind not in "biuf":
-            changed.isetitem(i, column.map(change))
-    return changed
 
 
 def _no_formula(value: Any) -> Any:
@@ -98,54 +168,87 @@ def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
         return pd.read_parquet(path)
 
 
-def read_csv(path: pathlib.Path) -> "pd.DataFrame":
-    """The table of a `.csv` file, with fields separated by commas.
+def read_feather(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a `.feather` file. Raises what `read_parquet` does."""
+    import pandas as pd
+    import pyarrow.feather  # noqa: F401
 
-    If the first line is all numbers, other than 0, 1, 2, … as pandas writes them, the file has no header; its columns
-    are then called x0, x1, …
+    with reading(path):
+        check_size(path.stat().st_size, path)
+        return pd.read_feather(path)
+
+
+def read_text(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a text file of any dialect: see `delimited.read`."""
+    return _mapped(delimited.read(path), _as_written)
+
+
+def read_excel(path: pathlib.Path) -> "pd.DataFrame":
+    """The table on the first sheet of a workbook, read as if it were text: see `delimited.read`.
 
     Raises:
-        DataError: the file is unreadable, ragged or too large, or its first line seems to be data.
+        DataError: the file is unreadable, damaged or too large, or the sheet empty.
+    """
+    import openpyxl  # noqa: F401 (pandas' own message names no extra)
+    import pandas as pd
+
+    with reading(path):
+        check_size(path.stat().st_size, path)
+        with pd.ExcelFile(path, engine="openpyxl") as book:
+            sheets = book.sheet_names
+            cells = pd.read_excel(book, sheet_name=sheets[0], header=None, dtype=object, na_filter=False)
+        if len(sheets) > 1:
+            others = ", ".join(repr(name) for name in sheets[1:])
+            warnings.warn(f"{path}: its first sheet, {sheets[0]!r}, is read; not {others}.", stacklevel=3)
+        return delimited.parse(lambda: delimited.text_of(cells), path)
+
+
+def read_json(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a `.json` file, a list of records or a dict of columns, or of a `.jsonl` one, a record a line.
+
+    Raises:
+        DataError: the file is unreadable or too large.
     """
     import pandas as pd
 
     with reading(path):
         check_size(path.stat().st_size, path)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = next((row for row in csv.reader(file) if row), [])
-        header = not all(map(is_number, first)) or first == [str(i) for i in range(len(first))]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # cut a long row short
-                frame = pd.read_csv(
-                    path, header=0 if header else None, index_col=False, encoding="utf-8-sig", low_memory=False
-                )
-        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            _refuse_ragged(path)
-            raise DataError(f"{path} can't be read as a table: {error}") from error
-        frame = _with_texts(frame, _as_written)
-        if frame.isna().to_numpy().any():  # pandas fills a short row
-            _refuse_ragged(path)
-    if len(frame.columns) == 1 and (other := re.search(r"[;\t|]", str(frame.columns[0]))):
-        raise DataError(f"{path}: its fields are separated by {other[0]!r}; expected commas.")
-    if not header:
-        return frame.rename(columns="x{}".format)
-    if twice := [name for name, values in frame.items() if (values == name).any()]:
-        raise DataError(
-            f"{path}: its first line seems to be data, for {twice[0]!r} is also a value of that column. Put a line of "
-            "names above it."
-        )
-    return frame
+        text = path.read_text(encoding="utf-8-sig")
+        lines = path.suffix.lower() != ".json"
+        made = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+        frame = pd.DataFrame(made)
+    return _spelled(frame, path)
 
 
-def _refuse_ragged(path: pathlib.Path) -> None:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        width = None
-        for row in rows:
-            width = width or len(row)
-            if row and len(row) != width:
-                raise DataError(
-                    f"{path}, line {rows.line_num}: {len(row)} fields; the first line has {width}. "
-                    "Every line needs as many, separated by commas."
-                )
+def read_arff(path: pathlib.Path) -> "pd.DataFrame":
+    """The table of a Weka file of numbers, categories and dates.
+
+    Raises:
+        DataError: the file is unreadable, damaged, too large, or holds strings or sparse rows.
+    """
+    import pandas as pd
+    from scipy.io import arff
+
+    with reading(path):
+        check_size(path.stat().st_size, path)
+        with path.open(encoding="utf-8") as file:
+            try:
+                rows, _ = arff.loadarff(file)
+            except (arff.ArffError, StopIteration) as error:
+                raise ValueError(str(error) or "it holds no data") from error
+    frame = pd.DataFrame(rows)
+    for name in frame.columns:
+        if frame[name].dtype == object:
+            frame[name] = frame[name].str.decode("utf-8")
+    return _spelled(frame, path)
+
+
+def _spelled(frame: "pd.DataFrame", source: object) -> "pd.DataFrame":
+    """The table, its columns of text being numbers where they spell them."""
+    import pandas as pd
+
+    def spelled(column: "pd.Series") -> Any:
+        kind = pd.api.types.infer_dtype(column, skipna=True)
+        return delimited.as_numbers(column, source) if kind == "string" else column
+
+    return pd.DataFrame({name: spelled(column) for name, column in frame.items()})
