@@ -37,7 +37,9 @@ def train(config: _flags.Anomaly, dataset: Dataset) -> None:
     with runs.start("anomaly", config.name, settings, resume=config.resume, may_change=_flags_of_rules()) as run:
         began = time.perf_counter()
         scaled = before._replace(values=dataset.scaling(before.values))
-        detector = series.fit(scaled, window=framing.window, contamination=config.contamination, seed=config.seed)
+        detector = series.fit(
+            scaled, window=framing.window, contamination=config.contamination or 0.0, seed=config.seed
+        )
         seconds = time.perf_counter() - began
         rule = affordable(config.threshold, config.false_alarms, config.fdr, detector)
         detector.save(run.folder / "detector")

@@ -71,7 +71,7 @@ class Detector:
     fitted: tuple[_Fitted, ...]
     contamination: float = 0.0  # the fraction of the held-out scores, the highest, that are left out of the calibration
     local: Local | None = None  # of images that are large enough for defects to be small in them
-    peaks: Float[np.ndarray, " normals"] | None = None  # the largest heat of each normal image, sorted
+    peaks: Float[np.ndarray, " peaks"] | None = None  # the largest heat of each normal image, sorted
 
     @classmethod
     def of(

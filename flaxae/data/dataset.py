@@ -20,7 +20,7 @@ from flaxae.data.roles import Roles
 from flaxae.data.scaling import Scaling
 from flaxae.data.signals import Framing, Signal
 from flaxae.data.stream import Stream
-from flaxae.errors import ConfigError, DataError
+from flaxae.errors import ConfigError, DataError, unknown
 from flaxae.printing import say
 
 if TYPE_CHECKING:
@@ -161,11 +161,11 @@ def _loaded(
     marks: bool,
     seed: int,
 ) -> Dataset:
-    parts, name = _parts(source, label, roles, size, max_pixels)
+    parts, name = _parts(source, label, roles if window is None else None, size, max_pixels)
     given = str(source) if isinstance(source, str | os.PathLike) else name
     encoding = indicators = None
     if window is not None:
-        return _of_windows(parts, name, given, window=window, stride=stride, seed=seed)
+        return _of_windows(parts, roles, name, given, window=window, stride=stride, seed=seed)
     elif isinstance(parts.train, Stream):
         train, test = parts.train.split(0.2, seed) if parts.test is None else (parts.train, parts.test)
         parts = parts._replace(train=train, test=as_examples(cast(np.ndarray, test), given))
@@ -198,12 +198,26 @@ def _loaded(
 
 
 def _of_windows(
-    parts: Parts, name: str, given: str, *, window: int | Literal["auto"], stride: int | None, seed: int
+    parts: Parts,
+    roles: dict[str, Any],
+    name: str,
+    given: str,
+    *,
+    window: int | Literal["auto"],
+    stride: int | None,
+    seed: int,
 ) -> Dataset:
     labels = parts.train_labels, parts.test_labels
+    named = {}
+    if not isinstance(parts.train, np.ndarray | Signal | Stream):  # a table, whose clock is found
+        _check_named(roles, parts.train, given)
+        parts = parts._replace(train=cast(Any, parts.train).drop(columns=[*roles["ids"], *roles["drop"]]))
+        named = {"time": roles["time"], "keep": roles["keep"]}
+    else:
+        _refuse_columns(None, roles, given)
     if isinstance(parts.train, Images) or isinstance(parts.test, Images):
         raise DataError(f"{given} holds images; windows are cut from signals.")
-    cut = recordings.cut(parts.train, parts.test, labels, given, window=window, stride=stride, seed=seed)
+    cut = recordings.cut(parts.train, parts.test, labels, given, window=window, stride=stride, seed=seed, **named)
     train, test = cut.signals
     if train.values.shape[1] != test.values.shape[1]:
         raise DataError(
@@ -213,7 +227,7 @@ def _of_windows(
         Parts(cut.train, cut.test, cut.train_labels, cut.test_labels, cut.classes, train.columns or parts.columns),
         given,
     )
-    fields = coded._replace(test_rows=cut.test_rows)._asdict()
+    fields = coded._replace(train_rows=cut.train_rows, test_rows=cut.test_rows)._asdict()
     fields.pop("files")  # a signal's are in it
     return Dataset(
         name=name,
@@ -221,14 +235,13 @@ def _of_windows(
         **fields,
         scaling=Scaling.fit(train.values[None]),
         framing=cut.framing,
-        train_rows=cut.train_rows,
         signals=cut.signals,
         label_names=cut.classes,
     )
 
 
 def _parts(
-    source: Any, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+    source: Any, label: str | None, roles: dict[str, Any] | None, size: int | None, max_pixels: int
 ) -> tuple[Parts, str]:
     if size is not None and size < 1:
         raise ConfigError(f"The size is {size}; it has to be at least 1 pixel.")
@@ -264,13 +277,16 @@ def _parts(
     return _from_path(path, label, roles, size, max_pixels), path.resolve().stem
 
 
-def _of_table(frame: "pd.DataFrame", given: object, label: str | None, roles: dict[str, Any]) -> Parts:
+def _of_table(frame: "pd.DataFrame", given: object, label: str | None, roles: dict[str, Any] | None) -> Parts:
+    if roles is None:  # its rows are moments
+        frame, labels = tables.without_label(tables.checked(frame, given), given, label)
+        return Parts(train=frame, train_labels=labels)
     frame, labels, carried, found = tables.prepare(frame, given, label=label, **roles)
     return Parts(train=frame, train_labels=labels, roles=found, carried=carried)
 
 
 def _from_path(
-    path: pathlib.Path, label: str | None, roles: dict[str, Any], size: int | None, max_pixels: int
+    path: pathlib.Path, label: str | None, roles: dict[str, Any] | None, size: int | None, max_pixels: int
 ) -> Parts:
     if path.is_dir() or (images.sources.is_archive(path) and formats.find(path) is None):
         if path.is_dir() and arrays.is_idx_folder(path):
@@ -345,10 +361,10 @@ def _from_memory(source: np.ndarray | tuple) -> Parts:
     return Parts(train.train, cast(np.ndarray, test.train), train.train_labels, test.train_labels)
 
 
-def _refuse_columns(label: str | None, roles: dict[str, Any], source: str | os.PathLike[str]) -> None:
+def _refuse_columns(label: str | None, roles: dict[str, Any] | None, source: str | os.PathLike[str]) -> None:
     if label is not None:
         raise DataError(f"label={label!r} names a column of a table or of a TFDS set; the source is {source}.")
-    for name, columns in roles.items():
+    for name, columns in (roles or {}).items():
         if columns:
             raise DataError(f"{name}={columns!r} names columns of a table; the source is {source}.")
 
@@ -358,6 +374,13 @@ def _checked(x: np.ndarray, parts: Parts, given: str, seed: int) -> Parts:
     if parts.test is None:
         return _divided(train, parts, *_held_out(len(train), parts.train_labels, given, seed))
     return parts._replace(train=train, test=as_examples(cast(np.ndarray, parts.test), given, parts.columns))
+
+
+def _check_named(roles: dict[str, Any], frame: Any, given: object) -> None:
+    for name in ([] if roles["time"] is None else [roles["time"]], roles["ids"], roles["drop"], roles["keep"]):
+        for column in name:
+            if column not in frame.columns:
+                raise DataError(f"{given}: {unknown('column', column, frame.columns)}")
 
 
 def _encoded(frame: "pd.DataFrame", parts: Parts, given: str, seed: int, marks: bool) -> tuple[Parts, Encoding]:
@@ -397,9 +420,7 @@ def _divided_images(train: Images, parts: Parts, given: str, seed: int) -> Parts
     if (labels := parts.train_labels) is not None:
         parts = parts._replace(train_labels=labels[kept], test_labels=labels[held_out])
     files = {} if parts.files is None else {"files": parts.files[kept], "test_files": parts.files[held_out]}
-    return parts._replace(
-        train=train.select(kept), test=train.select(held_out), train_rows=kept, test_rows=held_out, **files
-    )
+    return parts._replace(train=train.select(kept), test=train.select(held_out), test_rows=held_out, **files)
 
 
 def _coded(parts: Parts, given: str) -> Parts:

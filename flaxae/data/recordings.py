@@ -6,7 +6,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -39,6 +39,8 @@ def of_table(
     columns: Sequence[str] | None = None,
     labels: np.ndarray | None = None,
     step: float | None = None,
+    time: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Signal:
     """The signal of a table whose rows are moments: its channels are the columns of numbers, but for a clock.
 
@@ -52,11 +54,13 @@ def of_table(
         columns: the channels to take, in this order; None is all columns of numbers.
         labels: of each row.
         step: seconds, or what else the clock counts, between moments; None is what the table has.
+        time: the clock; None finds it.
+        keep: columns that are channels whatever they look like.
 
     Raises:
         DataError: a column is missing or not numeric, or too few moments are left.
     """
-    clock, left_out = _clock(frame, source, columns)
+    clock, left_out = _clock(frame, source, columns, time, keep)
     times = None if clock is None else roles.moments(cast("pd.Series", frame[clock]), source)
     frame = frame.drop(columns=list(left_out))
     if times is None:
@@ -110,6 +114,8 @@ def cut(
     window: "int | str",
     stride: int | None,
     seed: int,
+    time: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Windows:
     """The windows of a source's signals: for training one from every moment, for testing one every `stride`.
 
@@ -123,6 +129,7 @@ def cut(
         window: moments, or "auto" for the period of the training part.
         stride: by default a sixteenth of the window.
         seed: of the moments that training windows begin at, where they are too many for memory.
+        time, keep: of a table, the clock, and columns that are channels whatever they look like.
 
     Raises:
         DataError: a signal is a stream, shorter than two windows, or not one.
@@ -131,8 +138,9 @@ def cut(
     if isinstance(window, str) and window != "auto":
         raise ConfigError(f"The window is {window!r}; expected a number of moments, or auto.")
     codes, classes = _coded(labels, source)
-    whole = _signal(train, codes[0], source)
-    end, later = 0, None if test is None else _signal(test, codes[1], source)
+    named = {} if isinstance(train, np.ndarray | Signal | Stream) else {"time": time, "keep": keep}
+    whole = _signal(train, codes[0], source, **named)
+    end, later = 0, None if test is None else _signal(test, codes[1], source, **named)
     if later is None:
         end = len(whole.values) - max(0 if isinstance(window, str) else window, len(whole.values) // 5)
         whole, later = whole.part(0, max(end, 1)), whole.part(max(end, 1), len(whole.values))
@@ -259,7 +267,9 @@ def _files(folder: pathlib.Path, *kinds: formats.Kind) -> list[pathlib.Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _signal(x: "np.ndarray | pd.DataFrame | Signal | Stream", labels: np.ndarray | None, source: object) -> Signal:
+def _signal(
+    x: "np.ndarray | pd.DataFrame | Signal | Stream", labels: np.ndarray | None, source: object, **named: Any
+) -> Signal:
     if isinstance(x, Stream):
         raise DataError(f"{source} is too large to be cut into windows: cut it first, and save the windows as .npy.")
     if isinstance(x, Signal):
@@ -267,7 +277,7 @@ def _signal(x: "np.ndarray | pd.DataFrame | Signal | Stream", labels: np.ndarray
     length = x.shape[0]
     if labels is not None and len(labels) != length:
         raise DataError(f"{source}: there are {len(labels)} labels; expected a number for each of {length} moments.")
-    return of_array(x, source, labels) if isinstance(x, np.ndarray) else of_table(x, source, labels=labels)
+    return of_array(x, source, labels) if isinstance(x, np.ndarray) else of_table(x, source, labels=labels, **named)
 
 
 def _coded(
@@ -312,7 +322,9 @@ def spacing(times: Times) -> float:
     return float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0
 
 
-def _clock(frame: "pd.DataFrame", source: object, columns: Sequence[str] | None) -> tuple[str | None, tuple[str, ...]]:
+def _clock(
+    frame: "pd.DataFrame", source: object, columns: Sequence[str] | None, time: str | None, keep: Sequence[str]
+) -> tuple[str | None, tuple[str, ...]]:
     """The column that says when the rows were, and all that are no measurements.
 
     Of new data, whose `columns` are known, the clock may have another name than in training.
@@ -320,7 +332,7 @@ def _clock(frame: "pd.DataFrame", source: object, columns: Sequence[str] | None)
     if frame.shape[1] == 1:
         return None, ()
     if columns is None:
-        found = roles.find(frame, source)
+        found = roles.find(frame, source, time=time, keep=keep)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
