@@ -222,6 +222,8 @@ def train(config: _flags.Anomaly) -> None:
                 f"{detector.contamination:.2%} of the held-out examples are taken for strange and don't set the "
                 "threshold: what it promises is approximate."
             )
+            if rule.name == "conformal":  # which fewer held-out examples may not afford
+                rule = affordable(*given, normals=len(detector.calibration), framing=dataset.framing)
         detector.save(run.folder / "detector")
         if rule.name == "f1":
             rule = dataclasses.replace(rule, threshold=best_on_labels(config, detector, x, parts))
