@@ -46,7 +46,7 @@ AT_ONCE = 1024  # sentences that are dense in memory together
 MOST_BYTES = 2**30  # of a file of sentences
 
 Numbers = Int[np.ndarray, " _"]  # of pieces; as many as the sentence has
-Bags = scipy.sparse.csr_matrix  # [sentences, features]
+Bags = Any  # a scipy.sparse.csr_matrix, [sentences, features]; its types say too little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +64,20 @@ class Pieces:
             np.array([numbers.setdefault(piece, len(numbers)) for piece in PIECE.findall(sentence.lower())], np.int32)
             for sentence in sentences
         ]
-        hasher = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=features, norm=None)
-        return cls(cut, hasher.transform(numbers or [""]).astype(np.float32))
+        settings: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (2, 4), "norm": None, "dtype": np.float32}
+        return cls(cut, HashingVectorizer(n_features=features, **settings).transform(numbers or [""]))
 
     def bags(self, sentences: Sequence[Numbers], weights: Float[np.ndarray, " features"]) -> Bags:
         """The weighted bags of sentences given by their pieces: roots of counts, each row of length √features."""
         ends = np.cumsum([0, *map(len, sentences)])
         index = np.concatenate([np.zeros(0, np.int32), *sentences])
-        held = scipy.sparse.csr_matrix(
+        held: Bags = scipy.sparse.csr_matrix(
             (np.ones(len(index), np.float32), index, ends), (len(sentences), self.ngrams.shape[0])
         )
         counts = (held @ self.ngrams).tocsr()
         counts.data = np.sign(counts.data) * np.sqrt(np.abs(counts.data)) * weights[counts.indices]
-        return normalize(counts) * np.float32(np.sqrt(self.ngrams.shape[1]))
+        bags: Bags = normalize(counts)
+        return bags * np.float32(np.sqrt(self.ngrams.shape[1]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -381,7 +382,7 @@ def baselines(sentences: Sequence[str], latent: int) -> dict[str, Method]:
     """
     words = TfidfVectorizer().fit(sentences)
     held = words.transform(sentences)
-    size = min(latent, min(held.shape) - 1)
+    size = max(1, min(latent, min(held.shape) - 1))
     lsa = TruncatedSVD(size, random_state=0).fit(held)
     counter = CountVectorizer(vocabulary=words.vocabulary_, binary=True)
     counts = counter.transform(sentences).astype(np.float64)
@@ -401,7 +402,7 @@ def _word_vectors(counts: Any, size: int) -> Float[np.ndarray, "words size"]:
     totals = np.maximum(np.bincount(together.row, each, counts.shape[1]), 1)
     information = np.log(np.maximum(each, 1e-9) * each.sum() / (totals[together.row] * totals[together.col]))
     positive = scipy.sparse.csr_matrix((np.maximum(information, 0), (together.row, together.col)), together.shape)
-    return normalize(TruncatedSVD(size, random_state=0).fit_transform(positive))
+    return np.asarray(normalize(TruncatedSVD(size, random_state=0).fit_transform(positive)))
 
 
 def similarities(method: Method, pairs: tuple[Sequence[str], Sequence[str]]) -> Float[np.ndarray, " n"]:
