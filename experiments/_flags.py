@@ -238,6 +238,41 @@ class Denoise(SweepFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Embed(Flags):
+    """Flags of the sentence experiment."""
+
+    data: str = ""
+    """The sentences: a text file with one a line, or a table (.csv, .parquet, …) with a column of them."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    column: tuple[str, ...] = ()
+    """The columns of the table that hold sentences; by default the one with the longest texts."""
+    latent: int = 128
+    """How many numbers a sentence's vector has."""
+    batch_size: int = 256
+    """Sentences per step."""
+    learning_rate: float = 1e-4
+    """The encoder's peak learning rate, after a warm-up and before a cosine decay."""
+    query: tuple[str, ...] = ()
+    """Sentences to find the most similar ones to, after training or with --from."""
+    count: int = 5
+    """How many to find for each query."""
+    pairs: str | None = None
+    """A table with two sentences and their similarity a row, such as a part of the STS benchmark, to measure on: the
+    rank correlation, beside tf-idf, LSA and mean word vectors."""
+
+    def __post_init__(self) -> None:
+        if self.input is not None or self.output is not None or not self.query:
+            super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say which sentences to learn from: --data sentences.txt, one a line, or a table.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(PresetFlags):
     """Flags of the fine-tuning experiment."""
 
@@ -320,6 +355,7 @@ class Reduce(SweepFlags):
 FLAGS: dict[str, type[Flags]] = {
     "anomaly": Anomaly,
     "denoise": Denoise,
+    "embed": Embed,
     "finetune": Finetune,
     "generate": Generate,
     "reconstruct": Reconstruct,
@@ -337,6 +373,14 @@ def refuse_mesh(config: Flags) -> None:
     """Raise ConfigError if --mesh is given. For experiments that train several small models on one device."""
     if config.mesh is not None:
         raise ConfigError("--mesh is for denoise, reconstruct, generate and reduce; this experiment uses one device.")
+
+
+def refuse_others(config: Flags, *names: str) -> None:
+    """Raise ConfigError if one of these flags is given, which the experiment has no use for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = [name for name in names if getattr(config, name) != defaults[name]]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no meaning in this experiment; leave it out.")
 
 
 def axes(config: SweepFlags) -> dict[str, list[int | float]]:
