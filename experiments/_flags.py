@@ -306,8 +306,9 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
-    model: str = "vae"
-    """The preset to train; a wrong name lists them."""
+    label: str | None = None
+    """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
+    in the prior. With --from, the class to draw samples of."""
     binarise: bool = True
     """For a variational model of images, train and score on binarised pixels, drawn with their grey levels as
     probabilities."""
@@ -315,8 +316,8 @@ class Generate(SweepFlags):
     """Importance samples for the likelihood of each example."""
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
-    components: int = 32
-    """Components of the Gaussian mixture that is sampled if the code has no prior."""
+    components: int | None = None
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 200 codes."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -328,8 +329,8 @@ class Generate(SweepFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag in ("draws", "scored", "components", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

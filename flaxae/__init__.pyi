@@ -13,6 +13,7 @@ from . import density as density
 from . import errors as errors
 from . import estimators as estimators
 from . import finetuning as finetuning
+from . import generation as generation
 from . import likelihoods as likelihoods
 from . import metrics as metrics
 from . import nn as nn
