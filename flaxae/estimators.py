@@ -684,7 +684,7 @@ class AutoencoderDetector(_TableEstimator):
         self.decision_scores_ = self._scores(x)
         known = self.decision_scores_
         if start is not None:
-            known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
+            known = self._scores(self.detector_.references)
         if self.contamination == "auto":
             normal = self.detector_.calibration
             rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))
