@@ -111,7 +111,7 @@ class PresetFlags(Flags):
     learning_rate: float = 3e-3
     """The peak learning rate, after a warm-up and before a cosine decay."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam or muon. With muon, fully connected models need fewer epochs, each of which takes longer."""
+    """adam or muon. With muon, networks need fewer epochs, each of which takes longer."""
     validation: float = 0.05
     """Fraction of the training data to validate on, which chooses the best epoch."""
     patience: int | None = None
@@ -216,6 +216,9 @@ class Denoise(SweepFlags):
     """Examples per step; by default 64, and 8 pieces of photographs."""
     learning_rate: float | None = None
     """The peak, after a warm-up and before a cosine decay; by default 3e-3, and 1e-3 for photographs."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """adam or muon, with which networks need fewer epochs, each of which takes longer; by default muon for photographs,
+    and adam for the rest."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     ema: float | None = None

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
+IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
 PRIOR = pathlib.Path("checkpoints", "prior")
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
@@ -177,6 +179,25 @@ class Trained:
 
         prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
         return dataclasses.replace(self, prior=prior)
+
+    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
+
+        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
+        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
+
+        Raises:
+            DataError: the model is not of a table with named columns, or these are others.
+        """
+        encoding = self._encoding
+        gaps = encoding.gaps(frame)
+        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are missing
+            x = self.scaled(frame)
+        for _ in range(IMPUTATIONS if gaps.any() else 0):
+            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
+        return encoding.filled(frame, gaps, self.scaling.undo(x))
 
     @property
     def _framing(self) -> Framing:
