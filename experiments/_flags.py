@@ -137,6 +137,8 @@ class SweepFlags(PresetFlags):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
+        if self.sweep and self.model == "map":
+            raise ConfigError("--model map learns from pairs, and can't be swept; take --model vanilla, or another.")
         if self.sweep and "latent" not in axes(self) and self.model == "stacked":
             raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
@@ -306,6 +308,8 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
+    latent: int | None = None
+    """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
     label: str | None = None
     """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
     in the prior. With --from, the class to draw samples of."""
@@ -317,7 +321,7 @@ class Generate(SweepFlags):
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
-    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 200 codes."""
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 100 codes."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -349,6 +353,11 @@ class Reconstruct(SweepFlags):
 class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
+    model: str = "map"
+    """The preset to train: `map` keeps neighbours together, with a decoder back; another, such as vanilla, is a map for
+    reconstruction alone. A wrong name lists them."""
+    batch_size: int = 512
+    """Examples per step."""
     latent: int = 2
     """Dimensions of the map; with more than 3, the codes are scored and written but not drawn."""
 

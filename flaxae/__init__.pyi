@@ -15,6 +15,7 @@ from . import estimators as estimators
 from . import finetuning as finetuning
 from . import generation as generation
 from . import likelihoods as likelihoods
+from . import maps as maps
 from . import metrics as metrics
 from . import nn as nn
 from . import objectives as objectives

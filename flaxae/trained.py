@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
-ESTIMATOR = "estimator"  # the folder of a run whose model is a fitted estimator
 PRIOR = pathlib.Path("checkpoints", "prior")
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
@@ -152,25 +151,6 @@ class Trained:
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
         return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
 
-    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
-        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
-
-        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
-        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
-
-        Raises:
-            DataError: the model is not of a table with named columns, or these are others.
-        """
-        encoding = self._encoding
-        gaps = encoding.gaps(frame)
-        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are missing
-            x = self.scaled(frame)
-        for _ in range(IMPUTATIONS if gaps.any() else 0):
-            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
-        return encoding.filled(frame, gaps, self.scaling.undo(x))
-
     def sample(self, n: int, *, label: str | None = None, seed: int = 0) -> Shaped[np.ndarray, " n *shape"]:
         """n new examples, in the units and dtype of the training data: p(x | z)'s means at codes drawn from the prior.
 
@@ -199,6 +179,25 @@ class Trained:
 
         prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
         return dataclasses.replace(self, prior=prior)
+
+    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
+
+        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
+        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
+
+        Raises:
+            DataError: the model is not of a table with named columns, or these are others.
+        """
+        encoding = self._encoding
+        gaps = encoding.gaps(frame)
+        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are missing
+            x = self.scaled(frame)
+        for _ in range(IMPUTATIONS if gaps.any() else 0):
+            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
+        return encoding.filled(frame, gaps, self.scaling.undo(x))
 
     @property
     def _framing(self) -> Framing:
@@ -416,8 +415,6 @@ def load(folder: str | os.PathLike[str]) -> Any:
         bound := manifest.read(folder)
     ) is not None and "id" not in bound:  # in a run, each part is checked when it is read
         manifest.check(folder)
-    if saved.get("model") == ESTIMATOR:
-        return load(folder / ESTIMATOR)
     if "estimator" in saved:
         from flaxae import estimators
 

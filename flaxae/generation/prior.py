@@ -25,8 +25,8 @@ from flaxae.nn.heads import Probabilistic
 
 MOST_CODES = 60_000  # that a prior is fitted to
 MOST_AXES = 128  # principal components of larger codes that the mixture is of
-CODES_EACH = 200  # codes for each component
-MOST_COMPONENTS = 300  # for all classes together
+CODES_EACH = 100  # codes for each component
+MOST_COMPONENTS = 600  # for all classes together
 FILES = frozenset({"prior.npz", "prior.json"})
 
 Flat = Float[np.ndarray, "examples latent"]
@@ -117,7 +117,8 @@ class CodePrior:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own, with a manifest: arrays in `.npz`, the rest in JSON."""
-        arrays = {**dataclasses.asdict(self.mixture), "mean": self.mean}
+        arrays = {name: array.astype(np.float32) for name, array in dataclasses.asdict(self.mixture).items()}
+        arrays["mean"] = self.mean
         others = {"axes": self.axes, "rest": self.rest, "of_class": self.of_class}
         arrays |= {name: array for name, array in others.items() if array is not None}
         pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
