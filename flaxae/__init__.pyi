@@ -14,6 +14,7 @@ from . import density as density
 from . import errors as errors
 from . import estimators as estimators
 from . import finetuning as finetuning
+from . import generation as generation
 from . import likelihoods as likelihoods
 from . import metrics as metrics
 from . import nn as nn
@@ -21,6 +22,7 @@ from . import objectives as objectives
 from . import parallel as parallel
 from . import presets as presets
 from . import runs as runs
+from . import sentences as sentences
 from . import specs as specs
 from . import stacked as stacked
 from . import trained as trained
@@ -47,6 +49,7 @@ from .parallel import processes as processes
 from .runs import loggers as loggers
 from .runs import plots as plots
 from .runs import report as report
+from .sentences import SentenceEmbedder as SentenceEmbedder
 from .specs import register as register
 from .trained import Trained as Trained
 from .trained import TrainedClassifier as TrainedClassifier

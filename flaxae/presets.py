@@ -8,11 +8,12 @@ import sys
 import types
 from collections.abc import Callable
 
-from flaxae import errors, objectives
+from flaxae import columns, errors, objectives
 from flaxae.augmentation import Transform
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise, GaussianRange, Patches
-from flaxae.likelihoods import Bernoulli, Laplace, Likelihood
+from flaxae.data import Encoding, Scaling
+from flaxae.likelihoods import Bernoulli, Gaussian, Laplace, Likelihood
 from flaxae.nn.convnet import ConvNet, FullyConvolutional
 from flaxae.nn.heads import Deterministic, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
@@ -186,6 +187,13 @@ def grid(latent: int = 8, likelihood: Likelihood = BERNOULLI) -> Config:
 def grid_variational(latent: int = 8, likelihood: Likelihood = BERNOULLI, beta: float = 1.0) -> Config:
     """Convolutions alone, with a grid of Gaussian codes near N(0, I), for images and signals of any size."""
     return Config(body=FullyConvolutional(), head=Variational(latent), objective=ELBO(beta), likelihood=likelihood)
+
+
+def likelihood(kind: str, encoding: Encoding | None, scaling: Scaling) -> Likelihood:
+    """The likelihood of data of that kind, as they are scaled: of tables, each column's own."""
+    if kind == "image":
+        return BERNOULLI
+    return columns.of_table(encoding, scaling) if kind == "tabular" and encoding is not None else Gaussian()
 
 
 PRESETS: dict[str, Callable[..., Config]] = {

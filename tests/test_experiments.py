@@ -89,7 +89,7 @@ def test_a_sweep_trains_every_combination_and_keeps_the_best(images, capsys):
 
 
 def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
-    flags = "--data digits.npz --latent 2 --batch-size 24 --learning-rate 1e-2 --sweep beta=0,1"
+    flags = "--data digits.npz --model vae --latent 2 --batch-size 24 --learning-rate 1e-2 --sweep beta=0,1"
     assert command_line(f"generate {flags} --epochs 60") == 0
     measured = results(images, "generate")
     assert measured["kept/beta"] == 1  # with β = 0 the loss is lower
@@ -146,7 +146,7 @@ def test_reduce_writes_and_scores_the_codes(images):
 
 
 def test_generate_samples_and_scores_a_variational_model(images):
-    command = "generate --data digits.npz --epochs 2 --batch-size 24 --latent 2 --draws 20 --scored 10"
+    command = "generate --data digits.npz --model vae --epochs 2 --batch-size 24 --latent 2 --draws 20 --scored 10"
     assert command_line(command) == 0
     measured = results(images, "generate")
     assert measured["test/nll_nats"] > 0 > measured["test/elbo_nats"]
