@@ -188,6 +188,20 @@ class Anomaly(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compress(Flags):
+    """Flags of the compression experiment."""
+
+    model: str | None = None
+    """There is one kind of codec: leave it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        if self.model is not None:
+            raise ConfigError("--model: there is one kind of codec; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise(SweepFlags):
     """Flags of the denoising experiment."""
 
@@ -364,6 +378,7 @@ class Reduce(SweepFlags):
 
 FLAGS: dict[str, type[Flags]] = {
     "anomaly": Anomaly,
+    "compress": Compress,
     "denoise": Denoise,
     "embed": Embed,
     "finetune": Finetune,

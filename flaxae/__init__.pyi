@@ -6,6 +6,7 @@ from . import augmentation as augmentation
 from . import autoencoder as autoencoder
 from . import baselines as baselines
 from . import batches as batches
+from . import compression as compression
 from . import corruptions as corruptions
 from . import data as data
 from . import denoising as denoising
