@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
 PRIOR = pathlib.Path("checkpoints", "prior")
+ESTIMATOR = "estimator"  # the folder of a run whose model is a fitted estimator
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
 
@@ -415,6 +416,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
         bound := manifest.read(folder)
     ) is not None and "id" not in bound:  # in a run, each part is checked when it is read
         manifest.check(folder)
+    if saved.get("model") == ESTIMATOR:
+        return load(folder / ESTIMATOR)
     if "estimator" in saved:
         from flaxae import estimators
 
