@@ -352,6 +352,45 @@ class Generate(SweepFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Recommend(Flags):
+    """Flags of the recommendation experiment."""
+
+    data: str = ""
+    """A table of who chose what: user, item and, if there are any, rating and time."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    user: str | None = None
+    """The column of users; by default the one of that name, or the first."""
+    item: str | None = None
+    """The column of items; by default the one of that name, or the second."""
+    rating: str | None = None
+    """The column of ratings, for --least; by default the one of that name, or the third."""
+    least: float | None = None
+    """Count only ratings from that on; by default every row is a choice, whatever its rating."""
+    latent: int = 256
+    """How many numbers a user's vector has."""
+    hidden: tuple[int, ...] = ()
+    """Sizes of the encoder's hidden layers; by default encoder and decoder are linear."""
+    beta: float = 0.2
+    """The weight of the KL after its warm-up."""
+    batch_size: int = 100
+    """Users per step."""
+    learning_rate: float = 1e-3
+    """The peak learning rate, after a warm-up and before a cosine decay."""
+    count: int = 10
+    """How many items to recommend to each user, and how many similar ones to list."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say who chose what: --data ratings.csv, a table with the columns user and item.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(SweepFlags):
     """Flags of the reconstruction experiment."""
 
@@ -383,6 +422,7 @@ FLAGS: dict[str, type[Flags]] = {
     "embed": Embed,
     "finetune": Finetune,
     "generate": Generate,
+    "recommend": Recommend,
     "reconstruct": Reconstruct,
     "reduce": Reduce,
 }

@@ -22,6 +22,7 @@ from . import nn as nn
 from . import objectives as objectives
 from . import parallel as parallel
 from . import presets as presets
+from . import recommendation as recommendation
 from . import runs as runs
 from . import sentences as sentences
 from . import specs as specs
@@ -47,6 +48,7 @@ from .nn.mlp import MLP as MLP
 from .parallel import compilation as compilation
 from .parallel import distributed as distributed
 from .parallel import processes as processes
+from .recommendation import Recommender as Recommender
 from .runs import loggers as loggers
 from .runs import plots as plots
 from .runs import report as report
