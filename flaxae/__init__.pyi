@@ -12,6 +12,7 @@ from . import denoising as denoising
 from . import density as density
 from . import errors as errors
 from . import estimators as estimators
+from . import exporting as exporting
 from . import finetuning as finetuning
 from . import likelihoods as likelihoods
 from . import metrics as metrics
@@ -20,6 +21,7 @@ from . import objectives as objectives
 from . import parallel as parallel
 from . import presets as presets
 from . import runs as runs
+from . import serving as serving
 from . import specs as specs
 from . import stacked as stacked
 from . import trained as trained
@@ -35,6 +37,7 @@ from .estimators import AutoencoderClassifier as AutoencoderClassifier
 from .estimators import AutoencoderDetector as AutoencoderDetector
 from .estimators import AutoencoderTransformer as AutoencoderTransformer
 from .estimators import DenoisingAutoencoder as DenoisingAutoencoder
+from .exporting import export as export
 from .finetuning import propagation as propagation
 from .nn.convnet import ConvNet as ConvNet
 from .nn.convnet import FullyConvolutional as FullyConvolutional
