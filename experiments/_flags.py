@@ -13,6 +13,7 @@ from flaxae.errors import ConfigError, unknown
 MAX_PIXELS = 89_478_485  # of one image, as `data.images` has it
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")  # as `runs.loggers` has them
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
@@ -72,7 +73,8 @@ class Flags:
     """Devices that share each batch, such as `data=4`; by default one, or with several processes (Slurm, mpirun) all.
     With --sweep, `population=2,data=4` also trains models side by side."""
     logger: str | None = None
-    """Where else to write metrics than to metrics.jsonl: `tensorboard`, in the run's folder (needs that extra)."""
+    """Where else to write metrics than to metrics.jsonl: tensorboard (in the run's folder), mlflow, wandb or trackio;
+    each needs the extra of its name."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
@@ -88,7 +90,7 @@ class Flags:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
-            check_name("logger", self.logger, ("tensorboard",))
+            check_name("logger", self.logger, LOGGERS)
         together = {"from": "RUN", "input": "NEW", "output": "RESULT"}
         given = [flag for flag in together if getattr(self, flag.replace("from", "from_")) is not None]
         if given and given != list(self.used_with):

@@ -13,6 +13,7 @@ from . import denoising as denoising
 from . import density as density
 from . import errors as errors
 from . import estimators as estimators
+from . import exporting as exporting
 from . import finetuning as finetuning
 from . import generation as generation
 from . import likelihoods as likelihoods
@@ -25,6 +26,7 @@ from . import presets as presets
 from . import recommendation as recommendation
 from . import runs as runs
 from . import sentences as sentences
+from . import serving as serving
 from . import specs as specs
 from . import stacked as stacked
 from . import trained as trained
@@ -40,6 +42,7 @@ from .estimators import AutoencoderClassifier as AutoencoderClassifier
 from .estimators import AutoencoderDetector as AutoencoderDetector
 from .estimators import AutoencoderTransformer as AutoencoderTransformer
 from .estimators import DenoisingAutoencoder as DenoisingAutoencoder
+from .exporting import export as export
 from .finetuning import propagation as propagation
 from .nn.convnet import ConvNet as ConvNet
 from .nn.convnet import FullyConvolutional as FullyConvolutional

@@ -244,7 +244,19 @@ class Detector:
             RunError: the folder can't be written, or holds something else.
         """
         folder = pathlib.Path(folder)
-        settings = {
+        try:
+            with manifest.replacing(folder, FILES) as unfinished:
+                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+                arrays: Any = self.arrays()
+                np.savez(unfinished / "detector.npz", allow_pickle=False, **arrays)
+                settings = json.dumps(self.settings(), indent=2)
+                (unfinished / "detector.json").write_text(settings + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def settings(self) -> dict[str, Any]:
+        """What `restored` needs beside the arrays and the networks' weights, as JSON has it."""
+        return {
             "config": self.config.to_dict(),
             "members": len(self.models),
             "views": dataclasses.asdict(self.views),
@@ -252,15 +264,11 @@ class Detector:
             "neighbours": self.neighbours,
             "contamination": self.contamination,
         }
-        try:
-            with manifest.replacing(folder, FILES) as unfinished:
-                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-                arrays: dict[str, Any] = {"references": self.references, "calibration": self.calibration}
-                arrays |= {} if self.peaks is None else {"peaks": self.peaks}
-                np.savez(unfinished / "detector.npz", allow_pickle=False, **arrays)
-                (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `restored` needs of examples."""
+        arrays = {"references": self.references, "calibration": self.calibration}
+        return arrays if self.peaks is None else {**arrays, "peaks": self.peaks}
 
 
 def load(folder: str | os.PathLike[str]) -> Detector:
@@ -274,17 +282,30 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     manifest.check(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        arrays = data.arrays.read_npz(folder / "detector.npz")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
+    return restored(settings, arrays, lambda like: checkpoints.restore(folder / "models", like)[1], folder)
+
+
+def restored(
+    settings: Any, arrays: Any, weights: Callable[[list[nnx.State]], list[nnx.State]], source: pathlib.Path
+) -> Detector:
+    """The detector of `Detector.settings`, `Detector.arrays` and the networks' weights, given a state like each.
+
+    Raises:
+        RunError: they are no detector's; the message names the `source`.
+    """
+    try:
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
         members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
         check_score(score)
-        arrays = data.arrays.read_npz(folder / "detector.npz")
         references, calibration = arrays["references"], arrays["calibration"]
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise errors.RunError(f"{source} holds no anomaly detector that can be read: {error!r}.") from error
     shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
-    _, states = checkpoints.restore(folder / "models", [state] * members)
-    models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
+    models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
     contamination = float(settings.get("contamination", 0.0))
     peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without

@@ -16,6 +16,7 @@ from sklearn.covariance import LedoitWolf
 from flaxae import density, errors
 from flaxae.anomaly.views import Passed
 from flaxae.autoencoder import Autoencoder
+from flaxae.nn import conv
 from flaxae.nn.heads import Probabilistic
 
 ORDERED = 1e-3  # of the parts themselves, so that what is usual by all parts is ordered too
@@ -67,12 +68,12 @@ def nearest(
     square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
     square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
     square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > count:  # else the k groups would be a large part of all
+    if 8 * k * GROUP > count or conv.is_portable():  # the k groups would be a large part of all, or hard to translate
         distance, found = lax.top_k(-square, k)
     else:
-        groups = square.reshape(len(x), GROUP, -1)  # groups are strided, so that minima are taken over whole rows
+        groups = square.reshape(x.shape[0], GROUP, -1)  # groups are strided, so that minima are taken over whole rows
         _, closest = lax.top_k(-groups.min(axis=1), k)
-        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
+        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(x.shape[0], -1)
         distance, among = lax.top_k(-candidates, k)
         group = jnp.take_along_axis(closest, among % k, axis=1)
         found = among // k * groups.shape[2] + group
@@ -238,8 +239,12 @@ class _Robust(NamedTuple):
 def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch values"]) -> Float[Array, " batch"]:
     """How far out the values are in their columns: the root of the mean of their squared −log p, two-sided."""
 
+    method = "compare_all" if conv.is_portable() else "scan"
+
     def rank(side: str) -> Float[Array, "values batch"]:
-        return jax.vmap(lambda row, values: jnp.searchsorted(row, values, side=side))(ordered, x.T).astype(x.dtype)
+        return jax.vmap(lambda row, values: jnp.searchsorted(row, values, side=side, method=method))(
+            ordered, x.T
+        ).astype(x.dtype)
 
     count = ordered.shape[1]
     below, above = (rank("right") + 0.5) / (count + 1), (count - rank("left") + 0.5) / (count + 1)
@@ -248,7 +253,7 @@ def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch va
 
 
 def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    x = passed.x.reshape(len(passed.x), -1)
+    x = passed.x.reshape(passed.x.shape[0], -1)
     in_sample = jnp.argmax(fitted.sample_own[None] == own[:, None], axis=1)
     in_sample = jnp.where(jnp.any(fitted.sample_own[None] == own[:, None], axis=1), in_sample, -1)
     looks = (
