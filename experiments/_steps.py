@@ -335,6 +335,7 @@ def finish(
     *,
     history: Mapping[str, Sequence[float]] | None = None,
     sounds: Sequence[tuple[str, pathlib.Path]] = (),
+    explore: report.Explore | None = None,
 ) -> None:
     """Write the report and results.json, print the tables. `figures` are captions and names, `sounds` and files."""
     if history is not None:
@@ -355,6 +356,7 @@ def finish(
         usage=usage,
         epochs=run.history(),
         sounds=sounds,
+        explore=explore,
     )
     run.write_results(results)
     for table in tables:

@@ -11,6 +11,8 @@ maps new data:
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -31,6 +33,8 @@ from flaxae.training import History
 EPOCHS = 20  # of a map that keeps neighbours
 SCORED = 2000  # test examples to measure trustworthiness on, whose time grows with their square
 NEIGHBOURS = 10
+COLOURED = 20  # columns of a table that the map may be coloured by
+DECODED = 16  # steps of the grid of decoded codes, each way
 
 
 def apply(config: _flags.Reduce) -> None:
@@ -120,7 +124,32 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
     usage = experiments.command("reduce", from_=run.folder, input=_steps.new_file(dataset), output="codes.csv")
-    _steps.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage, history=history)
+    explore = to_explore(model, codes[1], dataset) if dimensions == 2 else None
+    title = f"A map of {dataset.name}"
+    _steps.finish(run, title, summary, [table], figures, results, usage, history=history, explore=explore)
+
+
+def to_explore(model: Autoencoder, codes: np.ndarray, dataset: Dataset) -> report.Explore:
+    """The test examples on the map, for the page to explore: coloured by their class, error and columns."""
+    test = dataset.scaling(dataset.test[:SCORED])
+    made = training.apply(Autoencoder.decode, model, codes[:SCORED])
+    colours: dict[str, Sequence[str] | np.ndarray] = {}
+    if dataset.test_labels is not None and dataset.classes is not None:
+        labels = dataset.test_labels[:SCORED]
+        colours["class"] = [dataset.classes[label] if label >= 0 else "none" for label in labels]
+    colours["reconstruction error"] = np.square(made - test).reshape(len(test), -1).mean(axis=1)
+    is_image = dataset.kind == "image"
+    columns = dataset.columns or ()
+    if not is_image:
+        test, made = dataset.test[:SCORED], dataset.scaling.undo(made)
+        if dataset.kind == "tabular":
+            colours |= {name: test[:, i] for i, name in enumerate(columns[:COLOURED])}
+    rows = range(len(test)) if dataset.test_rows is None else dataset.test_rows[: len(test)]
+    names = [f"row {row}" for row in rows] if dataset.test_files is None else dataset.test_files[: len(test)].tolist()
+    low, high = codes.min(axis=0), codes.max(axis=0)
+    steps = np.stack(np.meshgrid(*np.linspace(low, high, DECODED).T), axis=-1).reshape(-1, 2).astype(np.float32)
+    decoded = training.apply(Autoencoder.decode, model, steps) if is_image else None
+    return report.Explore(codes[:SCORED], names, colours, test, made, columns, decoded)
 
 
 def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,20 +158,24 @@ def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -
     return pca.transform(train.reshape(len(train), -1)), pca.transform(test.reshape(len(test), -1))
 
 
-def score(train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float) -> dict[str, float]:
+def score(
+    train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float, *, known: np.ndarray | None = None
+) -> dict[str, float]:
     """Scores of a map: trustworthiness (are neighbours in the map neighbours in the data?), class accuracy, and MSE.
 
     Trustworthiness (Venna & Kaski 2001), at most 1, is measured on the first `SCORED` test examples. For the accuracy,
     the `NEIGHBOURS` nearest training examples in the map vote for the class of each test example. The normalised mutual
-    information is that of the classes and of as many clusters of the map by k-means.
+    information is that of the classes and of as many clusters of the map by k-means. `known` are the labels of `train`,
+    by default those of the whole training part.
     """
     x = dataset.scaling(dataset.test[:SCORED])
     neighbours = min(NEIGHBOURS, (len(x) - 1) // 2)
     scores = {}
     if neighbours >= 1:
         scores["trustworthiness"] = trustworthiness(x.reshape(len(x), -1), test[:SCORED], n_neighbors=neighbours)
-    if dataset.train_labels is not None and dataset.test_labels is not None:
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, dataset.train_labels)
+    known = dataset.train_labels if known is None else known
+    if known is not None and dataset.test_labels is not None:
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, known)
         scores["knn_accuracy"] = nearest.score(test, dataset.test_labels)
         found = KMeans(min(len(np.unique(dataset.test_labels)), len(test)), n_init=10, random_state=0).fit(test)
         scores["kmeans_nmi"] = normalized_mutual_info_score(dataset.test_labels, found.labels_)
