@@ -13,6 +13,7 @@ from flaxae.errors import ConfigError, unknown
 MAX_PIXELS = 89_478_485  # of one image, as `data.images` has it
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")  # as `runs.loggers` has them
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
@@ -72,7 +73,8 @@ class Flags:
     """Devices that share each batch, such as `data=4`; by default one, or with several processes (Slurm, mpirun) all.
     With --sweep, `population=2,data=4` also trains models side by side."""
     logger: str | None = None
-    """Where else to write metrics than to metrics.jsonl: `tensorboard`, in the run's folder (needs that extra)."""
+    """Where else to write metrics than to metrics.jsonl: tensorboard (in the run's folder), mlflow, wandb or trackio;
+    each needs the extra of its name."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
@@ -88,7 +90,7 @@ class Flags:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
-            check_name("logger", self.logger, ("tensorboard",))
+            check_name("logger", self.logger, LOGGERS)
         together = {"from": "RUN", "input": "NEW", "output": "RESULT"}
         given = [flag for flag in together if getattr(self, flag.replace("from", "from_")) is not None]
         if given and given != list(self.used_with):
@@ -188,6 +190,20 @@ class Anomaly(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compress(Flags):
+    """Flags of the compression experiment."""
+
+    model: str | None = None
+    """There is one kind of codec: leave it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        if self.model is not None:
+            raise ConfigError("--model: there is one kind of codec; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise(SweepFlags):
     """Flags of the denoising experiment."""
 
@@ -237,6 +253,41 @@ class Denoise(SweepFlags):
             raise ConfigError(f"--crop is {self.crop}; it has to be at least 8.")
         if self.target is not None and (self.noisy or self.noise is not None):
             raise ConfigError("--target says what the noise is: leave out --noise and --noisy.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embed(Flags):
+    """Flags of the sentence experiment."""
+
+    data: str = ""
+    """The sentences: a text file with one a line, or a table (.csv, .parquet, …) with a column of them."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    column: tuple[str, ...] = ()
+    """The columns of the table that hold sentences; by default the one with the longest texts."""
+    latent: int = 128
+    """How many numbers a sentence's vector has."""
+    batch_size: int = 256
+    """Sentences per step."""
+    learning_rate: float = 1e-4
+    """The encoder's peak learning rate, after a warm-up and before a cosine decay."""
+    query: tuple[str, ...] = ()
+    """Sentences to find the most similar ones to, after training or with --from."""
+    count: int = 5
+    """How many to find for each query."""
+    pairs: str | None = None
+    """A table with two sentences and their similarity a row, such as a part of the STS benchmark, to measure on: the
+    rank correlation, beside tf-idf, LSA and mean word vectors."""
+
+    def __post_init__(self) -> None:
+        if self.input is not None or self.output is not None or not self.query:
+            super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say which sentences to learn from: --data sentences.txt, one a line, or a table.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -303,6 +354,45 @@ class Generate(SweepFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Recommend(Flags):
+    """Flags of the recommendation experiment."""
+
+    data: str = ""
+    """A table of who chose what: user, item and, if there are any, rating and time."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    user: str | None = None
+    """The column of users; by default the one of that name, or the first."""
+    item: str | None = None
+    """The column of items; by default the one of that name, or the second."""
+    rating: str | None = None
+    """The column of ratings, for --least; by default the one of that name, or the third."""
+    least: float | None = None
+    """Count only ratings from that on; by default every row is a choice, whatever its rating."""
+    latent: int = 256
+    """How many numbers a user's vector has."""
+    hidden: tuple[int, ...] = ()
+    """Sizes of the encoder's hidden layers; by default encoder and decoder are linear."""
+    beta: float = 0.2
+    """The weight of the KL after its warm-up."""
+    batch_size: int = 100
+    """Users per step."""
+    learning_rate: float = 1e-3
+    """The peak learning rate, after a warm-up and before a cosine decay."""
+    count: int = 10
+    """How many items to recommend to each user, and how many similar ones to list."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say who chose what: --data ratings.csv, a table with the columns user and item.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(SweepFlags):
     """Flags of the reconstruction experiment."""
 
@@ -329,9 +419,12 @@ class Reduce(SweepFlags):
 
 FLAGS: dict[str, type[Flags]] = {
     "anomaly": Anomaly,
+    "compress": Compress,
     "denoise": Denoise,
+    "embed": Embed,
     "finetune": Finetune,
     "generate": Generate,
+    "recommend": Recommend,
     "reconstruct": Reconstruct,
     "reduce": Reduce,
 }
@@ -347,6 +440,14 @@ def refuse_mesh(config: Flags) -> None:
     """Raise ConfigError if --mesh is given. For experiments that train several small models on one device."""
     if config.mesh is not None:
         raise ConfigError("--mesh is for denoise, reconstruct, generate and reduce; this experiment uses one device.")
+
+
+def refuse_others(config: Flags, *names: str) -> None:
+    """Raise ConfigError if one of these flags is given, which the experiment has no use for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = [name for name in names if getattr(config, name) != defaults[name]]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no meaning in this experiment; leave it out.")
 
 
 def axes(config: SweepFlags) -> dict[str, list[int | float]]:

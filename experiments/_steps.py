@@ -193,8 +193,9 @@ def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[d
     """The arguments `mesh` and `on_epoch` of `training.fit`: the devices, and where the metrics of each epoch go."""
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []
-        if config.logger == "tensorboard":
-            writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
+        if config.logger is not None:
+            about = {name: run.config[name] for name in ("settings", "model") if name in run.config}
+            writers.append(stack.enter_context(loggers.opened(config.logger, run.folder, about)))
 
         def on_epoch(metrics: dict[str, Any]) -> None:
             for write in writers:

@@ -242,6 +242,37 @@ class Layerwise:
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class Similarity:
+    """‖x̂ − target‖² / ‖target‖² + weight · (cos(z, z̃) − cos(target, x))²: codes as similar as what they are of.
+
+    x is a changed example, such as a sentence of which words were deleted, and the target the whole one. x̂ is the
+    reconstruction and z̃ the code of x, z the code of the target. Where many such pairs of all similarities are trained
+    on, the cosine of two codes tells that of the examples: a projection that keeps distances (Johnson & Lindenstrauss
+    1984), learnt. Without a target only the first term is left.
+    """
+
+    weight: float = 100.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "weight")
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
+        batch = Batch.of(batch)
+        params, latent = model(batch, key)
+        size = total(jnp.square(jnp.asarray(batch.wanted))) + MIN_VARIANCE
+        lost = total(jnp.square(model.likelihood.mean(params, batch.x) - batch.wanted)) / size
+        similarity = cosine(model.encode(batch.wanted, batch.condition), latent.z)
+        return lost + self.weight * jnp.square(similarity - cosine(jnp.asarray(batch.wanted), jnp.asarray(batch.x)))
+
+
+def cosine(a: Float[Array, " batch *shape"], b: Float[Array, " batch *shape"]) -> Float[Array, " batch"]:
+    """The cosine of the angle between two examples; 0 if one of them is 0."""
+    lengths = total(jnp.square(a)) * total(jnp.square(b))
+    return total(a * b) / jnp.sqrt(jnp.maximum(lengths, 1e-12))
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class L1:
     """−log p(x | z) + sparsity · Σ |z|."""
 

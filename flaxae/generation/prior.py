@@ -12,12 +12,14 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxae import batches, data, errors, manifest, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Examples
+from flaxae.columns import Columns
 from flaxae.density import Mixture
 from flaxae.nn.heads import Probabilistic
 
@@ -181,7 +183,8 @@ def sample(
 ) -> Float[np.ndarray, " n *shape"]:
     """The means of p(x | z) at n codes drawn from the prior, in the model's scale. Without one, from the head's own.
 
-    A head that gives only some codes, such as a quantiser, has the drawn ones brought to the nearest of those.
+    Of tables, a row is drawn from p(x | z): the mean of a category would be no category. A head that gives only some
+    codes, such as a quantiser, has the drawn ones brought to the nearest of those.
 
     Raises:
         ConfigError: the prior has no such class, or there is none at all.
@@ -195,8 +198,17 @@ def sample(
             )
         if label is not None:
             raise errors.ConfigError(f"The model's own prior knows no classes, so that {label!r} can't be asked for.")
-        return np.asarray(model.sample(n, jax.random.key(seed)))
-    return training.apply(_decode, model, prior.sample(n, label=label, seed=seed))
+        z = model.head.sample(n, jax.random.key(seed))
+    else:
+        z = prior.sample(n, label=label, seed=seed)
+    if isinstance(model.likelihood, Columns):
+        params = jnp.asarray(training.apply(_params, model, z))
+        return np.asarray(model.likelihood.sample(params, jax.random.key(seed)))
+    return training.apply(_decode, model, z)
+
+
+def _params(model: Autoencoder, z: Any) -> Float[Array, " batch *params"]:
+    return model.params(model.head.nearest(z) if hasattr(model.head, "nearest") else z, None, None)
 
 
 def _decode(model: Autoencoder, z: Any) -> Float[Array, " batch *shape"]:
