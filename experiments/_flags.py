@@ -324,6 +324,9 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
+    model: str | None = None
+    """The preset to train; by default vanilla, and for tables variational. A wrong name lists them;
+    `package.module:preset` is one of your own."""
     latent: int | None = None
     """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
     label: str | None = None

@@ -75,6 +75,8 @@ def known_classes(dataset: Dataset) -> tuple[np.ndarray | None, tuple[str, ...]]
 def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
     dataset = _steps.whole(_steps.load(config), config)
+    if config.model is None:
+        config = dataclasses.replace(config, model="variational" if dataset.kind == "tabular" else "vanilla")
     model = _steps.preset(config, dataset, latent=config.latent or (LATENT if config.model == "vanilla" else None))
     binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
     if binarise:
