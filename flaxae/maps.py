@@ -78,20 +78,25 @@ def fit(
 
     `settings` are those of `training.fit`.
     """
-    if isinstance(x, Stream) or len(x) > MOST:
-        every = np.random.default_rng(seed).permutation(len(x))[:MOST]
-        whole = len(x)
-        x = x.sample(SAMPLE_BYTES) if isinstance(x, Stream) else x[np.sort(every)]
-        say(f"The map is learnt from {len(x):,} of {whole:,} examples; the encoder maps the others.")
-    x = training.check_examples(model, x)
-    batch_size = min(batch_size, len(x))
+    rows = training.check_examples(model, _learnt_from(x, seed))
+    batch_size = min(batch_size, len(rows))
     return training.fit(
         model,
-        batches(x, graph(x, neighbours=neighbours, seed=seed), batch_size, seed),
-        steps_per_epoch=len(x) // batch_size,
+        batches(rows, graph(rows, neighbours=neighbours, seed=seed), batch_size, seed),
+        steps_per_epoch=len(rows) // batch_size,
         epochs=epochs,
         learning_rate=learning_rate,
         validation=0,
         seed=seed,
         **settings,
     )
+
+
+def _learnt_from(x: Rows | Stream, seed: int) -> Rows:
+    """All rows, or with a line that says so, as many as a graph can be of."""
+    if not isinstance(x, Stream) and len(x) <= MOST:
+        return x
+    every = np.sort(np.random.default_rng(seed).permutation(len(x))[:MOST])
+    rows = x.sample(SAMPLE_BYTES)[:MOST] if isinstance(x, Stream) else x[every]
+    say(f"The map is learnt from {len(rows):,} of {len(x):,} examples; the encoder maps the others.")
+    return rows

@@ -511,7 +511,9 @@ class KeepNeighbours:
 
     def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> tuple[Loss, dict[str, Loss]]:
         if not isinstance(batch, Mapping) or "neighbour" not in batch:
-            raise errors.DataError("The objective KeepNeighbours needs a neighbour of each example: see `maps.fit`.")
+            raise errors.DataError(
+                "The objective KeepNeighbours needs a neighbour of each example: `maps.fit` and --exp reduce give it."
+            )
         x, neighbour = jnp.asarray(batch["x"]), jnp.asarray(batch["neighbour"])
         corruption_key, key = jax.random.split(key)
         both = jnp.concatenate([x, neighbour])

@@ -49,6 +49,9 @@ def test_reconstruct_compares_with_pca_and_tells_what_the_code_uses(images):
     assert (images / "runs/reconstruct/1/report.html").exists()
     assert command_line("reconstruct --from runs/reconstruct/1 --input digits.npz --output out.npy") == 0
     assert data.read("out.npy").shape == (120, 8, 8, 1)
+    sampled = "generate --from runs/reconstruct/1 --data digits.npz --output samples.npy --count 3"
+    assert command_line(sampled) == 0  # of a model without a prior
+    assert data.read("samples.npy").shape == (3, 8, 8, 1)
 
 
 def test_a_sweep_trains_every_size_and_resumes(images, capsys):
@@ -158,6 +161,8 @@ def test_generate_samples_and_scores_a_variational_model(images):
     assert {path.stem for path in (images / "runs/generate/1/figures").iterdir()} >= {"samples", "map", "kl"}
     assert command_line("generate --from runs/generate/1 --output again.npy --count 3") == 0
     assert np.load("again.npy").shape == (3, 8, 8, 1)
+    assert command_line("generate --from runs/generate/1 --output sevens.npy --count 3 --label 7") == 0
+    assert command_line("generate --from runs/generate/1 --output none.npy --label x") == 2
     assert command_line("generate --from runs/generate/1 --output again --count 2") == 0
     assert data.read("again").keys() == {"0.png", "1.png"}
 

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from flax import nnx
 from sklearn.decomposition import PCA
 
-from flaxae import autoencoder, errors, training
+from flaxae import autoencoder, errors, presets, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise
 from flaxae.data import Stream
@@ -432,3 +433,14 @@ os.wait()
 def test_a_forked_process_is_told_that_it_can_not_compute():
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.count("JAX can't compute in a process that was forked") == 2
+
+
+def test_progress_tells_the_error_in_figures_people_know(digits, monkeypatch, capsys):
+    monkeypatch.setattr("flaxae.training.loop.FIGURES_AFTER", 0.0)
+    model = autoencoder.build(presets.vanilla(8), (8, 8, 1))
+    training.fit(model, digits[:512], epochs=2, validation=0)
+    told = re.findall(r"MSE (\S+) \((\S+) dB\)", capsys.readouterr().out)
+    error = np.square(model.reconstruct(digits[:512]) - digits[:512]).mean()
+    assert len(told) == 2
+    assert float(told[-1][0]) == pytest.approx(error, abs=1e-4)
+    assert float(told[-1][1]) == pytest.approx(-10 * np.log10(error), abs=0.06)

@@ -18,14 +18,15 @@ from flaxae import batches, errors
 from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
-from flaxae.objectives import Objective
+from flaxae.objectives import Objective, squared_error
 from flaxae.parallel import distributed, processes
-from flaxae.training import feed, loop, optimizers, step
+from flaxae.training import feed, loop, optimizers, progress, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
 from flaxae.training.precision import in_precision
 from flaxae.training.step import Schedule
 
+TOLD = 512  # examples that the error on the progress line is of
 SHORT = 2e10  # examples seen × parameters: below this, training takes less time than compiling a faster program
 
 
@@ -141,6 +142,13 @@ def fit(
         return step.evaluate(graphdef, objective, batch_size, *weights, held_out, held_out_key)
 
     validate, chosen_by = validation_of(evaluate, objective, score, held_out)
+    told = held_out if held_out is not None else x if isinstance(source, feed.Resident) else None
+    told = None if told is None or mesh is not None else batches.take(told, slice(0, TOLD))
+
+    def figures(weights: step.Weights) -> str:
+        error = step.evaluate(graphdef, squared_error, TOLD, *weights, told, held_out_key)["loss"]
+        return progress.figures(float(error), model.likelihood.support)
+
     work = loop.Work(
         block=block,
         sums=lambda state: (state.ok, state.sums),
@@ -150,6 +158,7 @@ def fit(
         chosen_by=chosen_by,
         source=source,
         samples=batch_size,
+        figures=None if told is None else figures,
     )
     settings = {**settings_of(seed, x, source, epochs, update, keep, precision), "learning_rate": rate}
     start = loop.start(work, distributed.place(step.init(model, update, rate, metrics), mesh), epochs, settings)

@@ -28,6 +28,7 @@ from flaxae.training.examples import fingerprint
 
 BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
 SAVE_SECONDS = 10.0  # between checkpoints
+FIGURES_AFTER = 5.0  # seconds of training: in less, it isn't worth compiling what measures them
 
 Metrics = dict[str, float | str]
 OnEpoch = Callable[[Metrics], bool | None]
@@ -52,6 +53,7 @@ class Work(NamedTuple):
     chosen_by: str  # the name of the score by which the best epoch is chosen
     source: feed.Source
     samples: int  # per step, over all members
+    figures: Callable[[Any], str] | None = None  # weights -> figures that people know, for the progress line
 
 
 class Snapshot(NamedTuple):
@@ -120,7 +122,7 @@ def train(
     clock = (began, step, 0.0)
     window, examples = -1, ()
     ran_on = distributed.describe(mesh)
-    stopping = False
+    stopping, figures = False, ""
     scores = history[work.chosen_by]
     ended = np.zeros(scores.shape[1:], bool)
     for epoch in range(step // steps_per_epoch):
@@ -184,6 +186,8 @@ def train(
                 best = _select(better, now, best)
                 ended = ended | _stalled(scores[: epoch + 1], patience)
                 history["seconds"][epoch] = trained_before + time.perf_counter() - began
+                if show and work.figures is not None and time.perf_counter() - began > FIGURES_AFTER:
+                    figures = work.figures(now)
                 if on_epoch is not None and jax.process_index() == 0:
                     metrics = {name: _mean(values[epoch]) for name, values in history.items()}
                     stopping = bool(on_epoch({"epoch": epoch + 1, **metrics, **speed()}))
@@ -193,6 +197,7 @@ def train(
                 done_before + step / steps_per_epoch,
                 float(np.nanmin(loss, initial=math.inf)),
                 work.samples / seconds_per_step,
+                figures,
             )
             if interrupted_now:
                 save()
