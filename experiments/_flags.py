@@ -113,7 +113,7 @@ class PresetFlags(Flags):
     learning_rate: float = 3e-3
     """The peak learning rate, after a warm-up and before a cosine decay."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam or muon. With muon, fully connected models need fewer epochs, each of which takes longer."""
+    """adam or muon. With muon, networks need fewer epochs, each of which takes longer."""
     validation: float = 0.05
     """Fraction of the training data to validate on, which chooses the best epoch."""
     patience: int | None = None
@@ -139,6 +139,8 @@ class SweepFlags(PresetFlags):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
+        if self.sweep and self.model == "map":
+            raise ConfigError("--model map learns from pairs, and can't be swept; take --model vanilla, or another.")
         if self.sweep and "latent" not in axes(self) and self.model == "stacked":
             raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
@@ -188,6 +190,20 @@ class Anomaly(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compress(Flags):
+    """Flags of the compression experiment."""
+
+    model: str | None = None
+    """There is one kind of codec: leave it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        if self.model is not None:
+            raise ConfigError("--model: there is one kind of codec; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise(SweepFlags):
     """Flags of the denoising experiment."""
 
@@ -218,6 +234,9 @@ class Denoise(SweepFlags):
     """Examples per step; by default 64, and 8 pieces of photographs."""
     learning_rate: float | None = None
     """The peak, after a warm-up and before a cosine decay; by default 3e-3, and 1e-3 for photographs."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """adam or muon, with which networks need fewer epochs, each of which takes longer; by default muon for photographs,
+    and adam for the rest."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     ema: float | None = None
@@ -234,6 +253,41 @@ class Denoise(SweepFlags):
             raise ConfigError(f"--crop is {self.crop}; it has to be at least 8.")
         if self.target is not None and (self.noisy or self.noise is not None):
             raise ConfigError("--target says what the noise is: leave out --noise and --noisy.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embed(Flags):
+    """Flags of the sentence experiment."""
+
+    data: str = ""
+    """The sentences: a text file with one a line, or a table (.csv, .parquet, …) with a column of them."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    column: tuple[str, ...] = ()
+    """The columns of the table that hold sentences; by default the one with the longest texts."""
+    latent: int = 128
+    """How many numbers a sentence's vector has."""
+    batch_size: int = 256
+    """Sentences per step."""
+    learning_rate: float = 1e-4
+    """The encoder's peak learning rate, after a warm-up and before a cosine decay."""
+    query: tuple[str, ...] = ()
+    """Sentences to find the most similar ones to, after training or with --from."""
+    count: int = 5
+    """How many to find for each query."""
+    pairs: str | None = None
+    """A table with two sentences and their similarity a row, such as a part of the STS benchmark, to measure on: the
+    rank correlation, beside tf-idf, LSA and mean word vectors."""
+
+    def __post_init__(self) -> None:
+        if self.input is not None or self.output is not None or not self.query:
+            super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say which sentences to learn from: --data sentences.txt, one a line, or a table.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,8 +324,11 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
-    model: str = "vae"
-    """The preset to train; a wrong name lists them."""
+    latent: int | None = None
+    """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
+    label: str | None = None
+    """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
+    in the prior. With --from, the class to draw samples of."""
     binarise: bool = True
     """For a variational model of images, train and score on binarised pixels, drawn with their grey levels as
     probabilities."""
@@ -279,8 +336,8 @@ class Generate(SweepFlags):
     """Importance samples for the likelihood of each example."""
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
-    components: int = 32
-    """Components of the Gaussian mixture that is sampled if the code has no prior."""
+    components: int | None = None
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 100 codes."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -292,8 +349,8 @@ class Generate(SweepFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag in ("draws", "scored", "components", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,13 +369,20 @@ class Reconstruct(SweepFlags):
 class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
+    model: str = "map"
+    """The preset to train: `map` keeps neighbours together, with a decoder back; another, such as vanilla, is a map for
+    reconstruction alone. A wrong name lists them."""
+    batch_size: int = 512
+    """Examples per step."""
     latent: int = 2
     """Dimensions of the map; with more than 3, the codes are scored and written but not drawn."""
 
 
 FLAGS: dict[str, type[Flags]] = {
     "anomaly": Anomaly,
+    "compress": Compress,
     "denoise": Denoise,
+    "embed": Embed,
     "finetune": Finetune,
     "generate": Generate,
     "reconstruct": Reconstruct,
@@ -336,6 +400,14 @@ def refuse_mesh(config: Flags) -> None:
     """Raise ConfigError if --mesh is given. For experiments that train several small models on one device."""
     if config.mesh is not None:
         raise ConfigError("--mesh is for denoise, reconstruct, generate and reduce; this experiment uses one device.")
+
+
+def refuse_others(config: Flags, *names: str) -> None:
+    """Raise ConfigError if one of these flags is given, which the experiment has no use for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = [name for name in names if getattr(config, name) != defaults[name]]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no meaning in this experiment; leave it out.")
 
 
 def axes(config: SweepFlags) -> dict[str, list[int | float]]:

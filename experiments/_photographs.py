@@ -55,7 +55,7 @@ def train(config: _flags.Denoise, dataset: Dataset) -> None:
                 seed=config.seed,
                 weight_decay=config.weight_decay,
                 ema=config.ema or photographs.EMA,
-                optimizer=config.optimizer,
+                optimizer=config.optimizer or photographs.OPTIMIZER,
                 precision=config.precision,
                 patience=config.patience,
                 folder=run.checkpoints,

@@ -23,7 +23,6 @@ from flaxae.data import Dataset, Stream, images
 from flaxae.data.images import Images
 from flaxae.errors import DataError
 from flaxae.experiments import _flags
-from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import distributed
 from flaxae.printing import printable, say
 from flaxae.runs import Run, loggers, plots, report
@@ -251,8 +250,8 @@ def print_table(table: Table) -> None:
 
 
 def preset(config: _flags.PresetFlags, dataset: Dataset, *, latent: int | None = None) -> autoencoder.Config:
-    """The config that the flags ask for, with the likelihood that fits the scaling of the data."""
-    made = presets.find(config.model, Bernoulli() if dataset.kind == "image" else Gaussian())
+    """The config that the flags ask for, with the likelihood that fits the data and their scaling."""
+    made = presets.find(config.model, presets.likelihood(dataset.kind, dataset.encoding, dataset.scaling))
     size = latent or config.latent
     return made.with_latent(size) if size else made
 

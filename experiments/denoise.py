@@ -38,7 +38,6 @@ from flaxae.data import Dataset
 from flaxae.data.images import Images
 from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _photographs, _sound, _steps, _sweep
-from flaxae.likelihoods import Bernoulli, Gaussian
 from flaxae.parallel import processes
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
@@ -86,8 +85,9 @@ def train(config: _flags.Denoise) -> None:
         noise=config.noise or NOISE,
         batch_size=config.batch_size or BATCH_SIZE,
         learning_rate=config.learning_rate or LEARNING_RATE,
+        optimizer=config.optimizer or "adam",
     )
-    preset = network(config, dataset.kind)
+    preset = network(config, dataset)
     decay = {"weight_decay": config.weight_decay, "ema": config.ema}
     with _steps.start("denoise", config, dataset, preset) as run:
         if config.sweep:
@@ -100,11 +100,11 @@ def train(config: _flags.Denoise) -> None:
     dataset.check()
 
 
-def network(config: _flags.Denoise, kind: str) -> autoencoder.Config:
-    """The denoiser that the flags ask for, for that kind of data. For images, the objective is the mean PSNR."""
-    is_image = kind == "image"
+def network(config: _flags.Denoise, dataset: Dataset) -> autoencoder.Config:
+    """The denoiser that the flags ask for, for that data set. For images, the objective is the mean PSNR."""
+    is_image = dataset.kind == "image"
     name = config.model or ("mixer" if is_image else "denoising")
-    preset = presets.find(name, Bernoulli() if is_image else Gaussian())
+    preset = presets.find(name, presets.likelihood(dataset.kind, dataset.encoding, dataset.scaling))
     if config.latent is not None:
         preset = preset.with_latent(config.latent)
     if ":" in name:  # the user's own preset, with its own parts

@@ -6,6 +6,7 @@ from . import augmentation as augmentation
 from . import autoencoder as autoencoder
 from . import baselines as baselines
 from . import batches as batches
+from . import compression as compression
 from . import corruptions as corruptions
 from . import data as data
 from . import denoising as denoising
@@ -14,13 +15,16 @@ from . import errors as errors
 from . import estimators as estimators
 from . import exporting as exporting
 from . import finetuning as finetuning
+from . import generation as generation
 from . import likelihoods as likelihoods
+from . import maps as maps
 from . import metrics as metrics
 from . import nn as nn
 from . import objectives as objectives
 from . import parallel as parallel
 from . import presets as presets
 from . import runs as runs
+from . import sentences as sentences
 from . import serving as serving
 from . import specs as specs
 from . import stacked as stacked
@@ -49,6 +53,7 @@ from .parallel import processes as processes
 from .runs import loggers as loggers
 from .runs import plots as plots
 from .runs import report as report
+from .sentences import SentenceEmbedder as SentenceEmbedder
 from .specs import register as register
 from .trained import Trained as Trained
 from .trained import TrainedClassifier as TrainedClassifier

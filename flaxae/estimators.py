@@ -64,12 +64,12 @@ if TYPE_CHECKING:  # the types of settings are for readers; scikit-learn may set
 else:
     from typing import no_type_check
 
-Estimator = TypeVar("Estimator", bound="_TableEstimator")
+Estimator = TypeVar("Estimator", bound="SavedEstimator")
 Transformer = TypeVar("Transformer", bound="_TableTransformer")
 
 
-class _TableEstimator(BaseEstimator):
-    """What all estimators share: standardised columns, and saving without pickle."""
+class SavedEstimator(BaseEstimator):
+    """What all estimators share: saving without pickle."""
 
     # What `fit` learns besides the arrays of `_arrays_like`, with the function that reads each from JSON.
     _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {"n_features_in_": int}
@@ -138,6 +138,13 @@ class _TableEstimator(BaseEstimator):
 
     def _arrays_like(self) -> dict[str, Any]:
         """The structure of the learned arrays, or trees of them, for `checkpoints.restore`."""
+        raise NotImplementedError
+
+
+class _TableEstimator(SavedEstimator):
+    """What the estimators of tables share: standardised columns."""
+
+    def _arrays_like(self) -> dict[str, Any]:
         columns = np.empty(self.n_features_in_)
         return {"mean_": columns, "scale_": columns}
 
@@ -217,7 +224,7 @@ class _TableAutoencoder(_TableEstimator):
         self._fit_units(X)
         self.loss_curve_ = []
         self._steps = 0
-        self._seed = _seed(self.random_state)
+        self._seed = seed_of(self.random_state)
         self._state = self._initial_state()
 
     def _initial_state(self) -> State:
@@ -656,7 +663,7 @@ class AutoencoderDetector(_TableEstimator):
         return self._learn(self._standardised(X), self.detector_)
 
     def _learn(self, x: Float[np.ndarray, "n columns"], start: anomaly.Detector | None) -> "AutoencoderDetector":
-        seed = _seed(self.random_state)
+        seed = seed_of(self.random_state)
         train, held_out = anomaly.hold_out(x, anomaly.HELD_OUT, seed)
         if start is not None:
             held_out = np.concatenate([self._held_out, held_out])
@@ -677,7 +684,7 @@ class AutoencoderDetector(_TableEstimator):
         self.decision_scores_ = self._scores(x)
         known = self.decision_scores_
         if start is not None:
-            known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
+            known = self._scores(self.detector_.references)
         if self.contamination == "auto":
             normal = self.detector_.calibration
             rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))
@@ -801,17 +808,20 @@ def _unmasked(X: Any) -> Any:
     return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
-def _seed(random_state: Any) -> int:
+def seed_of(random_state: Any) -> int:
+    """The seed that scikit-learn's `random_state` stands for, drawn if it is None."""
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
-def of_name(name: str) -> type[_TableEstimator]:
+def of_name(name: str) -> type[SavedEstimator]:
     """The estimator class of that name.
 
     Raises:
         ConfigError: there is none.
     """
-    known = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
+    from flaxae.sentences import SentenceEmbedder  # which is built on this module
+
+    known = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector, SentenceEmbedder)
     table = {estimator.__name__: estimator for estimator in known}
     if name not in table:
         raise errors.ConfigError(errors.unknown("estimator", name, table))

@@ -242,6 +242,37 @@ class Layerwise:
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class Similarity:
+    """‖x̂ − target‖² / ‖target‖² + weight · (cos(z, z̃) − cos(target, x))²: codes as similar as what they are of.
+
+    x is a changed example, such as a sentence of which words were deleted, and the target the whole one. x̂ is the
+    reconstruction and z̃ the code of x, z the code of the target. Where many such pairs of all similarities are trained
+    on, the cosine of two codes tells that of the examples: a projection that keeps distances (Johnson & Lindenstrauss
+    1984), learnt. Without a target only the first term is left.
+    """
+
+    weight: float = 100.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "weight")
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
+        batch = Batch.of(batch)
+        params, latent = model(batch, key)
+        size = total(jnp.square(jnp.asarray(batch.wanted))) + MIN_VARIANCE
+        lost = total(jnp.square(model.likelihood.mean(params, batch.x) - batch.wanted)) / size
+        similarity = cosine(model.encode(batch.wanted, batch.condition), latent.z)
+        return lost + self.weight * jnp.square(similarity - cosine(jnp.asarray(batch.wanted), jnp.asarray(batch.x)))
+
+
+def cosine(a: Float[Array, " batch *shape"], b: Float[Array, " batch *shape"]) -> Float[Array, " batch"]:
+    """The cosine of the angle between two examples; 0 if one of them is 0."""
+    lengths = total(jnp.square(a)) * total(jnp.square(b))
+    return total(a * b) / jnp.sqrt(jnp.maximum(lengths, 1e-12))
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class L1:
     """−log p(x | z) + sparsity · Σ |z|."""
 
@@ -461,6 +492,44 @@ class Binarised:
         binary_key, key = jax.random.split(key)
         x = jax.random.bernoulli(binary_key, Batch.of(batch).x).astype(jnp.float32)
         return self.objective(model, replaced(batch, x), key)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class KeepNeighbours:
+    """−log p(x | z) / values + pull · InfoNCE: a code that keeps neighbours, and a decoder that reads it.
+
+    The batch holds a `neighbour` of each x (see `maps.batches`). With q = 1 / (1 + ‖z − z'‖²), an example's contrast is
+    −log q(neighbour) / (q(neighbour) + Σ q(others)), over the other examples of the batch and their neighbours
+    (InfoNC-t-SNE, Damrich et al. 2023, eq. 6). The reconstruction trains the decoder, and not the encoder.
+    """
+
+    pull: float = 1.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "pull")
+
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> tuple[Loss, dict[str, Loss]]:
+        if not isinstance(batch, Mapping) or "neighbour" not in batch:
+            raise errors.DataError("The objective KeepNeighbours needs a neighbour of each example: see `maps.fit`.")
+        x, neighbour = jnp.asarray(batch["x"]), jnp.asarray(batch["neighbour"])
+        corruption_key, key = jax.random.split(key)
+        both = jnp.concatenate([x, neighbour])
+        z = model.encode(model.corrupt(both, corruption_key)).reshape(len(both), -1)
+        contrast = info_nce(z[: len(x)], z[len(x) :])
+        params = model.params(lax.stop_gradient(z[: len(x)]), key, like=x)
+        loss = -model.log_likelihood(params, Batch(x)) / x[0].size
+        return loss + self.pull * contrast, {"contrast": contrast}
+
+
+def info_nce(z: Float[Array, "batch latent"], neighbour: Float[Array, "batch latent"]) -> Loss:
+    """−log q(neighbour) / (q(neighbour) + Σ q(others)) of each z, with q = 1 / (1 + distance²); nats."""
+    others = jnp.concatenate([z, neighbour])
+    square = jnp.square(z).sum(-1)[:, None] + jnp.square(others).sum(-1)[None] - 2 * z @ others.T
+    log_q = -jnp.log1p(jnp.maximum(square, 0))
+    itself = jnp.arange(len(z))[:, None] == jnp.arange(len(others))[None]
+    close = -jnp.log1p(jnp.square(z - neighbour).sum(-1))
+    return jax.nn.logsumexp(log_q, axis=1, where=~itself) - close
 
 
 @specs.register

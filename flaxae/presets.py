@@ -8,11 +8,12 @@ import sys
 import types
 from collections.abc import Callable
 
-from flaxae import errors, objectives
+from flaxae import columns, errors, objectives
 from flaxae.augmentation import Transform
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise, GaussianRange, Patches
-from flaxae.likelihoods import Bernoulli, Laplace, Likelihood
+from flaxae.data import Encoding, Scaling
+from flaxae.likelihoods import Bernoulli, Gaussian, Laplace, Likelihood
 from flaxae.nn.convnet import ConvNet, FullyConvolutional
 from flaxae.nn.heads import Deterministic, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
@@ -25,6 +26,7 @@ from flaxae.objectives import (
     ActivityRate,
     Contractive,
     ImportanceWeighted,
+    KeepNeighbours,
     Layerwise,
     VectorQuantization,
 )
@@ -188,6 +190,27 @@ def grid_variational(latent: int = 8, likelihood: Likelihood = BERNOULLI, beta: 
     return Config(body=FullyConvolutional(), head=Variational(latent), objective=ELBO(beta), likelihood=likelihood)
 
 
+def likelihood(kind: str, encoding: Encoding | None, scaling: Scaling) -> Likelihood:
+    """The likelihood of data of that kind, as they are scaled: of tables, each column's own."""
+    if kind == "image":
+        return BERNOULLI
+    return columns.of_table(encoding, scaling) if kind == "tabular" and encoding is not None else Gaussian()
+
+
+def neighbour_map(latent: int = 2, likelihood: Likelihood = BERNOULLI, pull: float = 1.0, noise: float = 0.1) -> Config:
+    """A map that keeps neighbours together, with a decoder back; trained by `maps.fit` (after Damrich et al. 2023).
+
+    A little noise on what the encoder sees makes the map as good for new examples as for those trained on.
+    """
+    return Config(
+        body=MLP((512, 512, 256)),
+        head=Deterministic(latent),
+        objective=KeepNeighbours(pull),
+        likelihood=likelihood,
+        corruption=GaussianNoise(noise),
+    )
+
+
 PRESETS: dict[str, Callable[..., Config]] = {
     "mixer": mixer,
     "vanilla": vanilla,
@@ -206,6 +229,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "stacked": stacked,
     "masked": masked,
     "transformed": transformed,
+    "map": neighbour_map,
     "grid": grid,
     "grid_variational": grid_variational,
 }

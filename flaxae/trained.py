@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
@@ -23,12 +24,14 @@ from flaxae.training import checkpoints
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flaxae import anomaly, finetuning
+    from flaxae import anomaly, finetuning, generation
     from flaxae.anomaly import series
 
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
+IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
+PRIOR = pathlib.Path("checkpoints", "prior")
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
 
@@ -47,6 +50,7 @@ class Trained:
     encoding: Encoding | None = None
     framing: Framing | None = None
     roles: Roles | None = None  # of a table's columns
+    prior: "generation.CodePrior | None" = None  # fitted to the codes, to draw new examples from
 
     def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
         """New data from a file or folder, see `data.read`. A signal is read as windows.
@@ -146,6 +150,54 @@ class Trained:
         """decode(encode(x)), in the units and dtype of the training data. A DataFrame gives one of the same columns."""
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
         return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
+
+    def sample(self, n: int, *, label: str | None = None, seed: int = 0) -> Shaped[np.ndarray, " n *shape"]:
+        """n new examples, in the units and dtype of the training data: p(x | z)'s means at codes drawn from the prior.
+
+        Without a fitted prior, they are drawn from the one that a variational model was trained with.
+
+        Args:
+            label: the class that all are to be of, if the prior was fitted with labels.
+
+        Raises:
+            ConfigError: there is no prior, see `with_prior`; or it has no such class.
+        """
+        from flaxae import generation
+
+        return self.scaling.undo(generation.sample(self.model, self.prior, n, label=label, seed=seed))
+
+    def with_prior(
+        self,
+        x: "Examples",
+        labels: Int[np.ndarray, " examples"] | None = None,
+        classes: tuple[str, ...] = (),
+        *,
+        seed: int = 0,
+    ) -> "Trained":
+        """The same model with a prior fitted to its codes of x, in the data's units. See `generation.CodePrior.fit`."""
+        from flaxae import generation
+
+        prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
+        return dataclasses.replace(self, prior=prior)
+
+    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
+
+        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
+        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
+
+        Raises:
+            DataError: the model is not of a table with named columns, or these are others.
+        """
+        encoding = self._encoding
+        gaps = encoding.gaps(frame)
+        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are missing
+            x = self.scaled(frame)
+        for _ in range(IMPUTATIONS if gaps.any() else 0):
+            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
+        return encoding.filled(frame, gaps, self.scaling.undo(x))
 
     @property
     def _framing(self) -> Framing:
@@ -327,6 +379,8 @@ def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathli
         what.detector.save(folder / "detector")
     else:
         checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
+        if trained.prior is not None:
+            trained.prior.save(folder / PRIOR)
     if isinstance(what, TrainedClassifier):
         checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
     (folder / "config.json").write_text(json.dumps(described(what), indent=2) + "\n", encoding="utf-8")
@@ -439,7 +493,12 @@ def of_description(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoen
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
     if model is None:
         model = _restored(folder / "checkpoints" / "best", saved["model"], shape, about.get("conditions", 0))
-    return Trained(model, scaling, shape, kind, columns, **parts)
+    prior = None
+    if (fitted := atomic.settled(folder / PRIOR)).exists():
+        from flaxae.generation import CodePrior
+
+        prior = CodePrior.load(fitted)
+    return Trained(model, scaling, shape, kind, columns, prior=prior, **parts)
 
 
 def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...], conditions: int) -> Autoencoder:

@@ -135,6 +135,15 @@ class Detector:
         kept = np.sort(scores)[: max(1, len(scores) - round(fraction * len(scores)))]
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
+    def with_references(self, more: Float[np.ndarray, " more *shape"]) -> "Detector":
+        """The detector, which compares with `more` examples as well. Its p-values stay: they can but be too high."""
+        references = np.concatenate([self.references, more])[:MAX_REFERENCES].astype(np.float32)
+        fitted = [
+            kept._replace(arrays=_fit_arrays(model, self.views, self.score_name, references))
+            for model, kept in zip(self.models, self.fitted, strict=True)
+        ]
+        return dataclasses.replace(self, references=references, fitted=tuple(fitted))
+
     def score(
         self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
     ) -> Float[np.ndarray, " examples"]:
@@ -159,7 +168,7 @@ class Detector:
         looks = []
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
-            looks.append((parts - fitted.centre) / fitted.spread)
+            looks.append(SCORES[self.score_name].summands((parts - fitted.centre) / fitted.spread))
         parts = np.stack(looks).mean(axis=0, dtype=np.float32)
         if self.local is None:
             return parts
@@ -352,7 +361,8 @@ def fit(
             compared with more neighbours. "auto" is 0 for images and signals. Of tables, training leaves out TRIMMED
             of each batch, and thresholds what `conformal.contamination` says.
         held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
-            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
+            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`). Of tables,
+            new examples are compared with these as well.
         neighbours: see `Detector.of`.
         members: how many autoencoders to train, together, from different initial weights.
         epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
@@ -391,7 +401,9 @@ def fit(
         config = config or default_config(kind, seen.shape[1:])
         models = [autoencoder.build(config, seen.shape[1:], seed=seed + member) for member in range(members)]
     else:
-        views, compared = start.views, np.concatenate([start.references, normal])
+        apart = {row.tobytes() for row in np.asarray(calibration, np.float32)}
+        known = [row for row in start.references if row.tobytes() not in apart]
+        views, compared = start.views, np.concatenate([np.stack(known), normal]) if known else normal
         seen = views(normal)
         config = start.config
         models = [nnx.clone(model) for model in start.models]
@@ -417,7 +429,8 @@ def fit(
                 told = {name: [m.history[name][epoch] for m in trained.members] for name in ("loss", "seconds")}
                 on_epoch({"epoch": epoch + 1, **{name: float(np.mean(values)) for name, values in told.items()}})
     compare = {"score": score, "neighbours": neighbours, "contamination": contamination, "seed": seed}
-    return Detector.of(config, models, views, compared, calibration, **compare)
+    detector = Detector.of(config, models, views, compared, calibration, **compare)
+    return detector.with_references(calibration) if tabular and len(calibration) else detector
 
 
 def fit_folds(
@@ -515,14 +528,19 @@ def _difference(
 def _fit_score(
     model: Autoencoder, views: Views, score: str, neighbours: int, references: Float[np.ndarray, " references *shape"]
 ) -> _Fitted:
-    known = SCORES[score]
-    arrays = known.fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
+    known, arrays = SCORES[score], _fit_arrays(model, views, score, references)
     own = np.arange(len(references))
     parts = _in_blocks(_parts, model, views, references, own, score, neighbours, arrays)
     centre = np.median(parts, axis=0)
     upper = np.quantile(parts, 0.9, axis=0) - centre
     spread = upper if known.upper else np.median(np.abs(parts - centre), axis=0)
-    return _Fitted(arrays, centre, (spread + 1e-6) / np.asarray(known.weights or 1.0, np.float32))
+    return _Fitted(arrays, centre, spread + np.float32(1e-6))
+
+
+def _fit_arrays(
+    model: Autoencoder, views: Views, score: str, references: Float[np.ndarray, " references *shape"]
+) -> Any:
+    return SCORES[score].fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
 
 
 def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:

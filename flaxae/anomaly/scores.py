@@ -19,6 +19,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.nn import conv
 from flaxae.nn.heads import Probabilistic
 
+ORDERED = 1e-3  # of the parts themselves, so that what is usual by all parts is ordered too
 GROUP = 16  # references per group; the search first compares only the nearest of each group
 SAMPLES = 256  # draws of z for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
@@ -29,13 +30,21 @@ INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, round
 class Score(NamedTuple):
     """A score as two functions: `fit` to the references, then `of` examples, [batch, parts]; the parts are summed.
 
-    The parts are logarithms, so that no part dominates the sum. `model` is for scores that run the model again.
+    The parts are logarithms, so that no part dominates the sum. With `power`, those above what is usual are raised to
+    it: what is far out by one part alone stands out. `model` is for scores that run the model again.
     """
 
     fit: Callable[[Passed], Any]
     of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
     weights: tuple[float, ...] | None = None  # of the parts; None: all alike
     upper: bool = False  # parts are in the spread of their upper half: the 90th percentile over the median
+    power: int = 1
+
+    def summands(self, parts: Float[np.ndarray, "batch parts"]) -> Float[np.ndarray, "batch parts"]:
+        """What is summed: the parts in deviations from what is usual, by their power and weights."""
+        if self.power > 1:
+            parts = np.maximum(parts, 0) ** self.power + ORDERED * parts
+        return parts if self.weights is None else parts * np.asarray(self.weights, parts.dtype)
 
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
@@ -257,7 +266,7 @@ def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own
 
 
 SCORES: dict[str, Score] = {
-    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3), upper=True),
+    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), upper=True, power=3),
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),

@@ -178,6 +178,25 @@ class Encoding:
         parts = np.split(values, ends[:-1], axis=1)
         return pd.DataFrame({c.name: _decoded(c, part) for c, part in zip(self.columns, parts, strict=True)})
 
+    def filled(
+        self,
+        frame: "pd.DataFrame",
+        gaps: Bool[np.ndarray, " rows columns"],
+        values: Float[np.ndarray, " rows features"],
+    ) -> "pd.DataFrame":
+        """The table with its gaps filled by what the features `values` tell, the likeliest named category for one."""
+        values = np.where(self.marks, 0.0, values)
+        for place, name in enumerate(self.features):
+            if name == f"{self.groups[place]}={OTHER}":
+                values[:, place] = -np.inf  # no value to fill in
+        made = self.undo(values)
+        filled = frame.set_axis(frame.columns.map(str), axis=1)
+        for gone, column in zip(gaps.T, self.columns, strict=True):
+            if gone.any():
+                there = filled[column.name].to_numpy(object)
+                filled[column.name] = np.where(gone, made[column.name].to_numpy(object), there)
+        return filled.infer_objects().set_axis(frame.columns, axis=1)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold."""
         categories = [None if column.categories is None else list(column.categories) for column in self.columns]

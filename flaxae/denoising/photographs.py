@@ -25,6 +25,7 @@ CROP = 128  # pixels a side of a piece: trained on 64, whole images came out 0.3
 EPOCH, STEPS = 100, 4000  # steps: of what is called an epoch, and of a training
 EMA = 0.995
 WARMUP = 0.05
+OPTIMIZER = "muon"  # which came further than Adam in as many steps, on held-out images
 HELD_OUT, MOST_HELD_OUT, HELD_OUT_SIDE = 0.05, 16, 128  # images to validate on: a part, at most, and of each the middle
 LOOKED_AT = 32  # images, for the noise's level
 GAUSSIAN, SQUARED = Gaussian(), objectives.negative_log_likelihood
@@ -182,6 +183,6 @@ def fit(
         epochs=math.ceil(steps / EPOCH),
         steps_per_epoch=EPOCH,
         seed=seed,
-        **{"warmup": WARMUP, "ema": EMA, "keep": "last", **settings},
+        **{"optimizer": OPTIMIZER, "warmup": WARMUP, "ema": EMA, "keep": "last", **settings},
     )
     return model, history

@@ -230,7 +230,9 @@ def _undone(scaling: Scaling, x: Array) -> Array:
         far = jnp.sign(x) * (scaling.limit + jnp.expm1(jnp.clip(excess, 0, 60)))
         x = jnp.where(excess > 0, far, x)
     shape = (1,) * (x.ndim - 1) + (-1,)
-    values = x * np.reshape(np.float32(scaling.scale), shape) + np.reshape(np.float32(scaling.offset), shape)
+    values = x * np.array(scaling.scale, np.float32).reshape(shape) + np.array(scaling.offset, np.float32).reshape(
+        shape
+    )
     if np.dtype(scaling.dtype).kind == "u":
         values = jnp.clip(jnp.rint(values), 0, np.iinfo(scaling.dtype).max)
     return values.astype(scaling.dtype)

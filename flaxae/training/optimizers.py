@@ -21,8 +21,8 @@ class Optimizer:
     Args:
         steps: of the whole run, over which the schedule extends.
         method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
-            and trains all else with Nesterov's Adam, scaled so that learning rates mean the same for both (Liu et al.
-            2025): fully connected networks need fewer epochs, each of which takes longer. Or an optax transformation,
+            and kernel and trains all else with Nesterov's Adam, scaled so that learning rates mean the same for both
+            (Liu et al. 2025): networks need fewer epochs, each of which takes longer. Or an optax transformation,
             which does everything: its updates are added as they are, without learning_rate or schedule.
         warmup: fraction of `steps` over which the learning rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
@@ -107,7 +107,19 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
 
 
 def scale_by_muon() -> optax.GradientTransformation:
-    """`optax.contrib.muon` without a learning rate. Updates of matrices have root mean square 0.2, as usual in Adam."""
+    """`optax.contrib.muon` without a learning rate. Updates of matrices have root mean square 0.2, as usual in Adam.
+
+    A kernel of a convolution, [height, width, in, out], is taken for a matrix, [height · width · in, out], unless it
+    leads from or to a single channel.
+    """
     from optax import contrib
 
-    return optax.chain(contrib.muon(1.0, adam_learning_rate=1.0, consistent_rms=0.2), optax.scale(-1.0))
+    def matrices(params: Any) -> Any:
+        def of(p: Float[Array, "*shape"]) -> contrib.MuonDimensionNumbers | None:
+            is_matrix = p.ndim == 2 or (p.ndim == 4 and min(p.shape[2:]) > 1)
+            return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,)) if is_matrix else None
+
+        return jax.tree.map(of, params)
+
+    muon = contrib.muon(1.0, adam_learning_rate=1.0, consistent_rms=0.2, muon_weight_dimension_numbers=matrices)
+    return optax.chain(muon, optax.scale(-1.0))
