@@ -157,7 +157,7 @@ def _looked_at(detector: Detector, x: Array) -> dict[str, Array]:
         with conv.portable():
             passed = Passed.of(detector.views, model, seen)
             parts = SCORES[detector.score_name].of(fitted.arrays, model, passed, detector.neighbours, own)
-        looks.append((parts - fitted.centre[None]) / fitted.spread[None])
+        looks.append(SCORES[detector.score_name].summands((parts - fitted.centre[None]) / fitted.spread[None]))
     parts = jnp.mean(jnp.stack(looks), axis=0)
     if detector.local is None:
         return {"score": jnp.sum(parts, axis=1)}

@@ -97,7 +97,9 @@ def _npy(body: bytes, trained: Trained) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
-    if math.prod(shape) * dtype.itemsize > len(body):  # before so much memory is taken
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if math.prod(shape) * dtype.itemsize > len(body) - file.tell():  # before so much memory is taken
         raise DataError(f"The body is cut off: its header says {list(shape)} of {dtype}.")
     return np.load(io.BytesIO(body), allow_pickle=False)
 
