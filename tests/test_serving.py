@@ -130,6 +130,8 @@ def test_a_detector_scores_and_flags(detector):
         (b'{"x": []}', JSON, 400, "no examples"),
         (b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}", JSON, 400, "is no application/json"),
         (npy(pixels().astype(object)), NPY, 400, "is no application/x-npy"),  # a pickle
+        (npy(pixels())[:-9], NPY, 400, "is cut off"),
+        (b"a" + b",a" * 10_000, {"content-type": "text/csv"}, 400, "has 10,001 columns"),
         (npy(pixels() / 7.0), NPY, 400, "there are fractions"),
         (npy(pixels(101)), NPY, 400, "at most 100"),
         (npy(pixels(1, shape=(40, 40, 40))), NPY, 413, "larger than 0.05 MiB"),

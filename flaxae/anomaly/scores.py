@@ -40,11 +40,11 @@ class Score(NamedTuple):
     upper: bool = False  # parts are in the spread of their upper half: the 90th percentile over the median
     power: int = 1
 
-    def summands(self, parts: Float[np.ndarray, "batch parts"]) -> Float[np.ndarray, "batch parts"]:
+    def summands(self, parts: Float[np.ndarray | Array, "batch parts"]) -> Float[np.ndarray | Array, "batch parts"]:
         """What is summed: the parts in deviations from what is usual, by their power and weights."""
         if self.power > 1:
-            parts = np.maximum(parts, 0) ** self.power + ORDERED * parts
-        return parts if self.weights is None else parts * np.asarray(self.weights, parts.dtype)
+            parts = parts.clip(0.0) ** self.power + ORDERED * parts
+        return parts if self.weights is None else parts * np.asarray(self.weights, parts.dtype)[None]
 
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:

@@ -130,7 +130,7 @@ class Graph:
             self.constants.append(self.onnx.numpy_helper.from_array(value, self.known[key]))
         return self.known[key]
 
-    def ints(self, *values: int) -> str:
+    def ints(self, *values: int | np.integer) -> str:
         return self.constant(np.array(values, np.int64))
 
     def size(self, symbol: Any) -> str:

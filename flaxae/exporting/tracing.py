@@ -157,7 +157,7 @@ def _looked_at(detector: Detector, x: Array) -> dict[str, Array]:
         with conv.portable():
             passed = Passed.of(detector.views, model, seen)
             parts = SCORES[detector.score_name].of(fitted.arrays, model, passed, detector.neighbours, own)
-        looks.append((parts - fitted.centre[None]) / fitted.spread[None])
+        looks.append(SCORES[detector.score_name].summands((parts - fitted.centre[None]) / fitted.spread[None]))
     parts = jnp.mean(jnp.stack(looks), axis=0)
     if detector.local is None:
         return {"score": jnp.sum(parts, axis=1)}
@@ -230,7 +230,9 @@ def _undone(scaling: Scaling, x: Array) -> Array:
         far = jnp.sign(x) * (scaling.limit + jnp.expm1(jnp.clip(excess, 0, 60)))
         x = jnp.where(excess > 0, far, x)
     shape = (1,) * (x.ndim - 1) + (-1,)
-    values = x * np.reshape(np.float32(scaling.scale), shape) + np.reshape(np.float32(scaling.offset), shape)
+    values = x * np.array(scaling.scale, np.float32).reshape(shape) + np.array(scaling.offset, np.float32).reshape(
+        shape
+    )
     if np.dtype(scaling.dtype).kind == "u":
         values = jnp.clip(jnp.rint(values), 0, np.iinfo(scaling.dtype).max)
     return values.astype(scaling.dtype)

@@ -15,9 +15,11 @@ import numpy as np
 from flax import nnx
 
 import flaxae
-from flaxae import anomaly, autoencoder, errors, manifest, trained
+from flaxae import autoencoder, errors, manifest, trained
+from flaxae.anomaly import detector as detectors
 from flaxae.autoencoder import Config
 from flaxae.errors import ConfigError, missing
+from flaxae.printing import say
 
 ARRAYS = "model.safetensors"
 FILES = frozenset({ARRAYS, "config.json", "README.md"})
@@ -34,6 +36,9 @@ def write(what: Any, folder: pathlib.Path) -> None:
     config = {"library_name": "flaxae", "flaxae": flaxae.__version__, **trained.described(what)}
     if isinstance(what, trained.TrainedDetector):
         config["detector"] = what.detector.settings()
+    of = what if isinstance(what, trained.Trained) else what.trained
+    if of.prior is not None:
+        say("The prior fitted to the codes is left out: safetensors hold the networks alone.")
     _library().save_file(_arrays(what), folder / ARRAYS, metadata={"format": "np"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(what, config), encoding="utf-8")
@@ -54,7 +59,7 @@ def read(folder: pathlib.Path) -> Any:
         detector = config.get("detector")
         if detector is not None:
             apart = {name: arrays.pop(name) for name in ("references", "calibration", "peaks") if name in arrays}
-            made = anomaly.detector.restored(detector, apart, lambda like: _filled(like, arrays, path), folder)
+            made = detectors.restored(detector, apart, lambda like: _filled(like, arrays, path), folder)
             return trained.TrainedDetector(trained.of_description(folder, config, made.models[0]), made)
         about = config["data"]
         shape, model = tuple(about["shape"]), Config.from_dict(config["model"])

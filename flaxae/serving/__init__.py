@@ -113,11 +113,10 @@ def methods(what: Any, threshold: float | None = None) -> dict[str, Method]:
 
 def _of_autoencoder(trained: Trained) -> dict[str, Method]:
     encode = functools.partial(training.apply, Autoencoder.encode, trained.model)
-    found = {"encode": Method(trained.scaled, encode, lambda x, made: {"code": made})}
-    if isinstance(trained.model.shape, tuple) and not isinstance(
-        training.apply(Autoencoder.encode, trained.model, np.zeros((1, *trained.shape), np.float32)), np.ndarray
-    ):
-        found = {}  # the tree of a U-Net
+    code = encode(np.zeros((1, *trained.shape), np.float32))  # which also compiles it
+    found = {}
+    if isinstance(code, np.ndarray):  # and not the tree of a U-Net
+        found["encode"] = Method(trained.scaled, encode, lambda x, made: {"code": made})
     if trained.kind == "image":
         clean = functools.partial(denoising.denoise, trained)
         found["reconstruct"] = Method(np.asarray, clean, lambda x, made: {"reconstruction": made})
@@ -125,8 +124,8 @@ def _of_autoencoder(trained: Trained) -> dict[str, Method]:
 
     def undone(x: Any, made: np.ndarray) -> dict[str, Any]:
         values = trained.scaling.undo(made)
-        is_frame = isinstance(x, pd.DataFrame) and trained.encoding is not None
-        return {"reconstruction": trained.encoding.undo(values) if is_frame else values}
+        encoding = trained.encoding if isinstance(x, pd.DataFrame) else None
+        return {"reconstruction": values if encoding is None else encoding.undo(values)}
 
     reconstruct = functools.partial(training.apply, Autoencoder.reconstruct, trained.model)
     found["reconstruct"] = Method(trained.scaled, reconstruct, undone)
@@ -276,6 +275,8 @@ def app(
                 response = _mistake(503, str(error), {"retry-after": "1"})
             except FlaxaeError as error:
                 response = _mistake(400, str(error))
+            except MemoryError:
+                response = _mistake(413, "There is not enough memory for it; give less at once.")
             except ClientDisconnect:
                 response = Response(status_code=499)
             response.headers.update(HEADERS)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from flaxae.trained import Trained
 
 JSON, CSV, NPY, PNG = "application/json", "text/csv", "application/x-npy", "image/png"
 JPEG = "image/jpeg"  # read, never written
+PIXELS = 2**24  # of one image: a small file may claim any size
+COLUMNS = 10_000  # of a table in CSV
 TYPES = (JSON, CSV, NPY, PNG, JPEG)
 
 
@@ -62,7 +65,7 @@ def write(made: dict[str, Any], kind: str, trained: Trained) -> bytes:
         return file.getvalue()
     if values.dtype != np.uint8:  # a map of heat, or pixels of 16 bits
         values = values.astype(np.float32)
-        values = np.uint8(255 * np.clip(values / max(float(np.nanmax(values)), 1e-12), 0, 1))
+        values = (255 * np.clip(values / max(float(np.nanmax(values)), 1e-12), 0, 1)).astype(np.uint8)
     if values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[-1] not in (1, 3, 4)) or len(values) != 1:
         raise DataError(f"The result has shape {list(values.shape)}, which is no image; ask for {JSON} or {NPY}.")
     image = values[0]
@@ -82,11 +85,22 @@ def _json(body: bytes, trained: Trained) -> Any:
 
 
 def _csv(body: bytes, trained: Trained) -> Any:
+    columns = 1 + body.partition(b"\n")[0].count(b",")
+    if columns > COLUMNS:
+        raise DataError(f"The table has {columns:,} columns; at most {COLUMNS:,} are taken.")
     frame = pd.read_csv(io.BytesIO(body))
     return frame if trained.columns is not None and trained.framing is None else frame.to_numpy(np.float32)
 
 
 def _npy(body: bytes, trained: Trained) -> np.ndarray:
+    file = io.BytesIO(body)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if math.prod(shape) * dtype.itemsize > len(body) - file.tell():  # before so much memory is taken
+        raise DataError(f"The body is cut off: its header says {list(shape)} of {dtype}.")
     return np.load(io.BytesIO(body), allow_pickle=False)
 
 
@@ -94,6 +108,8 @@ def _image(body: bytes, trained: Trained) -> np.ndarray:
     if trained.kind != "image":
         raise DataError(f"The body is an image; the model was trained on data of the kind {trained.kind}.")
     with Image.open(io.BytesIO(body), formats=["PNG", "JPEG"]) as image:
+        if image.width * image.height > PIXELS:
+            raise DataError(f"The image has {image.width} × {image.height} pixels; at most {PIXELS:,} are taken.")
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[trained.shape[-1]]
         pixels = np.asarray(image if image.mode == mode or image.mode.startswith("I;16") else image.convert(mode))
     return pixels.reshape(1, *pixels.shape[:2], -1)
@@ -116,10 +132,12 @@ def _converted(x: np.ndarray, dtype: str) -> np.ndarray:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
-        return json.loads(value.to_json(orient="records"))
+        return json.loads(str(value.to_json(orient="records")))
     value = np.asarray(value)
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        return np.where(np.isfinite(value), value.astype(object), None).tolist()
+        plain = value.astype(object)
+        plain[~np.isfinite(value)] = None
+        return plain.tolist()
     return value.tolist()
 
 
