@@ -13,6 +13,7 @@ from flaxae.errors import ConfigError, unknown
 MAX_PIXELS = 89_478_485  # of one image, as `data.images` has it
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")  # as `runs.loggers` has them
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
@@ -72,7 +73,8 @@ class Flags:
     """Devices that share each batch, such as `data=4`; by default one, or with several processes (Slurm, mpirun) all.
     With --sweep, `population=2,data=4` also trains models side by side."""
     logger: str | None = None
-    """Where else to write metrics than to metrics.jsonl: `tensorboard`, in the run's folder (needs that extra)."""
+    """Where else to write metrics than to metrics.jsonl: tensorboard (in the run's folder), mlflow, wandb or trackio;
+    each needs the extra of its name."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
@@ -88,7 +90,7 @@ class Flags:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
-            check_name("logger", self.logger, ("tensorboard",))
+            check_name("logger", self.logger, LOGGERS)
         together = {"from": "RUN", "input": "NEW", "output": "RESULT"}
         given = [flag for flag in together if getattr(self, flag.replace("from", "from_")) is not None]
         if given and given != list(self.used_with):
@@ -137,6 +139,8 @@ class SweepFlags(PresetFlags):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
+        if self.sweep and self.model == "map":
+            raise ConfigError("--model map learns from pairs, and can't be swept; take --model vanilla, or another.")
         if self.sweep and "latent" not in axes(self) and self.model == "stacked":
             raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
@@ -320,6 +324,8 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
+    latent: int | None = None
+    """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
     label: str | None = None
     """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
     in the prior. With --from, the class to draw samples of."""
@@ -331,7 +337,7 @@ class Generate(SweepFlags):
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
-    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 200 codes."""
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 100 codes."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -345,6 +351,45 @@ class Generate(SweepFlags):
         for flag in ("draws", "scored", "components", "count"):
             if (value := getattr(self, flag)) is not None and value < 1:
                 raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recommend(Flags):
+    """Flags of the recommendation experiment."""
+
+    data: str = ""
+    """A table of who chose what: user, item and, if there are any, rating and time."""
+    model: Annotated[None, tyro.conf.Suppress] = None
+    user: str | None = None
+    """The column of users; by default the one of that name, or the first."""
+    item: str | None = None
+    """The column of items; by default the one of that name, or the second."""
+    rating: str | None = None
+    """The column of ratings, for --least; by default the one of that name, or the third."""
+    least: float | None = None
+    """Count only ratings from that on; by default every row is a choice, whatever its rating."""
+    latent: int = 256
+    """How many numbers a user's vector has."""
+    hidden: tuple[int, ...] = ()
+    """Sizes of the encoder's hidden layers; by default encoder and decoder are linear."""
+    beta: float = 0.2
+    """The weight of the KL after its warm-up."""
+    batch_size: int = 100
+    """Users per step."""
+    learning_rate: float = 1e-3
+    """The peak learning rate, after a warm-up and before a cosine decay."""
+    count: int = 10
+    """How many items to recommend to each user, and how many similar ones to list."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
+        if self.from_ is None and not self.data:
+            raise ConfigError("Say who chose what: --data ratings.csv, a table with the columns user and item.")
+        for flag in ("latent", "batch_size", "count"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -363,6 +408,11 @@ class Reconstruct(SweepFlags):
 class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
+    model: str = "map"
+    """The preset to train: `map` keeps neighbours together, with a decoder back; another, such as vanilla, is a map for
+    reconstruction alone. A wrong name lists them."""
+    batch_size: int = 512
+    """Examples per step."""
     latent: int = 2
     """Dimensions of the map; with more than 3, the codes are scored and written but not drawn."""
 
@@ -374,6 +424,7 @@ FLAGS: dict[str, type[Flags]] = {
     "embed": Embed,
     "finetune": Finetune,
     "generate": Generate,
+    "recommend": Recommend,
     "reconstruct": Reconstruct,
     "reduce": Reduce,
 }

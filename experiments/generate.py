@@ -37,6 +37,7 @@ from flaxae.runs.report import Column, Table
 from flaxae.training import History
 
 COLUMNS, ROWS = 10, 5
+LATENT = 128  # of the default model: samples are as sharp as what it reconstructs
 JUDGED = 10_000  # samples, and test examples, that are compared
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
@@ -74,7 +75,7 @@ def known_classes(dataset: Dataset) -> tuple[np.ndarray | None, tuple[str, ...]]
 def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
     dataset = _steps.whole(_steps.load(config), config)
-    model = _steps.preset(config, dataset)
+    model = _steps.preset(config, dataset, latent=config.latent or (LATENT if config.model == "vanilla" else None))
     binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))

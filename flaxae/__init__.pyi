@@ -13,16 +13,20 @@ from . import denoising as denoising
 from . import density as density
 from . import errors as errors
 from . import estimators as estimators
+from . import exporting as exporting
 from . import finetuning as finetuning
 from . import generation as generation
 from . import likelihoods as likelihoods
+from . import maps as maps
 from . import metrics as metrics
 from . import nn as nn
 from . import objectives as objectives
 from . import parallel as parallel
 from . import presets as presets
+from . import recommendation as recommendation
 from . import runs as runs
 from . import sentences as sentences
+from . import serving as serving
 from . import specs as specs
 from . import stacked as stacked
 from . import trained as trained
@@ -38,6 +42,7 @@ from .estimators import AutoencoderClassifier as AutoencoderClassifier
 from .estimators import AutoencoderDetector as AutoencoderDetector
 from .estimators import AutoencoderTransformer as AutoencoderTransformer
 from .estimators import DenoisingAutoencoder as DenoisingAutoencoder
+from .exporting import export as export
 from .finetuning import propagation as propagation
 from .nn.convnet import ConvNet as ConvNet
 from .nn.convnet import FullyConvolutional as FullyConvolutional
@@ -46,6 +51,7 @@ from .nn.mlp import MLP as MLP
 from .parallel import compilation as compilation
 from .parallel import distributed as distributed
 from .parallel import processes as processes
+from .recommendation import Recommender as Recommender
 from .runs import loggers as loggers
 from .runs import plots as plots
 from .runs import report as report

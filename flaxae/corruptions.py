@@ -121,6 +121,27 @@ class Masking:
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class Deletion:
+    """Delete things from a bag: set each value to 0 with probability `level`, and scale the rest to the same length.
+
+    For rows that say what there is (words, items), and whose encoder is given rows of one Euclidean length.
+    """
+
+    hides = True
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "level")
+
+    def __call__(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        kept = jnp.where(jax.random.uniform(key, x.shape, x.dtype) < self.level, jnp.zeros((), x.dtype), x)
+        axes = tuple(range(1, x.ndim))
+        before, after = (jnp.sum(jnp.square(rows), axis=axes, keepdims=True) for rows in (x, kept))
+        return kept * jnp.sqrt(before / jnp.maximum(after, 1e-12))
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class SaltAndPepper:
     """With probability `level`, set a value to 0 or 1, both equally likely; for data scaled to [0, 1]."""
 

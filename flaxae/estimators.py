@@ -684,7 +684,7 @@ class AutoencoderDetector(_TableEstimator):
         self.decision_scores_ = self._scores(x)
         known = self.decision_scores_
         if start is not None:
-            known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
+            known = self._scores(self.detector_.references)
         if self.contamination == "auto":
             normal = self.detector_.calibration
             rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))
@@ -819,9 +819,11 @@ def of_name(name: str) -> type[SavedEstimator]:
     Raises:
         ConfigError: there is none.
     """
-    from flaxae.sentences import SentenceEmbedder  # which is built on this module
+    from flaxae.recommendation import Recommender  # these are built on this module
+    from flaxae.sentences import SentenceEmbedder
 
-    known = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector, SentenceEmbedder)
+    tables = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
+    known = (*tables, SentenceEmbedder, Recommender)
     table = {estimator.__name__: estimator for estimator in known}
     if name not in table:
         raise errors.ConfigError(errors.unknown("estimator", name, table))

@@ -26,6 +26,7 @@ Where = Bool[Array | np.ndarray, " batch *shape"] | None
 MIN_SCALE = 1e-3  # the least standard deviation that can be learned: below it a value counts as known
 UNIT: tuple[float, float] = (0.0, 1.0)
 REAL: tuple[float, float] = (-math.inf, math.inf)
+COUNTS: tuple[float, float] = (0.0, math.inf)
 
 
 @runtime_checkable
@@ -295,6 +296,48 @@ class Categorical:
 
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
         return jax.random.categorical(key, self.logits(params)).astype(params.dtype)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Multinomial(_OneEach):
+    """What a row holds of each kind of thing, given how much in all, by the logits of the kinds (Liang et al. 2018).
+
+    Its probabilities leave out the multinomial coefficient, which has no parameters.
+
+    Args:
+        draws: how many things a sample has.
+    """
+
+    support = COUNTS
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "draws")
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """Σ x log softmax(params) over the values, or over those where `where` is True; nats."""
+        return total(jnp.asarray(x) * log_shares(params, where), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Params:
+        """The shares of the kinds, times the total of x if it is known."""
+        shares = jnp.exp(log_shares(params))
+        return shares if x is None else shares * _as_row(total(jnp.asarray(x)), shares)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
+        flat = params.reshape(len(params), -1)
+        drawn = jax.random.categorical(key, flat, shape=(self.draws, len(flat)))
+        return jax.nn.one_hot(drawn, flat.shape[1], dtype=params.dtype).sum(axis=0).reshape(params.shape)
+
+
+def log_shares(params: Params, where: Where = None) -> Params:
+    """The log softmax over all values of an example, or over those where `where` is True."""
+    axes = tuple(range(1, params.ndim))
+    return params - jax.nn.logsumexp(params, axis=axes, where=where, keepdims=True)
+
+
+def _as_row(x: Float[Array, " batch"], like: Params) -> Array:
+    return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def log_mass(

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
-ESTIMATOR = "estimator"  # the folder of a run whose model is a fitted estimator
 PRIOR = pathlib.Path("checkpoints", "prior")
+ESTIMATOR = "estimator"  # the folder of a run whose model is a fitted estimator
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
 
@@ -152,25 +152,6 @@ class Trained:
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
         return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
 
-    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
-        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
-
-        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
-        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
-
-        Raises:
-            DataError: the model is not of a table with named columns, or these are others.
-        """
-        encoding = self._encoding
-        gaps = encoding.gaps(frame)
-        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are missing
-            x = self.scaled(frame)
-        for _ in range(IMPUTATIONS if gaps.any() else 0):
-            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
-        return encoding.filled(frame, gaps, self.scaling.undo(x))
-
     def sample(self, n: int, *, label: str | None = None, seed: int = 0) -> Shaped[np.ndarray, " n *shape"]:
         """n new examples, in the units and dtype of the training data: p(x | z)'s means at codes drawn from the prior.
 
@@ -199,6 +180,25 @@ class Trained:
 
         prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
         return dataclasses.replace(self, prior=prior)
+
+    def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """The table with what is missing filled by the model, in the table's own types; all else is as it was.
+
+        What is missing begins as what the row's other values let expect, and is replaced by its reconstruction some
+        times, so that it comes to agree with them under the model (Rezende et al. 2014, appendix F, without noise).
+
+        Raises:
+            DataError: the model is not of a table with named columns, or these are others.
+        """
+        encoding = self._encoding
+        gaps = encoding.gaps(frame)
+        missing = np.repeat(gaps, [len(column.features) for column in encoding.columns], axis=1) & ~encoding.marks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are missing
+            x = self.scaled(frame)
+        for _ in range(IMPUTATIONS if gaps.any() else 0):
+            x = np.where(missing, training.apply(Autoencoder.reconstruct, self.model, x), x)
+        return encoding.filled(frame, gaps, self.scaling.undo(x))
 
     @property
     def _framing(self) -> Framing:
@@ -376,22 +376,31 @@ def _plain(model: Autoencoder) -> Trained:
 
 def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathlib.Path) -> None:
     trained = what if isinstance(what, Trained) else what.trained
+    if isinstance(what, TrainedDetector):
+        what.detector.save(folder / "detector")
+    else:
+        checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
+        if trained.prior is not None:
+            trained.prior.save(folder / PRIOR)
+    if isinstance(what, TrainedClassifier):
+        checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
+    (folder / "config.json").write_text(json.dumps(described(what), indent=2) + "\n", encoding="utf-8")
+
+
+def described(what: "Trained | TrainedDetector | TrainedClassifier") -> dict[str, Any]:
+    """What `load` has to know beside the arrays, as JSON has it."""
+    trained = what if isinstance(what, Trained) else what.trained
     about = {"kind": trained.kind, "shape": trained.shape, "columns": trained.columns}
     about |= {"scaling": trained.scaling.to_dict(), "conditions": trained.model.conditions}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(trained, name)) is not None}
     config: dict[str, Any] = {"data": about}
     if isinstance(what, TrainedDetector):
         config["detector"] = what.detector.score_name
-        what.detector.save(folder / "detector")
     else:
         config["model"] = cast(Config, trained.model.config).to_dict()
-        checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
-        if trained.prior is not None:
-            trained.prior.save(folder / PRIOR)
     if isinstance(what, TrainedClassifier):
         config["classes"] = what.classes
-        checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
 
 
 def load(folder: str | os.PathLike[str]) -> Any:
@@ -412,6 +421,10 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import anomaly
 
         return anomaly.load(folder)
+    if (folder / "model.safetensors").exists():
+        from flaxae.exporting import weights
+
+        return weights.read(folder)
     saved = runs.open(folder).config
     if (
         bound := manifest.read(folder)
@@ -440,17 +453,22 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import anomaly
 
         detector = anomaly.load(folder / "detector")
-        return TrainedDetector(_described(folder, saved, detector.models[0]), detector)
-    trained = _described(folder, saved, None)
+        return TrainedDetector(of_description(folder, saved, detector.models[0]), detector)
+    trained = of_description(folder, saved, None)
     if "classes" not in saved or not (folder / CLASSIFIER).exists():
         return trained
+    found = unfitted_classifier(trained, saved["classes"])
+    weights = nnx.split(found.classifier, nnx.Param, ...)[1:]
+    nnx.update(found.classifier, *checkpoints.restore(folder / CLASSIFIER, weights)[1])
+    return found
+
+
+def unfitted_classifier(trained: Trained, classes: Sequence[str]) -> TrainedClassifier:
+    """A classifier on a trained autoencoder's code, whose own weights are still to be set."""
     from flaxae.finetuning import Classifier
 
-    latent = Config.from_dict(saved["model"]).latent
-    classifier = Classifier(trained.model, latent, len(saved["classes"]), rngs=nnx.Rngs(0))
-    weights = nnx.split(classifier, nnx.Param, ...)[1:]
-    nnx.update(classifier, *checkpoints.restore(folder / CLASSIFIER, weights)[1])
-    return TrainedClassifier(trained, classifier, tuple(saved["classes"]))
+    latent = cast(Config, trained.model.config).latent
+    return TrainedClassifier(trained, Classifier(trained.model, latent, len(classes), rngs=nnx.Rngs(0)), tuple(classes))
 
 
 def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
@@ -470,7 +488,7 @@ def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
     return found
 
 
-def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
+def of_description(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
     """The `Trained` of a saved config: with `model` if it is given, else with the model in the folder."""
     try:
         about = saved["data"]

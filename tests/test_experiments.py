@@ -101,7 +101,8 @@ def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
     ("flags", "message"),
     [
         ("reconstruct --sweep warmth=1,2", "Known: lr"),
-        ("reduce --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
+        ("reduce --model vanilla --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
+        ("reduce --sweep lr=1e-3,1e-2", "learns from pairs"),
         ("denoise --sweep latent=2,8", "Known: lr, noise"),
         ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
         ("denoise --sweep noise=nan", "such as lr="),
@@ -137,6 +138,7 @@ def test_reduce_writes_and_scores_the_codes(images):
     measured = results(images, "reduce")
     assert 0 < measured["test/trustworthiness"] <= 1
     assert 0 <= measured["baseline/pca/knn_accuracy"] <= 1
+    assert 0 <= measured["test/kmeans_nmi"] <= 1
     codes = np.load(images / "runs/reduce/1/codes.npz")
     assert codes["train"].shape == (96, 2)
     assert codes["test_labels"].shape == (24,)

@@ -13,6 +13,7 @@ from . import roles as roles
 from . import scaling as scaling
 from . import signals as signals
 from . import sound as sound
+from . import sparse as sparse
 from . import stream as stream
 from . import tables as tables
 from . import tfds as tfds

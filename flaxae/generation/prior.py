@@ -12,19 +12,21 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxae import batches, data, errors, manifest, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Examples
+from flaxae.columns import Columns
 from flaxae.density import Mixture
 from flaxae.nn.heads import Probabilistic
 
 MOST_CODES = 60_000  # that a prior is fitted to
 MOST_AXES = 128  # principal components of larger codes that the mixture is of
-CODES_EACH = 200  # codes for each component
-MOST_COMPONENTS = 300  # for all classes together
+CODES_EACH = 100  # codes for each component
+MOST_COMPONENTS = 600  # for all classes together
 FILES = frozenset({"prior.npz", "prior.json"})
 
 Flat = Float[np.ndarray, "examples latent"]
@@ -115,7 +117,8 @@ class CodePrior:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own, with a manifest: arrays in `.npz`, the rest in JSON."""
-        arrays = {**dataclasses.asdict(self.mixture), "mean": self.mean}
+        arrays = {name: array.astype(np.float32) for name, array in dataclasses.asdict(self.mixture).items()}
+        arrays["mean"] = self.mean
         others = {"axes": self.axes, "rest": self.rest, "of_class": self.of_class}
         arrays |= {name: array for name, array in others.items() if array is not None}
         pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,8 @@ def sample(
 ) -> Float[np.ndarray, " n *shape"]:
     """The means of p(x | z) at n codes drawn from the prior, in the model's scale. Without one, from the head's own.
 
-    A head that gives only some codes, such as a quantiser, has the drawn ones brought to the nearest of those.
+    Of tables, a row is drawn from p(x | z): the mean of a category would be no category. A head that gives only some
+    codes, such as a quantiser, has the drawn ones brought to the nearest of those.
 
     Raises:
         ConfigError: the prior has no such class, or there is none at all.
@@ -194,8 +198,17 @@ def sample(
             )
         if label is not None:
             raise errors.ConfigError(f"The model's own prior knows no classes, so that {label!r} can't be asked for.")
-        return np.asarray(model.sample(n, jax.random.key(seed)))
-    return training.apply(_decode, model, prior.sample(n, label=label, seed=seed))
+        z = model.head.sample(n, jax.random.key(seed))
+    else:
+        z = prior.sample(n, label=label, seed=seed)
+    if isinstance(model.likelihood, Columns):
+        params = jnp.asarray(training.apply(_params, model, z))
+        return np.asarray(model.likelihood.sample(params, jax.random.key(seed)))
+    return training.apply(_decode, model, z)
+
+
+def _params(model: Autoencoder, z: Any) -> Float[Array, " batch *params"]:
+    return model.params(model.head.nearest(z) if hasattr(model.head, "nearest") else z, None, None)
 
 
 def _decode(model: Autoencoder, z: Any) -> Float[Array, " batch *shape"]:

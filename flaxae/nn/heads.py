@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from flaxae import errors, specs
 from flaxae.likelihoods import total
-from flaxae.nn import layers
+from flaxae.nn import conv, layers
 from flaxae.nn.priors import Prior, StandardNormal, StandardNormalDensity
 
 LOGVAR_BOUND = 10.0
@@ -180,6 +180,8 @@ def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"
     The k-th largest is found bit by bit, from the highest bit, by counting. On a CPU this is far faster than
     `lax.top_k`, which sorts.
     """
+    if conv.is_portable():
+        return x >= lax.top_k(x, k)[0][..., -1:]
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned integers in the order of x
 

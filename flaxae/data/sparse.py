@@ -1,0 +1,121 @@
+"""Sparse matrices: their files, and reading their rows a part at a time, so that they are never dense as a whole.
+
+x = sparse.read("counts.mtx")                 # a scipy.sparse.csr_matrix, [examples, columns]
+flaxae.fit(model, data.Stream(Rows(x)))       # a window is dense at a time
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float
+
+from flaxae.data.arrays import check_size, read_npz, reading
+from flaxae.data.files import existing
+from flaxae.errors import DataError, missing
+
+SUFFIXES = (".npz", ".mtx", ".h5ad")
+MOST_BYTES = 2**34  # of the numbers and their places
+
+Matrix = Any  # a scipy.sparse.csr_matrix of float32, [examples, columns]; its types say too little
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """A sparse matrix as a source for `data.Stream`: `rows[lo:hi]` is dense."""
+
+    matrix: Matrix
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def __getitem__(self, part: slice) -> Float[np.ndarray, "examples columns"]:
+        return self.matrix[part].toarray()
+
+
+def read(path: str | os.PathLike[str]) -> Matrix:
+    """The sparse matrix of a file: SciPy's `.npz`, Matrix Market's `.mtx`, or the X of AnnData's `.h5ad`.
+
+    Raises:
+        DataError: there is no such file, or it holds no sparse matrix of numbers, or one that is damaged or too large.
+    """
+    path = existing(path)
+    readers = {".npz": _read_npz, ".mtx": _read_mtx, ".h5ad": _read_h5ad}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} ends in {path.suffix!r}; expected a sparse matrix, {', '.join(SUFFIXES)}.")
+    with reading(path):
+        return checked(reader(path), path)
+
+
+def checked(x: Any, source: object = "The matrix") -> Matrix:
+    """The matrix by its rows, in float32, without stored zeros.
+
+    Raises:
+        DataError: it has no rows or no columns, or numbers that are not finite.
+    """
+    x = scipy.sparse.csr_matrix(x, dtype=np.float32)
+    x.sum_duplicates()
+    x.eliminate_zeros()
+    if 0 in x.shape:
+        raise DataError(f"{source} has {x.shape[0]} rows and {x.shape[1]} columns; expected one at least of each.")
+    if not np.isfinite(x.data).all():
+        raise DataError(f"{source} has numbers that are missing or not finite; remove or fill them first.")
+    return x
+
+
+def _read_npz(path: pathlib.Path) -> Matrix:
+    arrays = read_npz(path)
+    wanted = {"data", "indices", "indptr", "shape", "format"}
+    if not wanted <= set(arrays):
+        raise DataError(f"{path} holds the arrays {', '.join(arrays)}; expected those of scipy.sparse.save_npz.")
+    kind = arrays["format"].item()
+    return _compressed(arrays, kind.decode() if isinstance(kind, bytes) else str(kind), path)
+
+
+def _compressed(arrays: Any, kind: str, path: pathlib.Path) -> Matrix:
+    """A matrix by its rows or columns, whose places are checked: SciPy trusts them."""
+    makers = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix}
+    if kind not in makers:
+        raise DataError(f"{path} holds a matrix of the format {kind!r}; expected csr or csc: `x.tocsr()`.")
+    shape = tuple(int(size) for size in arrays["shape"])
+    check_size(8 * sum(shape), path, at_most=MOST_BYTES)
+    x = makers[kind](tuple(np.asarray(arrays[name]) for name in ("data", "indices", "indptr")), shape=shape)
+    x.check_format(full_check=True)
+    return x
+
+
+def _read_mtx(path: pathlib.Path) -> Matrix:
+    from scipy.io import mminfo, mmread
+
+    size = path.stat().st_size
+    check_size(size, path)
+    rows, columns, entries, layout, *_ = mminfo(path)
+    check_size(8 * (rows + columns) + 16 * entries, path, at_most=MOST_BYTES)
+    if layout != "coordinate":
+        raise DataError(f"{path} holds a dense matrix; expected a sparse one, in coordinates.")
+    check_size(2 * entries, path, at_most=size)  # an entry takes two characters at least
+    return mmread(path)
+
+
+def _read_h5ad(path: pathlib.Path) -> Matrix:
+    check_size(path.stat().st_size, path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(missing(str(path), "cells", error)) from error
+    with h5py.File(path) as file:
+        x: Any = file.get("X")
+        if isinstance(x, h5py.Dataset):
+            check_size(x.size * x.dtype.itemsize, path, at_most=MOST_BYTES)
+            parts = [scipy.sparse.csr_matrix(x[lo : lo + 1024]) for lo in range(0, len(x), 1024)]
+            return scipy.sparse.vstack(parts)
+        if x is None or not {"data", "indices", "indptr"} <= set(x):
+            raise DataError(f"{path} has no matrix X; expected a file of AnnData.")
+        check_size(sum(x[name].size * x[name].dtype.itemsize for name in x), path, at_most=MOST_BYTES)
+        arrays = {name: x[name][:] for name in ("data", "indices", "indptr")} | {"shape": x.attrs["shape"]}
+        kind = str(x.attrs.get("encoding-type", "csr_matrix")).removesuffix("_matrix")
+        return _compressed(arrays, kind, path)

@@ -1,0 +1,373 @@
+"""Recommend items to users from what each user chose, compressing a user to a vector.
+
+    recommender = Recommender().fit(x)        # a scipy.sparse matrix, [users, items], of counts or of 0 and 1
+    recommender.recommend(x, 10)              # the ten best items that each user has not, and their scores
+    recommender.transform(x)                  # [users, latent]
+
+A variational autoencoder with a multinomial likelihood (Liang et al. 2018, Mult-VAE): items are deleted from what the
+encoder is given, all are reconstructed, and the weight of the KL rises from 0. Users need not be those of `fit`. Beside
+it: popularity, EASE (Steck 2019) and implicit alternating least squares (Hu et al. 2008).
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.preprocessing import normalize
+from sklearn.utils.validation import check_is_fitted
+
+from flaxae import autoencoder, data, errors, estimators, training
+from flaxae.autoencoder import Autoencoder, Config
+from flaxae.corruptions import Deletion
+from flaxae.data import sparse
+from flaxae.data.sparse import Matrix, Rows
+from flaxae.estimators import SavedEstimator, no_type_check
+from flaxae.likelihoods import Multinomial
+from flaxae.nn.heads import Variational
+from flaxae.nn.mlp import MLP
+from flaxae.objectives import ELBO
+from flaxae.printing import say
+
+WARM_UP = 0.4  # of the steps, over which β rises
+LENGTH = 10.0  # of the rows that the encoder is given: with 1, as papers have it, codes are slow to leave 0
+VALIDATION = 0.05  # of the users
+AT_ONCE = 512  # users that are dense in memory together
+
+
+class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstimator):
+    """Users as vectors, and the items each is likely to choose next, from a sparse matrix of what they chose.
+
+    Args:
+        latent: how many numbers a user's vector has.
+        hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
+        beta: the weight of the KL after its warm-up.
+        deletion: the probability that an item is hidden from the encoder in training.
+        epochs: passes over the users.
+        batch_size: users per step.
+        learning_rate: the peak of Adam's, after a warm-up and before a cosine decay.
+        random_state: a number for the same results each time; a `RandomState`; or None.
+
+    Attributes:
+        model_: the trained `flaxae.Autoencoder` of rows of length `LENGTH`. config_: its `flaxae.Config`.
+        loss_curve_: each epoch's mean loss, nats per user.
+        n_features_in_: how many items there are.
+    """
+
+    _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        **SavedEstimator._learned,
+        "config_": Config.from_dict,
+        "loss_curve_": lambda losses: [float(loss) for loss in losses],
+    }
+
+    @no_type_check
+    def __init__(
+        self,
+        latent: int = 256,
+        *,
+        hidden: Sequence[int] = (),
+        beta: float = 0.2,
+        deletion: float = 0.5,
+        epochs: int = 40,
+        batch_size: int = 100,
+        learning_rate: float = 1e-3,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.latent = latent
+        self.hidden = hidden
+        self.beta = beta
+        self.deletion = deletion
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, **settings: Any) -> "Recommender":
+        """Train anew on [users, items], sparse; y is ignored. `settings` are further ones of `training.fit`.
+
+        Raises:
+            DataError: X is no matrix of numbers from 0 on, or fewer than two users have an item.
+            DivergedError: the loss stopped being finite.
+        """
+        x = self._checked(X)
+        x = x[x.getnnz(axis=1) > 0]
+        if x.shape[0] < 2:
+            raise errors.DataError(f"{x.shape[0]} users have an item; expected two at least.")
+        self.n_features_in_ = x.shape[1]
+        self.config_ = Config(
+            body=MLP(tuple(np.atleast_1d(self.hidden).astype(int).tolist()), "tanh"),
+            head=Variational(int(self.latent)),
+            objective=ELBO(float(self.beta)),
+            corruption=Deletion(float(self.deletion)),
+            likelihood=Multinomial(),
+        )
+        seed, size = estimators.seed_of(self.random_state), min(int(self.batch_size), x.shape[0] - 1)
+        model = autoencoder.build(self.config_, (self.n_features_in_,), seed=seed)
+        shuffled = x[np.random.default_rng(seed).permutation(x.shape[0])]  # a stream is read in stretches
+        streams = {"x": data.Stream(Rows(_of_length(shuffled))), "target": data.Stream(Rows(shuffled))}
+        steps = int(self.epochs) * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
+        history = training.fit(
+            model,
+            streams,
+            epochs=int(self.epochs),
+            batch_size=size,
+            learning_rate=float(self.learning_rate),
+            schedules={"beta": warm_up(float(self.beta), max(1, round(WARM_UP * steps)))},
+            **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
+        )
+        self.loss_curve_ = history["loss"]
+        self._state = nnx.split(model, nnx.Param, ...)[1:]
+        return self
+
+    def transform(self, X: Any) -> Float[np.ndarray, "users latent"]:
+        """The users' vectors, of [users, items]: the means of their codes."""
+        parts = [training.apply(Autoencoder.encode, self.model_, rows) for _, rows in self._parts(X)]
+        return np.concatenate([np.zeros((0, self.config_.latent), np.float32), *parts])
+
+    def recommend(
+        self, X: Any, count: int = 10, *, known: bool = False
+    ) -> tuple[Int[np.ndarray, "users count"], Float[np.ndarray, "users count"]]:
+        """The best `count` items for each user, best first, and their log probabilities; −inf where none is left.
+
+        Args:
+            X: what the users chose, [users, items].
+            known: whether to recommend items that they have, too.
+        """
+        best = [top(self.scores(part), None if known else part, count) for part, _ in self._parts(X)]
+        return np.concatenate([items for items, _ in best]), np.concatenate([scores for _, scores in best])
+
+    def scores(self, X: Any) -> Float[np.ndarray, "users items"]:
+        """log p(item | user) of all items, dense; see `recommend` for many users."""
+        model = self.model_
+        return np.concatenate([training.apply(_log_shares, model, rows) for _, rows in self._parts(X)])
+
+    def similar(self, count: int = 10) -> tuple[Int[np.ndarray, "items count"], Float[np.ndarray, "items count"]]:
+        """For each item the `count` items that are chosen by the like users, most similar first, and the cosines."""
+        from flaxae.sentences import nearest
+
+        vectors = self.item_vectors_
+        count = min(count, len(vectors) - 1)
+        found, cosines = nearest(vectors, vectors, count + 1)
+        others = found != np.arange(len(found))[:, None]
+        others[others.all(axis=1), -1] = False  # one that is equal to others, and not among its own nearest
+        return found[others].reshape(-1, count), cosines[others].reshape(-1, count)
+
+    @property
+    def item_vectors_(self) -> Float[np.ndarray, "items numbers"]:
+        """A vector for each item, of unit length: its weights in the decoder's last layer."""
+        decoder: Any = self.model_.decoder
+        return np.asarray(normalize(np.asarray(decoder.out.kernel[...]).T))
+
+    @property
+    def model_(self) -> Autoencoder:
+        """The trained network, which takes rows of length `LENGTH`."""
+        check_is_fitted(self)
+        return nnx.merge(nnx.split(self._abstract(), nnx.Param, ...)[0], *self._state)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.config_.latent
+
+    def _checked(self, X: Any) -> Matrix:
+        x = sparse.checked(X)
+        if x.nnz and x.data.min() < 0:
+            raise errors.DataError(f"The lowest number is {x.data.min():g}; expected counts, or 0 and 1.")
+        return x
+
+    def _parts(self, X: Any) -> Iterator[tuple[Matrix, Float[np.ndarray, "users items"]]]:
+        """Some users at a time: their rows, and what the encoder is given of them."""
+        check_is_fitted(self)
+        x = self._checked(X)
+        if x.shape[1] != self.n_features_in_:
+            raise errors.DataError(f"X has {x.shape[1]} items; the recommender was trained on {self.n_features_in_}.")
+        for start in range(0, x.shape[0], AT_ONCE):
+            part = x[start : start + AT_ONCE]
+            yield part, _of_length(part).toarray()
+
+    def _abstract(self) -> Autoencoder:
+        return nnx.eval_shape(lambda: autoencoder.build(self.config_, (self.n_features_in_,)))
+
+    def _arrays_like(self) -> dict[str, Any]:
+        state = nnx.split(self._abstract(), nnx.Param, ...)[1:]
+        return {"_state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)}
+
+
+def warm_up(beta: float, steps: int) -> Callable[[Any], Any]:
+    """β by the step: from 0 in a straight line to its value (Bowman et al. 2016)."""
+    return lambda step: beta * jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / steps)
+
+
+def _of_length(x: Matrix) -> Matrix:
+    made: Matrix = normalize(x)
+    return made * np.float32(LENGTH)
+
+
+def _log_shares(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
+    return jax.nn.log_softmax(model.params(model.encode(x)))
+
+
+def top(
+    scores: Float[np.ndarray, "users items"], known: Matrix | None, count: int
+) -> tuple[Int[np.ndarray, "users count"], Float[np.ndarray, "users count"]]:
+    """The numbers of the best items, best first, and their scores; those that are `known` have the score −inf."""
+    scores, count = scores.copy(), min(count, scores.shape[1])
+    if known is not None:
+        scores[known.nonzero()] = -np.inf
+    found = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(scores, found, axis=1), axis=1, kind="stable")
+    found = np.take_along_axis(found, order, axis=1)
+    return found, np.take_along_axis(scores, found, axis=1)
+
+
+class Ratings(NamedTuple):
+    """Who chose what."""
+
+    x: Matrix  # [users, items], 1 where a user chose an item
+    users: list[str]
+    items: list[str]
+
+
+def read_ratings(
+    path: str | os.PathLike[str],
+    *,
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
+    least: int | float | None = None,
+    items: Sequence[str] | None = None,
+) -> Ratings:
+    """Who chose what, from a table with a row for each choice.
+
+    Args:
+        path: of the table.
+        user, item, rating: the names of its columns; by default those of these names (also `user_id`, `artistID`, …),
+            or else the first, the second and the third.
+        least: a rating below that doesn't count as a choice; by default all rows are choices.
+        items: those that are known; choices of others are left out, with a line that says so.
+
+    Raises:
+        DataError: the table has no such columns, or no choices are left.
+    """
+    frame: Any = data.read_table(path)
+    columns = list(frame.columns)
+    who, what = (
+        _column(columns, given, names, place, path)
+        for given, names, place in ((user, ("user",), 0), (item, ("item", "movie", "artist", "product", "book"), 1))
+    )
+    kept = frame.dropna(subset=[who, what])
+    if least is not None:
+        marks = data.delimited.as_numbers(kept[_column(columns, rating, ("rating", "score"), 2, path)], path)
+        kept = kept[marks.to_numpy() >= least]
+    if items is not None:
+        kept = kept[kept[what].map(str).isin(set(items))]
+    if len(kept) < len(frame):
+        say(f"{path}: {len(frame) - len(kept):,} of {len(frame):,} rows don't count, or are of unknown items.")
+    if kept.empty:
+        raise errors.DataError(f"{path} has no choices left of {len(frame):,} rows.")
+    rows, users = pd.factorize(kept[who].map(str), sort=False)
+    names = list(items) if items is not None else sorted(set(kept[what].map(str)))
+    places = pd.Index(names).get_indexer(kept[what].map(str).tolist())
+    x = scipy.sparse.csr_matrix((np.ones(len(kept), np.float32), (rows, places)), (len(users), len(names)))
+    x.data[:] = 1  # of rows that are there twice
+    return Ratings(sparse.checked(x, path), list(users), names)
+
+
+def _column(columns: list[str], given: str | None, names: Sequence[str], place: int, path: Any) -> str:
+    if given is not None:
+        if given not in columns:
+            raise errors.DataError(f"{path}: " + errors.unknown("column", given, columns))
+        return given
+    like = [column for column in columns if any(column.lower().startswith(name) for name in names)]
+    if not like and len(columns) <= place:
+        raise errors.DataError(
+            f"{path} has {len(columns)} columns; expected user, item and, if there are any, ratings."
+        )
+    return like[0] if like else columns[place]
+
+
+class HeldOut(NamedTuple):
+    """Users who were not trained on: a part of what each chose, and the rest, which is to be found."""
+
+    given: Matrix
+    wanted: Matrix
+
+
+def hold_out(x: Matrix, seed: int, *, share: float = 0.2) -> HeldOut:
+    """Of each user a random share of the items is to be found; users with less than one of each are left out."""
+    coordinates = x.tocoo()
+    hidden = np.random.default_rng(seed).random(coordinates.nnz) < share
+    parts = [
+        scipy.sparse.csr_matrix(
+            (coordinates.data[chosen], (coordinates.row[chosen], coordinates.col[chosen])), coordinates.shape
+        )
+        for chosen in (~hidden, hidden)
+    ]
+    both = (parts[0].getnnz(axis=1) > 0) & (parts[1].getnnz(axis=1) > 0)
+    return HeldOut(*(part[both] for part in parts))
+
+
+Method = Callable[[Matrix], Float[np.ndarray, "users items"]]  # from what users chose to scores of all items
+
+
+def measure(method: Method, held_out: HeldOut) -> dict[str, float]:
+    """NDCG@100 and recall@20 and @50 of what was hidden, as means over users (Liang et al. 2018, section 4.2)."""
+    sums, users = np.zeros(3), held_out.given.shape[0]
+    for start in range(0, users, AT_ONCE):
+        given, wanted = (part[start : start + AT_ONCE] for part in held_out)
+        found, _ = top(np.asarray(method(given)), given, 100)
+        relevant = wanted.toarray() > 0
+        hits, numbers = np.take_along_axis(relevant, found, axis=1), relevant.sum(axis=1)
+        discount = 1 / np.log2(np.arange(hits.shape[1]) + 2)
+        ideal = np.cumsum(discount)[np.minimum(numbers, len(discount)) - 1]
+        recalls = [(hits[:, :k].sum(axis=1) / np.minimum(k, numbers)).sum() for k in (20, 50)]
+        sums += [((hits * discount).sum(axis=1) / ideal).sum(), *recalls]
+    return dict(zip(("ndcg_100", "recall_20", "recall_50"), (sums / users).tolist(), strict=True))
+
+
+def popularity(x: Matrix) -> Method:
+    """The same items for everyone, by how many users have them."""
+    counts = np.asarray((x > 0).sum(axis=0), np.float32).reshape(1, -1)
+    return lambda given: np.repeat(counts, given.shape[0], axis=0)
+
+
+def ease(x: Matrix, penalty: float = 100.0) -> Method:
+    """The linear model of items by items with no item predicting itself, in closed form (Steck 2019, eq. 8).
+
+    Takes memory with the square, and time with the cube, of the number of items.
+    """
+    gram = (x.T @ x).toarray().astype(np.float64)
+    gram[np.diag_indices_from(gram)] += penalty
+    inverse = np.linalg.inv(gram)
+    weights = (inverse / -np.diag(inverse)).astype(np.float32)
+    np.fill_diagonal(weights, 0)
+    return lambda given: np.asarray(given @ weights)
+
+
+def least_squares(
+    x: Matrix, latent: int = 128, *, penalty: float = 10.0, confidence: float = 10.0, rounds: int = 10, seed: int = 0
+) -> Method:
+    """Implicit alternating least squares: factors of users and items, chosen ones counting more (Hu et al. 2008)."""
+    items = np.random.default_rng(seed).normal(0, 0.01, (x.shape[1], latent))
+    by_item = x.T.tocsr()
+    for _ in range(rounds):
+        items = _solved(by_item, _solved(x, items, penalty, confidence), penalty, confidence)
+    return lambda given: (_solved(given, items, penalty, confidence) @ items.T).astype(np.float32)
+
+
+def _solved(
+    chosen: Matrix, factors: Float[np.ndarray, "columns latent"], penalty: float, confidence: float
+) -> Float[np.ndarray, "rows latent"]:
+    gram = factors.T @ factors + penalty * np.eye(factors.shape[1])
+    made = np.zeros((chosen.shape[0], factors.shape[1]))
+    for row in range(len(made)):
+        own = factors[chosen.indices[chosen.indptr[row] : chosen.indptr[row + 1]]]
+        if len(own):
+            made[row] = np.linalg.solve(gram + confidence * own.T @ own, (1 + confidence) * own.sum(axis=0))
+    return made

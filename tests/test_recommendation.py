@@ -1,0 +1,217 @@
+"""Recommendation: sparse matrices, likelihood, corruption, metrics, simple methods, the estimator, the command."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import scipy.sparse
+from scipy import stats
+from scipy.special import gammaln
+from sklearn.base import clone
+from sklearn.linear_model import Ridge
+from sklearn.metrics import ndcg_score
+
+import flaxae
+from flaxae import data, errors, recommendation
+from flaxae.command import main as command_line
+from flaxae.corruptions import Deletion
+from flaxae.data import sparse
+from flaxae.data.sparse import Rows
+from flaxae.likelihoods import Multinomial
+from flaxae.recommendation import HeldOut, Recommender
+from flaxae.training.fitting import keys
+
+
+@pytest.fixture(scope="module")
+def tastes() -> scipy.sparse.csr_matrix:
+    """90 users, each of one of three groups that choose among ten items of their own, and seldom among others."""
+    rng = np.random.default_rng(0)
+    likely = np.where(np.arange(90)[:, None] % 3 == np.arange(30)[None] // 10, 0.6, 0.03)
+    return scipy.sparse.csr_matrix((rng.random((90, 30)) < likely).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def recommender(tastes) -> Recommender:
+    return Recommender(4, epochs=60, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes)
+
+
+def test_the_likelihood_is_the_multinomial_without_its_coefficient(rng):
+    logits, x = rng.normal(size=(3, 6)).astype(np.float32), rng.integers(0, 4, (3, 6)).astype(np.float32)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    exact = shares.astype(np.float64) / shares.astype(np.float64).sum(axis=1, keepdims=True)
+    exact[:, -1] = 1 - exact[:, :-1].sum(axis=1)
+    coefficient = gammaln(x.sum(axis=1) + 1) - gammaln(x + 1).sum(axis=1)
+    wanted = [stats.multinomial.logpmf(row, int(row.sum()), p) for row, p in zip(x, exact, strict=True)]
+    likelihood = Multinomial(draws=1000)
+    np.testing.assert_allclose(likelihood.log_prob(jnp.asarray(logits), x), wanted - coefficient, rtol=1e-4)
+    np.testing.assert_allclose(
+        likelihood.mean(jnp.asarray(logits), x), shares * x.sum(axis=1, keepdims=True), rtol=1e-5
+    )
+    drawn = np.asarray(likelihood.sample(jnp.asarray(logits), keys(0)[0]))
+    np.testing.assert_array_equal(drawn.sum(axis=1), 1000)
+    np.testing.assert_allclose(drawn / 1000, shares, atol=0.06)
+
+
+def test_deletion_keeps_the_length_of_a_row(rng):
+    x = rng.random((4, 50)).astype(np.float32)
+    made = np.asarray(Deletion(0.5)(keys(0)[0], jnp.asarray(x)))
+    assert 0.2 < (made == 0).mean() < 0.8
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
+    assert not np.asarray(Deletion(1.0)(keys(0)[0], jnp.asarray(x))).any()
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.mtx", "x.h5ad"])
+def test_sparse_matrices_are_read_and_trained_on_a_part_at_a_time(tmp_path, monkeypatch, tastes, name):
+    path = tmp_path / name
+    if name == "x.npz":
+        scipy.sparse.save_npz(path, tastes.tocsc())
+    elif name == "x.mtx":
+        scipy.io.mmwrite(path, tastes)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            group = file.create_group("X")
+            group.attrs["shape"], group.attrs["encoding-type"] = tastes.shape, "csr_matrix"
+            for part in ("data", "indices", "indptr"):
+                group[part] = getattr(tastes, part)
+    found = sparse.read(path)
+    assert (found != tastes).nnz == 0
+    largest = []
+    dense = Rows.__getitem__
+    monkeypatch.setattr(
+        Rows, "__getitem__", lambda rows, part: largest.append(part.stop - part.start) or dense(rows, part)
+    )
+    stream = data.Stream(Rows(found))
+    np.testing.assert_array_equal(stream[10:20], tastes[10:20].toarray())
+    assert max(largest) == 10
+
+
+def test_damaged_sparse_matrices_are_refused(tmp_path, tastes):
+    wrong = tastes.copy()
+    wrong.indices[3] = 10_000  # beyond the last column: SciPy would read other memory
+    np.savez(
+        tmp_path / "x.npz",
+        data=wrong.data,
+        indices=wrong.indices,
+        indptr=wrong.indptr,
+        shape=wrong.shape,
+        format=b"csr",
+    )
+    (tmp_path / "x.mtx").write_text("%%MatrixMarket matrix coordinate real general\n5 5 99999999999\n1 1 1\n")
+    np.savez(tmp_path / "y.npz", x=np.ones(3))
+    (tmp_path / "x.h5ad").write_bytes(b"no HDF5")
+    for name in ("x.npz", "y.npz", "x.mtx", "x.h5ad", "z.mtx"):
+        with pytest.raises(errors.DataError, match=name):
+            sparse.read(tmp_path / name)
+    with pytest.raises(errors.DataError, match="not finite"):
+        sparse.checked(np.array([[1.0, np.nan]]))
+
+
+def test_metrics_are_those_of_scikit_learn(rng):
+    given = scipy.sparse.csr_matrix(np.eye(8, 150, dtype=np.float32))
+    wanted = np.roll(rng.random((8, 150)) < 0.05, 1, axis=1)
+    wanted[np.arange(8), np.arange(8)] = False
+    wanted[:, 140] = True
+    scores = rng.normal(size=(8, 150))
+    held_out = HeldOut(given, scipy.sparse.csr_matrix(wanted.astype(np.float32)))
+    measured = recommendation.measure(lambda rows: scores, held_out)
+    without = np.where(given.toarray() > 0, -1e9, scores)
+    assert measured["ndcg_100"] == pytest.approx(ndcg_score(wanted, without, k=100))
+    best = np.argsort(-without, axis=1)[:, :20]
+    recalls = np.take_along_axis(wanted, best, axis=1).sum(axis=1) / np.minimum(20, wanted.sum(axis=1))
+    assert measured["recall_20"] == pytest.approx(recalls.mean())
+
+
+def test_what_is_hidden_is_all_that_is_not_given(tastes):
+    held_out = recommendation.hold_out(tastes, 0)
+    assert (held_out.given.multiply(held_out.wanted)).nnz == 0
+    assert 0.1 < held_out.wanted.nnz / tastes.nnz < 0.3
+    assert held_out.given.nnz + held_out.wanted.nnz <= tastes.nnz
+
+
+def test_ease_is_a_ridge_regression_for_each_item_on_the_others(tastes):
+    x = tastes.toarray()
+    others = np.delete(x, 4, axis=1)
+    wanted = Ridge(5.0, fit_intercept=False).fit(others, x[:, 4]).predict(others)
+    np.testing.assert_allclose(recommendation.ease(tastes, 5.0)(tastes)[:, 4], wanted, atol=1e-4)
+
+
+def test_users_get_items_of_their_kind(recommender, tastes):
+    found, scores = recommender.recommend(tastes, 3)
+    own = found // 10 == (np.arange(90) % 3)[:, None]
+    assert own[np.isfinite(scores)].mean() > 0.85
+    assert not any(set(items) & set(row.indices) for items, row in zip(found, tastes, strict=True))
+    again, _ = recommender.recommend(tastes, 3, known=True)
+    assert (again // 10 == (np.arange(90) % 3)[:, None]).mean() > 0.85
+    alike, cosines = recommender.similar(5)
+    assert (alike // 10 == np.arange(30)[:, None] // 10).mean() > 0.9
+    assert (np.diff(cosines, axis=1) <= 1e-6).all()
+    assert recommender.transform(tastes).shape == (90, 4)
+    np.testing.assert_allclose(np.exp(recommender.scores(tastes[:3])).sum(axis=1), 1, rtol=1e-4)
+
+
+def test_it_beats_popularity_on_new_users(tastes):
+    held_out = recommendation.hold_out(tastes[60:], 0)
+    trained = Recommender(4, epochs=40, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes[:60])
+    methods = {"popular": recommendation.popularity(tastes[:60]), "own": trained.scores}
+    methods["als"] = recommendation.least_squares(tastes[:60], 4, penalty=1.0)
+    measured = {name: recommendation.measure(method, held_out)["ndcg_100"] for name, method in methods.items()}
+    assert measured["own"] > measured["popular"] + 0.1
+    assert measured["als"] > measured["popular"]
+
+
+def test_it_is_an_estimator_that_saves(recommender, tastes, tmp_path):
+    assert clone(recommender).get_params() == recommender.get_params()
+    recommender.save(tmp_path / "saved")
+    loaded = flaxae.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.transform(tastes), recommender.transform(tastes))
+    with pytest.raises(errors.DataError, match="trained on 30"):
+        loaded.transform(tastes[:, :20])
+    with pytest.raises(errors.DataError, match="lowest number is -1"):
+        loaded.transform(-tastes)
+
+
+def test_ratings_are_read_by_the_names_or_places_of_columns(tmp_path, capsys):
+    path = tmp_path / "ratings.csv"
+    path.write_text("rating,userId,movieId\n5,7,a\n2,7,b\n4,9,a\n4,9,\n")
+    ratings = recommendation.read_ratings(path)
+    assert (ratings.users, ratings.items) == (["7", "9"], ["a", "b"])
+    np.testing.assert_array_equal(ratings.x.toarray(), [[1, 1], [1, 0]])
+    assert "1 of 4 rows" in capsys.readouterr().out
+    np.testing.assert_array_equal(recommendation.read_ratings(path, least=4).x.toarray(), [[1], [1]])
+    known = recommendation.read_ratings(path, items=["b", "c"])
+    np.testing.assert_array_equal(known.x.toarray(), [[1, 0]])
+    with pytest.raises(errors.DataError, match="Unknown column 'film'"):
+        recommendation.read_ratings(path, item="film")
+    with pytest.raises(errors.DataError, match="no choices left"):
+        recommendation.read_ratings(path, least=9)
+
+
+def test_recommend_trains_measures_and_writes(tmp_path, monkeypatch, tastes, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flaxae.experiments.recommend.STEPS", 30)
+    users, items = tastes.nonzero()
+    table = pd.DataFrame({"user": [f"u{user}" for user in users], "item": [f"=i{item}" for item in items]})
+    table.to_csv("ratings.csv", index=False)
+    settings = "--latent 4 --epochs 3 --count 2 --batch-size 16"
+    assert command_line(["recommend", "--data", "ratings.csv", *settings.split()]) == 0
+    folder = tmp_path / "runs/recommend/1"
+    measured = json.loads((folder / "results.json").read_text())
+    for name in ("popularity", "ease", "als", "flaxae"):
+        assert 0 <= measured[f"test/{name}/ndcg_100"] <= 1
+    top = data.read_table(folder / "recommendations.csv")
+    assert list(top.columns) == ["user", "rank", "item", "log_probability"]
+    assert len(top) == 180
+    assert not set(zip(top.user, top.item, strict=True)) & set(zip(table.user, table.item, strict=True))
+    assert set(data.read_table(folder / "similar_items.csv").similar) <= set(table.item)
+    assert np.load(folder / "users.npz")["x"].shape == (90, 4)
+    assert isinstance(flaxae.load(folder), Recommender)
+    new = pd.DataFrame({"user": ["new", "new"], "item": ["=i3", "unheard"]})
+    new.to_csv("new.csv", index=False)
+    used = ["--from", str(folder), "--input", "new.csv", "--output", "top.csv", "--count", "4"]
+    assert command_line(["recommend", *used]) == 0
+    assert "1 of 2 rows" in capsys.readouterr().out
+    assert list(data.read_table("top.csv")["rank"]) == [1, 2, 3, 4]
