@@ -408,7 +408,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
 
     Returns:
         A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), all in the
-        data's own units; an `anomaly.Detector`; or the estimator that was saved.
+        data's own units; a `compression.Codec` (of --exp compress); an `anomaly.Detector`; or the estimator that was
+        saved.
 
     Raises:
         RunError: the folder holds neither, or a file was changed after it was saved.
@@ -435,6 +436,10 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import estimators
 
         return estimators.of_name(saved["estimator"]).load(folder)
+    if "codec" in saved:
+        from flaxae import compression
+
+        return compression.load(folder / "codec")
     if saved.get("detector") == "series":
         from flaxae.anomaly import series
 

@@ -1,7 +1,9 @@
 """Compression: what is compressed comes back exactly, everywhere; and no file from outside does harm."""
 
 import hashlib
+import json
 import lzma
+import pathlib
 import subprocess
 import sys
 
@@ -10,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxae import autoencoder, compression, data
-from flaxae.compression import Codec, Contexts, coding, container, files, integers, network
+import flaxae
+from flaxae import autoencoder, command, compression, data
+from flaxae.compression import Codec, Contexts, coding, container, files, fitting, integers, network
 from flaxae.compression.contexts import ONE
 from flaxae.errors import DataError, RunError
+
+DIGESTS = ["c57d4a846f5ba194", "77bbd97221307fb7", "bfd059454229b9f8"]
 
 
 def made(contexts: Contexts, hidden: tuple[int, ...] = (6,), seed: int = 0) -> Codec:
@@ -254,3 +259,41 @@ def test_what_can_t_be_done_is_named_and_the_rest_is_done(colour, tmp_path, rng,
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["b.png"]
     with pytest.raises(DataError, match=r"ends in \.flx"):
         files.compress(colour, tmp_path / "photos" / "a.png", tmp_path / "a.zip")
+
+
+# Kept, and used
+
+
+def test_a_file_that_was_written_elsewhere_decodes():
+    """Of this format's first version: what was written once has to be read for good."""
+    kept = pathlib.Path(__file__).parent / "kept"
+    codec = compression.load(kept / "codec")
+    content = (kept / "face.flx").read_bytes()
+    x = data.read(kept / "face.png")
+    np.testing.assert_array_equal(codec.decompress(content), x)
+    assert codec.compress(np.asarray(x)) == content
+
+
+def test_the_tables_are_those_that_every_machine_computes():
+    digests = [hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()[:16] for table in integers.tables()]
+    assert digests == DIGESTS
+
+
+def test_the_command_trains_compresses_and_gives_back(tmp_path, monkeypatch, digits, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("EPOCH", 10), ("BATCH", 256), ("VALIDATION", 1000)):
+        monkeypatch.setattr(fitting, name, value)
+    x = (digits[:200] * 255).astype(np.uint8)
+    np.save("digits.npy", x)
+    assert command.main(["compress", "--data", "digits.npy", "--epochs", "1"]) == 0
+    run = tmp_path / "runs" / "compress" / "1"
+    results = json.loads((run / "results.json").read_text())
+    assert 0 < results["test/flaxae_bits"] < 8
+    assert (run / "report.html").exists()
+    assert flaxae.load(run).identity == compression.load(run / "codec").identity
+    assert command.main(["compress", "--from", str(run), "--input", "digits.npy", "--output", "digits.flx"]) == 0
+    assert command.main(["compress", "--from", str(run), "--input", "digits.flx", "--output", "back.npy"]) == 0
+    np.testing.assert_array_equal(np.load("back.npy"), x)
+    assert command.main(["compress", "--from", str(run), "--input", "back.npy", "--output", "x.zip"]) == 2
+    assert command.main(["compress", "--from", "nothing", "--input", "digits.flx", "--output", "back.npy"]) == 2
+    assert "ends in .flx" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from flaxae import errors, specs
 
 ONE = 2**16  # the whole number that stands for 1 in features, activations and parameters
-STEEP = 8  # differences are given in eighths of the range, as few are large
+STEEP, SMALL_STEEP = 8, 2  # differences are given in eighths of the range, as few are large; in small images in halves
 
 
 class Step(NamedTuple):
@@ -156,7 +156,7 @@ class Contexts:
         found[:, 0] = guess * (ONE // size)
         end = 1 + len(self.own) + self.before * len(self.others)
         differences = np.concatenate(parts, axis=1)
-        found[:, 1 : 1 + differences.shape[1]] = differences * (STEEP * ONE // size)
+        found[:, 1 : 1 + differences.shape[1]] = differences * ((SMALL_STEEP if self.side else STEEP) * ONE // size)
         roots = np.floor(np.sqrt(np.abs(differences) * float(ONE * ONE // size)))  # exactly rounded, by IEEE 754
         found[:, end : end + differences.shape[1]] = 2 * np.copysign(roots, differences)
         self._places(found[:, 2 * end - 1 :], step, rows - self.reach - self.across, columns - 2 * self.reach)

@@ -149,6 +149,8 @@ def _target(path: pathlib.Path, x: np.ndarray) -> pathlib.Path:
 def _names(names: Iterable[str]) -> list[str]:
     """A name for each image's file: with `.flx` for its ending, or after it where two would have the same name."""
     names = list(names)
+    if leaving := [name for name in names if {"..", "/"} & set(pathlib.PurePosixPath(name).parts)]:
+        raise errors.DataError(f"{leaving[0]!r} leaves the folder; expected names relative to it.")
     short = [str(pathlib.PurePosixPath(name.replace("#", "_")).with_suffix(SUFFIX)) for name in names]
     return [s if short.count(s) == 1 else f"{n.replace('#', '_')}{SUFFIX}" for s, n in zip(short, names, strict=True)]
 

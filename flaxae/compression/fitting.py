@@ -126,7 +126,7 @@ def fit(
     contexts: Contexts | None = None,
     hidden: tuple[int, ...] | None = None,
     steps: int = STEPS,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     **settings: Any,
@@ -139,13 +139,13 @@ def fit(
         contexts: what values are predicted from; by default `contexts_of(source)`.
         hidden: sizes of the network's layers.
         steps: of training; rounded up to whole epochs.
-        batch_size: contexts a step.
+        batch_size: contexts a step; by default `BATCH`.
         settings: further ones of `training.fit`.
 
     Raises:
         DataError: the images are not of whole numbers, or none can be read.
     """
-    contexts = contexts or contexts_of(source)
+    contexts, batch_size = contexts or contexts_of(source), batch_size or BATCH
     known, held_out = split(source, seed)
     hidden = hidden or (SMALL_HIDDEN if contexts.side else HIDDEN)
     model = autoencoder.build(network.config(hidden, COMPONENTS, contexts.bits), (contexts.features,), seed=seed)
