@@ -8,19 +8,25 @@ import pathlib
 import shlex
 import sys
 
+import flaxae
+
 FILES = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))}  # by the experiment's name
+USES = {  # by name, the commands that take a trained model's folder
+    path.stem: path for path in sorted((pathlib.Path(flaxae.__file__).parent / "commands").glob("[!_]*.py"))
+}
 
 
 def description(name: str) -> str:
-    """An experiment's docstring, read without importing the experiment."""
-    return ast.get_docstring(ast.parse(FILES[name].read_bytes())) or ""
+    """The docstring of an experiment, or of a command in `USES`, read without importing it."""
+    return ast.get_docstring(ast.parse((FILES | USES)[name].read_bytes())) or ""
 
 
 def overview() -> str:
-    """The usage, with the first line of each experiment's docstring."""
-    lines = [f"  {name:12s} {description(name).splitlines()[0]}" for name in FILES]
+    """The usage, with the first line of each docstring."""
     usage = command("NAME")
-    return "\n".join([f"usage: {usage} [flags]   ({usage} --help lists its flags)", "", *lines, ""])
+    train, use = ([f"  {name:12s} {description(name).splitlines()[0]}" for name in names] for names in (FILES, USES))
+    head = f"usage: {usage} [flags]   ({usage} --help lists its flags)"
+    return "\n".join([head, "", *train, "", "With a trained model's folder:", "", *use, ""])
 
 
 def started() -> list[str]:

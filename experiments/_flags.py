@@ -13,6 +13,7 @@ from flaxae.errors import ConfigError, unknown
 MAX_PIXELS = 89_478_485  # of one image, as `data.images` has it
 FORMATS = formats.listed("array", "signal", "table")  # all file formats but those of single images
 DENOISERS = ("mixer", "convolutional", "denoising")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")  # as `runs.loggers` has them
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper", "poisson_gaussian")
 
 
@@ -72,7 +73,8 @@ class Flags:
     """Devices that share each batch, such as `data=4`; by default one, or with several processes (Slurm, mpirun) all.
     With --sweep, `population=2,data=4` also trains models side by side."""
     logger: str | None = None
-    """Where else to write metrics than to metrics.jsonl: `tensorboard`, in the run's folder (needs that extra)."""
+    """Where else to write metrics than to metrics.jsonl: tensorboard (in the run's folder), mlflow, wandb or trackio;
+    each needs the extra of its name."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts at once."""
 
@@ -88,7 +90,7 @@ class Flags:
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"--epochs is {self.epochs}; it has to be at least 1.")
         if self.logger is not None:
-            check_name("logger", self.logger, ("tensorboard",))
+            check_name("logger", self.logger, LOGGERS)
         together = {"from": "RUN", "input": "NEW", "output": "RESULT"}
         given = [flag for flag in together if getattr(self, flag.replace("from", "from_")) is not None]
         if given and given != list(self.used_with):
@@ -137,6 +139,8 @@ class SweepFlags(PresetFlags):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
+        if self.sweep and self.model == "map":
+            raise ConfigError("--model map learns from pairs, and can't be swept; take --model vanilla, or another.")
         if self.sweep and "latent" not in axes(self) and self.model == "stacked":
             raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
@@ -183,6 +187,20 @@ class Anomaly(Flags):
                 raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be above 0 and below 1.")
         if self.fdr is not None and (self.threshold or self.false_alarms):
             raise ConfigError("--fdr is another way to flag than --threshold and --false-alarms; give one of them.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compress(Flags):
+    """Flags of the compression experiment."""
+
+    model: str | None = None
+    """There is one kind of codec: leave it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_mesh(self)
+        if self.model is not None:
+            raise ConfigError("--model: there is one kind of codec; leave it out.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,8 +324,14 @@ class Generate(SweepFlags):
 
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
-    model: str = "vae"
-    """The preset to train; a wrong name lists them."""
+    model: str | None = None
+    """The preset to train; by default vanilla, and for tables variational. A wrong name lists them;
+    `package.module:preset` is one of your own."""
+    latent: int | None = None
+    """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
+    label: str | None = None
+    """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
+    in the prior. With --from, the class to draw samples of."""
     binarise: bool = True
     """For a variational model of images, train and score on binarised pixels, drawn with their grey levels as
     probabilities."""
@@ -315,8 +339,8 @@ class Generate(SweepFlags):
     """Importance samples for the likelihood of each example."""
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
-    components: int = 32
-    """Components of the Gaussian mixture that is sampled if the code has no prior."""
+    components: int | None = None
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for 100 codes."""
     count: Annotated[
         int,
         tyro.conf.arg(
@@ -328,8 +352,8 @@ class Generate(SweepFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag in ("draws", "scored", "components", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag} is {getattr(self, flag)}; it has to be at least 1.")
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag} is {value}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -387,12 +411,18 @@ class Reconstruct(SweepFlags):
 class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
+    model: str = "map"
+    """The preset to train: `map` keeps neighbours together, with a decoder back; another, such as vanilla, is a map for
+    reconstruction alone. A wrong name lists them."""
+    batch_size: int = 512
+    """Examples per step."""
     latent: int = 2
     """Dimensions of the map; with more than 3, the codes are scored and written but not drawn."""
 
 
 FLAGS: dict[str, type[Flags]] = {
     "anomaly": Anomaly,
+    "compress": Compress,
     "denoise": Denoise,
     "embed": Embed,
     "finetune": Finetune,

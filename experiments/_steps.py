@@ -193,8 +193,9 @@ def resources(config: _flags.Flags, run: Run, *, log: bool = True) -> Iterator[d
     """The arguments `mesh` and `on_epoch` of `training.fit`: the devices, and where the metrics of each epoch go."""
     with contextlib.ExitStack() as stack:
         writers = [run.log_epoch] if log else []
-        if config.logger == "tensorboard":
-            writers.append(stack.enter_context(loggers.tensorboard(run.folder / "tensorboard")))
+        if config.logger is not None:
+            about = {name: run.config[name] for name in ("settings", "model") if name in run.config}
+            writers.append(stack.enter_context(loggers.opened(config.logger, run.folder, about)))
 
         def on_epoch(metrics: dict[str, Any]) -> None:
             for write in writers:
@@ -334,6 +335,7 @@ def finish(
     *,
     history: Mapping[str, Sequence[float]] | None = None,
     sounds: Sequence[tuple[str, pathlib.Path]] = (),
+    explore: report.Explore | None = None,
 ) -> None:
     """Write the report and results.json, print the tables. `figures` are captions and names, `sounds` and files."""
     if history is not None:
@@ -354,6 +356,7 @@ def finish(
         usage=usage,
         epochs=run.history(),
         sounds=sounds,
+        explore=explore,
     )
     run.write_results(results)
     for table in tables:

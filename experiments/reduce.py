@@ -2,7 +2,8 @@
 
     python run.py --exp reduce
 
-maps the embedded MNIST in about a minute on two CPU cores. Any table will do: `--data customers.csv --label segment`.
+maps the embedded MNIST in some minutes on two CPU cores, so that neighbours stay together, with a decoder back from the
+map. `--model vanilla` trains a map for reconstruction alone. Any table will do: `--data customers.csv --label segment`.
 The labels only colour and score the map; they are not trained on. The codes of all examples, first those of the
 training part, then those of the test part, are written to codes.npz and codes.csv in the run's folder. A trained run
 maps new data:
@@ -10,22 +11,30 @@ maps new data:
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
+from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from flaxae import atomic, data, experiments, trained, training
+from flaxae import atomic, autoencoder, data, experiments, maps, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, images
 from flaxae.experiments import _flags, _steps, _sweep
+from flaxae.objectives import KeepNeighbours
 from flaxae.parallel import processes
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
+EPOCHS = 20  # of a map that keeps neighbours
 SCORED = 2000  # test examples to measure trustworthiness on, whose time grows with their square
 NEIGHBOURS = 10
+COLOURED = 20  # columns of a table that the map may be coloured by
+DECODED = 16  # steps of the grid of decoded codes, each way
 
 
 def apply(config: _flags.Reduce) -> None:
@@ -50,10 +59,33 @@ def train(config: _flags.Reduce) -> None:
         if config.sweep:
             _sweep.compare(config, run, dataset, model, _sweep.reconstruction())
             return
-        network, history = _steps.train(config, run, dataset, model)
+        keeps = isinstance(model.objective, KeepNeighbours)
+        network, history = (train_map if keeps else _steps.train)(config, run, dataset, model)
         processes.leave_to_first()
         evaluate(run, network, history, dataset)
     dataset.check()
+
+
+def train_map(
+    config: _flags.Reduce, run: Run, dataset: Dataset, model: autoencoder.Config
+) -> tuple[Autoencoder, History]:
+    """Train a map that keeps neighbours, from its checkpoint if the run is resumed, and return it with its history."""
+    network = autoencoder.build(model, dataset.shape, seed=config.seed)
+    with _steps.resources(config, run) as given:
+        history = maps.fit(
+            network,
+            dataset.scaling(dataset.train),
+            epochs=_steps.epochs(config, dataset, least=EPOCHS),
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            seed=config.seed,
+            folder=run.checkpoints,
+            resume=config.resume and bool(training.checkpoints.steps(run.checkpoints / "latest")),
+            **given,
+        )
+    return network, history
 
 
 def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:
@@ -63,15 +95,16 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
     write(run, *codes, dataset)
     dimensions = codes[0].shape[1]
     scores = {"flaxae": score(*codes, dataset, _steps.mean_squared_error(model, test))}
-    maps = {"flaxae": codes[1]}
+    drawn = {"flaxae": codes[1]}
     if (error := _steps.pca_error(dataset, dimensions)) is not None:
         principal = principal_components(train, test, dimensions)
         scores["PCA"] = score(*principal, dataset, error)
-        maps["PCA"] = principal[1]
+        drawn["PCA"] = principal[1]
 
     heads = {
         "trustworthiness": report.Column("trustworthiness", better="higher"),
         "knn_accuracy": report.Column("kNN accuracy", better="higher"),
+        "kmeans_nmi": report.Column("k-means NMI", better="higher"),
         "mse": report.Column("MSE", better="lower"),
     }
     table = report.Table(
@@ -81,7 +114,7 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
     )
     figures = []
     if dimensions in (2, 3):
-        plots.maps(maps, run.figure("map"), labels=dataset.test_labels, classes=dataset.classes)
+        plots.maps(drawn, run.figure("map"), labels=dataset.test_labels, classes=dataset.classes)
         figures.append(("The test examples.", "map"))
     prefixes = {"flaxae": "test", "PCA": "baseline/pca"}
     results = {}
@@ -91,7 +124,32 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
     usage = experiments.command("reduce", from_=run.folder, input=_steps.new_file(dataset), output="codes.csv")
-    _steps.finish(run, f"A map of {dataset.name}", summary, [table], figures, results, usage, history=history)
+    explore = to_explore(model, codes[1], dataset) if dimensions == 2 else None
+    title = f"A map of {dataset.name}"
+    _steps.finish(run, title, summary, [table], figures, results, usage, history=history, explore=explore)
+
+
+def to_explore(model: Autoencoder, codes: np.ndarray, dataset: Dataset) -> report.Explore:
+    """The test examples on the map, for the page to explore: coloured by their class, error and columns."""
+    test = dataset.scaling(dataset.test[:SCORED])
+    made = training.apply(Autoencoder.decode, model, codes[:SCORED])
+    colours: dict[str, Sequence[str] | np.ndarray] = {}
+    if dataset.test_labels is not None and dataset.classes is not None:
+        labels = dataset.test_labels[:SCORED]
+        colours["class"] = [dataset.classes[label] if label >= 0 else "none" for label in labels]
+    colours["reconstruction error"] = np.square(made - test).reshape(len(test), -1).mean(axis=1)
+    is_image = dataset.kind == "image"
+    columns = dataset.columns or ()
+    if not is_image:
+        test, made = dataset.test[:SCORED], dataset.scaling.undo(made)
+        if dataset.kind == "tabular":
+            colours |= {name: test[:, i] for i, name in enumerate(columns[:COLOURED])}
+    rows = range(len(test)) if dataset.test_rows is None else dataset.test_rows[: len(test)]
+    names = [f"row {row}" for row in rows] if dataset.test_files is None else dataset.test_files[: len(test)].tolist()
+    low, high = codes.min(axis=0), codes.max(axis=0)
+    steps = np.stack(np.meshgrid(*np.linspace(low, high, DECODED).T), axis=-1).reshape(-1, 2).astype(np.float32)
+    decoded = training.apply(Autoencoder.decode, model, steps) if is_image else None
+    return report.Explore(codes[:SCORED], names, colours, test, made, columns, decoded)
 
 
 def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,20 +158,27 @@ def principal_components(train: np.ndarray, test: np.ndarray, dimensions: int) -
     return pca.transform(train.reshape(len(train), -1)), pca.transform(test.reshape(len(test), -1))
 
 
-def score(train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float) -> dict[str, float]:
+def score(
+    train: np.ndarray, test: np.ndarray, dataset: Dataset, error: float, *, known: np.ndarray | None = None
+) -> dict[str, float]:
     """Scores of a map: trustworthiness (are neighbours in the map neighbours in the data?), class accuracy, and MSE.
 
     Trustworthiness (Venna & Kaski 2001), at most 1, is measured on the first `SCORED` test examples. For the accuracy,
-    the `NEIGHBOURS` nearest training examples in the map vote for the class of each test example.
+    the `NEIGHBOURS` nearest training examples in the map vote for the class of each test example. The normalised mutual
+    information is that of the classes and of as many clusters of the map by k-means. `known` are the labels of `train`,
+    by default those of the whole training part.
     """
     x = dataset.scaling(dataset.test[:SCORED])
     neighbours = min(NEIGHBOURS, (len(x) - 1) // 2)
     scores = {}
     if neighbours >= 1:
         scores["trustworthiness"] = trustworthiness(x.reshape(len(x), -1), test[:SCORED], n_neighbors=neighbours)
-    if dataset.train_labels is not None and dataset.test_labels is not None:
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, dataset.train_labels)
+    known = dataset.train_labels if known is None else known
+    if known is not None and dataset.test_labels is not None:
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, known)
         scores["knn_accuracy"] = nearest.score(test, dataset.test_labels)
+        found = KMeans(min(len(np.unique(dataset.test_labels)), len(test)), n_init=10, random_state=0).fit(test)
+        scores["kmeans_nmi"] = normalized_mutual_info_score(dataset.test_labels, found.labels_)
     return {name: float(value) for name, value in {**scores, "mse": error}.items()}
 
 

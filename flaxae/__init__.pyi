@@ -7,14 +7,18 @@ from . import autoencoder as autoencoder
 from . import baselines as baselines
 from . import batches as batches
 from . import cells as cells
+from . import compression as compression
 from . import corruptions as corruptions
 from . import data as data
 from . import denoising as denoising
 from . import density as density
 from . import errors as errors
 from . import estimators as estimators
+from . import exporting as exporting
 from . import finetuning as finetuning
+from . import generation as generation
 from . import likelihoods as likelihoods
+from . import maps as maps
 from . import metrics as metrics
 from . import nn as nn
 from . import objectives as objectives
@@ -23,6 +27,7 @@ from . import presets as presets
 from . import recommendation as recommendation
 from . import runs as runs
 from . import sentences as sentences
+from . import serving as serving
 from . import specs as specs
 from . import stacked as stacked
 from . import trained as trained
@@ -39,6 +44,7 @@ from .estimators import AutoencoderClassifier as AutoencoderClassifier
 from .estimators import AutoencoderDetector as AutoencoderDetector
 from .estimators import AutoencoderTransformer as AutoencoderTransformer
 from .estimators import DenoisingAutoencoder as DenoisingAutoencoder
+from .exporting import export as export
 from .finetuning import propagation as propagation
 from .nn.convnet import ConvNet as ConvNet
 from .nn.convnet import FullyConvolutional as FullyConvolutional

@@ -212,12 +212,12 @@ class Autoencoder(nnx.Module):
         """The means of p(x | z) at n draws of z from the head's prior.
 
         Raises:
-            ConfigError: the head has no prior; `density.Mixture` fits one to the codes.
+            ConfigError: the head has no prior; `generation.fit` fits one to the codes.
         """
         if not hasattr(self.head, "sample"):
             raise errors.ConfigError(
                 f"The head {type(self.head).__name__} has no prior to sample from. Take the head Variational, or fit a "
-                "density to the codes: `density.Mixture.fit(codes)`."
+                "prior to the codes: `generation.fit(model, x)`."
             )
         return self.decode(self.head.sample(n, key), condition)
 

@@ -63,10 +63,21 @@ def _read_and_run(arguments: list[str]) -> None:
         print(experiments.overview())
         if not chosen.help:
             raise ConfigError(f"Say which experiment to run, such as {experiments.command('denoise')}")
+    elif chosen.exp in experiments.USES:
+        use(chosen.exp, rest + ["--help"] * chosen.help)
     elif chosen.exp not in experiments.FILES:
-        raise ConfigError(unknown("experiment", chosen.exp, experiments.FILES))
+        raise ConfigError(unknown("experiment", chosen.exp, (*experiments.FILES, *experiments.USES)))
     else:
         run(chosen.exp, rest + ["--help"] * chosen.help)
+
+
+def use(name: str, arguments: list[str]) -> None:
+    """Read the flags of a command that takes a trained model's folder, then run it."""
+    import tyro
+
+    module = importlib.import_module(f"flaxae.commands.{name}")
+    prog = experiments.command(name)
+    module.run(tyro.cli(module.Flags, args=arguments, prog=prog, description=experiments.description(name)))
 
 
 def run(name: str, arguments: list[str]) -> None:

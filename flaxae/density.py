@@ -17,6 +17,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Batch, Examples
 from flaxae.objectives import check_probabilistic, log_weights
 
+SHRINKAGE = 0.1
 DECODED_AT_ONCE = 4096  # codes; it bounds the memory of the decoder's widest layer
 
 
@@ -119,16 +120,40 @@ class Mixture:
         """
         from sklearn.mixture import GaussianMixture
 
-        if not 1 <= components <= len(codes) // 2:
-            raise errors.ConfigError(
-                f"{components} components for {len(codes)} codes: give 1 to {len(codes) // 2}, or more codes."
-            )
+        _check_components(components, codes)
         codes = np.asarray(codes, np.float64)
         ridge = 1e-4 * float(codes.var(axis=0).mean()) + 1e-12  # units that are always off have no variance
         fitted: Any = GaussianMixture(components, reg_covar=ridge, init_params="k-means++", random_state=seed).fit(
             codes
         )
         return cls(fitted.weights_, fitted.means_, fitted.covariances_)
+
+    @classmethod
+    def of_clusters(
+        cls, codes: Float[np.ndarray, "examples latent"], *, components: int = 32, seed: int = 0
+    ) -> "Mixture":
+        """A normal for each cluster that k-means finds, its covariance shrunk a tenth of the way to its diagonal.
+
+        In codes of 64 numbers and more, this takes seconds where expectation maximisation takes minutes, and what is
+        sampled is as good: `python -m benchmarks.generation --only mixtures`.
+
+        Raises:
+            ConfigError: there are fewer than two codes per component.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        _check_components(components, codes)
+        codes = np.asarray(codes, np.float64)
+        method: Any = MiniBatchKMeans
+        found = method(components, batch_size=1024, n_init=1, random_state=seed).fit(codes)
+        sizes = np.bincount(found.labels_, minlength=components)
+        ridge = (1e-4 * float(codes.var(axis=0).mean()) + 1e-12) * np.eye(codes.shape[1])
+        kept = np.flatnonzero(sizes > 1)  # what is alone has no covariance
+        clusters = [codes[found.labels_ == cluster] for cluster in kept]
+        covariances = [np.cov(cluster, rowvar=False).reshape(ridge.shape) for cluster in clusters]
+        shrunk = [(1 - SHRINKAGE) * c + SHRINKAGE * np.diag(np.diag(c)) + ridge for c in covariances]
+        means = [cluster.mean(axis=0) for cluster in clusters]
+        return cls(sizes[kept] / sizes[kept].sum(), np.stack(means), np.stack(shrunk))
 
     def sample(self, n: int, *, seed: int = 0) -> Float[np.ndarray, " n latent"]:
         """n codes drawn from the mixture, for `Autoencoder.decode`."""
@@ -137,3 +162,10 @@ class Mixture:
         noise = rng.standard_normal((n, self.means.shape[1]))
         factors = np.linalg.cholesky(self.covariances)[component]
         return (self.means[component] + np.einsum("nij,nj->ni", factors, noise)).astype(np.float32)
+
+
+def _check_components(components: int, codes: np.ndarray) -> None:
+    if not 1 <= components <= len(codes) // 2:
+        raise errors.ConfigError(
+            f"{components} components for {len(codes)} codes: give 1 to {len(codes) // 2}, or more codes."
+        )

@@ -20,7 +20,6 @@ import numpy as np
 import scipy.sparse
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
-from scipy.special import softmax
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
@@ -39,7 +38,6 @@ from flaxae.corruptions import GaussianNoise, Masking
 from flaxae.data import Encoding, roles, tables
 from flaxae.data.parts import with_gaps
 from flaxae.data.scaling import compressed, robust_moments
-from flaxae.finetuning import propagation
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
@@ -444,8 +442,9 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
 class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
     """Classifies when few of many rows have labels: the autoencoder learns from all rows, the classes from those few.
 
-    The class probabilities are the mean of two methods that fail in different cases: a linear probe of the code
-    (`finetuning.linear_probe`), and label propagation over the nearest rows (`propagation`).
+    The class probabilities are the mean of those of three classifiers: a linear probe of the code
+    (`finetuning.linear_probe`), and a linear probe and a random forest of the standardised columns. No one of them is
+    the best on all tables.
 
     Args:
         latent: how many numbers the code has.
@@ -458,7 +457,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
         model_, config_, loss_curve_, mean_, scale_, n_features_in_, feature_names_in_: as in `AutoencoderTransformer`.
     """
 
-    _learned: ClassVar = {**_TableAutoencoder._learned, "classes_": np.array, "_rows": int}
+    _learned: ClassVar = {**_TableAutoencoder._learned, "classes_": np.array, "_known": int}
 
     @no_type_check
     def __init__(
@@ -508,18 +507,30 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
         self._start(X)
         self._train(X, int(self.epochs))
         self.classes_ = np.array(classes.tolist())
-        self._rows = len(X)
-        self._z = self._codes(X)
-        self._probe = finetuning.linear_probe(self._z, labels, seed=self._seed)
-        graph = propagation.neighbours(self._z, min(10, len(X) - 1))
-        self._spread = propagation.propagate(graph, labels)
+        self._labels, self._known = own, len(own)
+        self._labelled = self._standardised(X[known])
+        self._probe = finetuning.linear_probe(self._codes(X), labels, seed=self._seed)
+        self._column_probe = finetuning.linear_probe(self._standardised(X), labels, seed=self._seed)
+        self._grow()
         return self
+
+    def _grow(self) -> None:
+        """The forest of the labelled rows: it is grown again from them when the estimator is loaded."""
+        self._forest = finetuning.forest(self._labelled, self._labels, seed=self._seed)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "AutoencoderClassifier":
+        """As in `AutoencoderTransformer`. Another version of scikit-learn may grow another forest."""
+        estimator = super().load(folder)
+        estimator._grow()
+        return estimator
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n classes"]:
         """The probabilities of `classes_` for each row of X, [n, columns]."""
-        z = self._codes(self._checked(X))
-        probed = softmax(z.astype(np.float64) @ self._probe.kernel + self._probe.bias, axis=1)
-        return (probed + propagation.vote(z, self._z, self._spread)) / 2
+        X = self._checked(X)
+        x = self._standardised(X)
+        coded, by_columns = self._probe.probabilities(self._codes(X)), self._column_probe.probabilities(x)
+        return (coded + by_columns + self._forest.predict_proba(x)) / 3
 
     def predict(self, X: Any) -> Shaped[np.ndarray, " n"]:
         """The likeliest class of each row of X, [n, columns]."""
@@ -527,12 +538,17 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
         return self.classes_[likeliest]
 
     def _arrays_like(self) -> dict[str, Any]:
-        classes, latent = len(self.classes_), self.config_.latent
+        classes, columns = len(self.classes_), self.n_features_in_
+
+        def probe(values: int) -> finetuning.Probe:
+            return finetuning.Probe(np.empty((values, classes), np.float32), np.empty(classes, np.float32))
+
         return {
             **super()._arrays_like(),
-            "_z": np.empty((self._rows, latent), np.float32),
-            "_spread": np.empty((self._rows, classes)),
-            "_probe": finetuning.Probe(np.empty((latent, classes), np.float32), np.empty(classes, np.float32)),
+            "_labelled": np.empty((self._known, columns), np.float32),
+            "_labels": np.empty(self._known, np.int64),
+            "_probe": probe(self.config_.latent),
+            "_column_probe": probe(columns),
         }
 
 
@@ -684,7 +700,7 @@ class AutoencoderDetector(_TableEstimator):
         self.decision_scores_ = self._scores(x)
         known = self.decision_scores_
         if start is not None:
-            known = self._scores(np.concatenate([self.detector_.references, self._held_out]))
+            known = self._scores(self.detector_.references)
         if self.contamination == "auto":
             normal = self.detector_.calibration
             rate = max(FALSE_ALARMS, 1 / (len(normal) + 1))

@@ -496,6 +496,44 @@ class Binarised:
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class KeepNeighbours:
+    """−log p(x | z) / values + pull · InfoNCE: a code that keeps neighbours, and a decoder that reads it.
+
+    The batch holds a `neighbour` of each x (see `maps.batches`). With q = 1 / (1 + ‖z − z'‖²), an example's contrast is
+    −log q(neighbour) / (q(neighbour) + Σ q(others)), over the other examples of the batch and their neighbours
+    (InfoNC-t-SNE, Damrich et al. 2023, eq. 6). The reconstruction trains the decoder, and not the encoder.
+    """
+
+    pull: float = 1.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "pull")
+
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> tuple[Loss, dict[str, Loss]]:
+        if not isinstance(batch, Mapping) or "neighbour" not in batch:
+            raise errors.DataError("The objective KeepNeighbours needs a neighbour of each example: see `maps.fit`.")
+        x, neighbour = jnp.asarray(batch["x"]), jnp.asarray(batch["neighbour"])
+        corruption_key, key = jax.random.split(key)
+        both = jnp.concatenate([x, neighbour])
+        z = model.encode(model.corrupt(both, corruption_key)).reshape(len(both), -1)
+        contrast = info_nce(z[: len(x)], z[len(x) :])
+        params = model.params(lax.stop_gradient(z[: len(x)]), key, like=x)
+        loss = -model.log_likelihood(params, Batch(x)) / x[0].size
+        return loss + self.pull * contrast, {"contrast": contrast}
+
+
+def info_nce(z: Float[Array, "batch latent"], neighbour: Float[Array, "batch latent"]) -> Loss:
+    """−log q(neighbour) / (q(neighbour) + Σ q(others)) of each z, with q = 1 / (1 + distance²); nats."""
+    others = jnp.concatenate([z, neighbour])
+    square = jnp.square(z).sum(-1)[:, None] + jnp.square(others).sum(-1)[None] - 2 * z @ others.T
+    log_q = -jnp.log1p(jnp.maximum(square, 0))
+    itself = jnp.arange(len(z))[:, None] == jnp.arange(len(others))[None]
+    close = -jnp.log1p(jnp.square(z - neighbour).sum(-1))
+    return jax.nn.logsumexp(log_q, axis=1, where=~itself) - close
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class Trimmed:
     """`objective` without the worst-fitting `fraction` of each batch, whose loss is set to 0.
 

@@ -26,6 +26,7 @@ from flaxae.objectives import (
     ActivityRate,
     Contractive,
     ImportanceWeighted,
+    KeepNeighbours,
     Layerwise,
     VectorQuantization,
 )
@@ -196,6 +197,20 @@ def likelihood(kind: str, encoding: Encoding | None, scaling: Scaling) -> Likeli
     return columns.of_table(encoding, scaling) if kind == "tabular" and encoding is not None else Gaussian()
 
 
+def neighbour_map(latent: int = 2, likelihood: Likelihood = BERNOULLI, pull: float = 1.0, noise: float = 0.1) -> Config:
+    """A map that keeps neighbours together, with a decoder back; trained by `maps.fit` (after Damrich et al. 2023).
+
+    A little noise on what the encoder sees makes the map as good for new examples as for those trained on.
+    """
+    return Config(
+        body=MLP((512, 512, 256)),
+        head=Deterministic(latent),
+        objective=KeepNeighbours(pull),
+        likelihood=likelihood,
+        corruption=GaussianNoise(noise),
+    )
+
+
 PRESETS: dict[str, Callable[..., Config]] = {
     "mixer": mixer,
     "vanilla": vanilla,
@@ -214,6 +229,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "stacked": stacked,
     "masked": masked,
     "transformed": transformed,
+    "map": neighbour_map,
     "grid": grid,
     "grid_variational": grid_variational,
 }

@@ -5,14 +5,14 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from flaxae import atomic, autoencoder, data, errors, first_form, manifest, runs, training
 from flaxae.autoencoder import Autoencoder, Config, Hyper
@@ -24,13 +24,14 @@ from flaxae.training import checkpoints
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flaxae import anomaly, finetuning
+    from flaxae import anomaly, finetuning, generation
     from flaxae.anomaly import series
 
     Examples = Shaped[np.ndarray, " examples *shape"] | pd.DataFrame
 
 IMPUTATIONS = 10  # rounds of reconstructing what is missing
 CLASSIFIER = pathlib.Path("checkpoints", "classifier")  # in a run's folder
+PRIOR = pathlib.Path("checkpoints", "prior")
 ESTIMATOR = "estimator"  # the folder of a run whose model is a fitted estimator
 PARTS = {"encoding": Encoding, "framing": Framing, "roles": Roles}  # what only some data have: tables, and signals
 
@@ -50,6 +51,7 @@ class Trained:
     encoding: Encoding | None = None
     framing: Framing | None = None
     roles: Roles | None = None  # of a table's columns
+    prior: "generation.CodePrior | None" = None  # fitted to the codes, to draw new examples from
 
     def read(self, path: str | os.PathLike[str]) -> Shaped[np.ndarray, " examples *shape"] | dict[str, np.ndarray]:
         """New data from a file or folder, see `data.read`. A signal is read as windows.
@@ -149,6 +151,35 @@ class Trained:
         """decode(encode(x)), in the units and dtype of the training data. A DataFrame gives one of the same columns."""
         made = self.scaling.undo(training.apply(Autoencoder.reconstruct, self.model, self.scaled(x)))
         return self._encoding.undo(made).set_index(cast(Any, x).index) if _is_frame(x) else made
+
+    def sample(self, n: int, *, label: str | None = None, seed: int = 0) -> Shaped[np.ndarray, " n *shape"]:
+        """n new examples, in the units and dtype of the training data: p(x | z)'s means at codes drawn from the prior.
+
+        Without a fitted prior, they are drawn from the one that a variational model was trained with.
+
+        Args:
+            label: the class that all are to be of, if the prior was fitted with labels.
+
+        Raises:
+            ConfigError: there is no prior, see `with_prior`; or it has no such class.
+        """
+        from flaxae import generation
+
+        return self.scaling.undo(generation.sample(self.model, self.prior, n, label=label, seed=seed))
+
+    def with_prior(
+        self,
+        x: "Examples",
+        labels: Int[np.ndarray, " examples"] | None = None,
+        classes: tuple[str, ...] = (),
+        *,
+        seed: int = 0,
+    ) -> "Trained":
+        """The same model with a prior fitted to its codes of x, in the data's units. See `generation.CodePrior.fit`."""
+        from flaxae import generation
+
+        prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
+        return dataclasses.replace(self, prior=prior)
 
     def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """The table with what is missing filled by the model, in the table's own types; all else is as it was.
@@ -345,20 +376,31 @@ def _plain(model: Autoencoder) -> Trained:
 
 def _write(what: "Trained | TrainedDetector | TrainedClassifier", folder: pathlib.Path) -> None:
     trained = what if isinstance(what, Trained) else what.trained
+    if isinstance(what, TrainedDetector):
+        what.detector.save(folder / "detector")
+    else:
+        checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
+        if trained.prior is not None:
+            trained.prior.save(folder / PRIOR)
+    if isinstance(what, TrainedClassifier):
+        checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
+    (folder / "config.json").write_text(json.dumps(described(what), indent=2) + "\n", encoding="utf-8")
+
+
+def described(what: "Trained | TrainedDetector | TrainedClassifier") -> dict[str, Any]:
+    """What `load` has to know beside the arrays, as JSON has it."""
+    trained = what if isinstance(what, Trained) else what.trained
     about = {"kind": trained.kind, "shape": trained.shape, "columns": trained.columns}
     about |= {"scaling": trained.scaling.to_dict(), "conditions": trained.model.conditions}
     about |= {name: part.to_dict() for name in PARTS if (part := getattr(trained, name)) is not None}
     config: dict[str, Any] = {"data": about}
     if isinstance(what, TrainedDetector):
         config["detector"] = what.detector.score_name
-        what.detector.save(folder / "detector")
     else:
         config["model"] = cast(Config, trained.model.config).to_dict()
-        checkpoints.save(folder / "checkpoints" / "best", 0, nnx.split(trained.model, nnx.Param, ...)[1:], keep=1)
     if isinstance(what, TrainedClassifier):
         config["classes"] = what.classes
-        checkpoints.save(folder / CLASSIFIER, 0, nnx.split(what.classifier, nnx.Param, ...)[1:], keep=1)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
 
 
 def load(folder: str | os.PathLike[str]) -> Any:
@@ -378,6 +420,10 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import anomaly
 
         return anomaly.load(folder)
+    if (folder / "model.safetensors").exists():
+        from flaxae.exporting import weights
+
+        return weights.read(folder)
     saved = runs.open(folder).config
     if (
         bound := manifest.read(folder)
@@ -402,17 +448,22 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import anomaly
 
         detector = anomaly.load(folder / "detector")
-        return TrainedDetector(_described(folder, saved, detector.models[0]), detector)
-    trained = _described(folder, saved, None)
+        return TrainedDetector(of_description(folder, saved, detector.models[0]), detector)
+    trained = of_description(folder, saved, None)
     if "classes" not in saved or not (folder / CLASSIFIER).exists():
         return trained
+    found = unfitted_classifier(trained, saved["classes"])
+    weights = nnx.split(found.classifier, nnx.Param, ...)[1:]
+    nnx.update(found.classifier, *checkpoints.restore(folder / CLASSIFIER, weights)[1])
+    return found
+
+
+def unfitted_classifier(trained: Trained, classes: Sequence[str]) -> TrainedClassifier:
+    """A classifier on a trained autoencoder's code, whose own weights are still to be set."""
     from flaxae.finetuning import Classifier
 
-    latent = Config.from_dict(saved["model"]).latent
-    classifier = Classifier(trained.model, latent, len(saved["classes"]), rngs=nnx.Rngs(0))
-    weights = nnx.split(classifier, nnx.Param, ...)[1:]
-    nnx.update(classifier, *checkpoints.restore(folder / CLASSIFIER, weights)[1])
-    return TrainedClassifier(trained, classifier, tuple(saved["classes"]))
+    latent = cast(Config, trained.model.config).latent
+    return TrainedClassifier(trained, Classifier(trained.model, latent, len(classes), rngs=nnx.Rngs(0)), tuple(classes))
 
 
 def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
@@ -432,7 +483,7 @@ def autoencoder_of(folder: str | os.PathLike[str]) -> Trained:
     return found
 
 
-def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
+def of_description(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencoder | None) -> Trained:
     """The `Trained` of a saved config: with `model` if it is given, else with the model in the folder."""
     try:
         about = saved["data"]
@@ -445,7 +496,12 @@ def _described(folder: pathlib.Path, saved: Mapping[str, Any], model: Autoencode
         raise errors.RunError(f"{folder / 'config.json'} does not describe a model: {error!r}.") from error
     if model is None:
         model = _restored(folder / "checkpoints" / "best", saved["model"], shape, about.get("conditions", 0))
-    return Trained(model, scaling, shape, kind, columns, **parts)
+    prior = None
+    if (fitted := atomic.settled(folder / PRIOR)).exists():
+        from flaxae.generation import CodePrior
+
+        prior = CodePrior.load(fitted)
+    return Trained(model, scaling, shape, kind, columns, prior=prior, **parts)
 
 
 def _restored(folder: pathlib.Path, saved: Mapping[str, Any], shape: tuple[int, ...], conditions: int) -> Autoencoder:

@@ -266,6 +266,7 @@ def test_the_score_of_members_is_the_mean_of_theirs(parts):
     logged = []
     detector = anomaly.fit(rows(300, 1), **TRAIN | {"epochs": 80}, members=2, on_epoch=logged.append)
     alone = [Detector.of(CONFIG, [model], detector.views, *parts, score="ensemble") for model in detector.models]
+    alone = [one.with_references(parts[1]) for one in alone]
     new = rows(200, 2)
     scores = [one.score(new) for one in alone]
     assert not np.allclose(*scores)

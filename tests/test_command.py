@@ -64,6 +64,7 @@ def test_without_the_package_there_is_one_message():
         ("importlib_resources", "tfds", "--data tfds:mnist"),
         ("pyarrow", "parquet", "--data x.parquet"),
         ("tensorboardX", "tensorboard", "--data x.npy --logger tensorboard"),
+        ("mlflow", "mlflow", "--data x.npy --logger mlflow"),
     ],
 )
 def test_a_missing_optional_package_is_one_message_with_its_extra(package, extra, flags, tmp_path, monkeypatch, capsys):

@@ -71,18 +71,19 @@ def test_a_model_without_a_posterior_is_refused(linear_gaussian):
             function(model, linear_gaussian[1])
 
 
-def test_a_mixture_gives_back_its_codes_distribution():
+@pytest.mark.parametrize("fit", [density.Mixture.fit, density.Mixture.of_clusters])
+def test_a_mixture_gives_back_its_codes_distribution(fit):
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 5.0, 0.0], [4.0, 0.0, 0.0]])
     codes = np.concatenate([centres[0] + rng.standard_normal((600, 3)), centres[1] + rng.standard_normal((300, 3))])
     codes[:, 2] = 0.0  # a unit that is always off
-    mixture = density.Mixture.fit(codes, components=2)
+    mixture = fit(codes, components=2)
     drawn = mixture.sample(20_000, seed=1)
     np.testing.assert_allclose(drawn.mean(0), codes.mean(0), atol=0.1)
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(codes.T), atol=0.25)
     np.testing.assert_array_equal(drawn[:5], mixture.sample(20_000, seed=1)[:5])
     with pytest.raises(errors.ConfigError, match="components"):
-        density.Mixture.fit(codes[:5], components=3)
+        fit(codes[:5], components=3)
 
 
 def test_samples_are_the_priors(linear_gaussian):

@@ -122,15 +122,3 @@ def test_the_slurm_script_starts_then_resumes_and_asks_to_be_queued_again(tmp_pa
     assert submit("night", "--exp", "denoise", SRUN_STATUS=str(processes.LOST)) == again
     assert submit("night", "--exp", "denoise", SRUN_STATUS="2") == (2, f"{start} --resume\n")
     assert submit("--exp", "denoise")[0] == 2
-
-
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboardX")
-    from flaxae.runs import loggers
-
-    with loggers.tensorboard(tmp_path) as write:
-        write({"epoch": 1, "loss": 0.5, "val_loss": float("nan"), "hosts": "a"})
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    assert b"loss" in content
-    assert b"val_loss" in content

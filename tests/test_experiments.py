@@ -89,7 +89,7 @@ def test_a_sweep_trains_every_combination_and_keeps_the_best(images, capsys):
 
 
 def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
-    flags = "--data digits.npz --latent 2 --batch-size 24 --learning-rate 1e-2 --sweep beta=0,1"
+    flags = "--data digits.npz --model vae --latent 2 --batch-size 24 --learning-rate 1e-2 --sweep beta=0,1"
     assert command_line(f"generate {flags} --epochs 60") == 0
     measured = results(images, "generate")
     assert measured["kept/beta"] == 1  # with β = 0 the loss is lower
@@ -101,7 +101,8 @@ def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
     ("flags", "message"),
     [
         ("reconstruct --sweep warmth=1,2", "Known: lr"),
-        ("reduce --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
+        ("reduce --model vanilla --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
+        ("reduce --sweep lr=1e-3,1e-2", "learns from pairs"),
         ("denoise --sweep latent=2,8", "Known: lr, noise"),
         ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
         ("denoise --sweep noise=nan", "such as lr="),
@@ -137,6 +138,7 @@ def test_reduce_writes_and_scores_the_codes(images):
     measured = results(images, "reduce")
     assert 0 < measured["test/trustworthiness"] <= 1
     assert 0 <= measured["baseline/pca/knn_accuracy"] <= 1
+    assert 0 <= measured["test/kmeans_nmi"] <= 1
     codes = np.load(images / "runs/reduce/1/codes.npz")
     assert codes["train"].shape == (96, 2)
     assert codes["test_labels"].shape == (24,)
@@ -146,7 +148,7 @@ def test_reduce_writes_and_scores_the_codes(images):
 
 
 def test_generate_samples_and_scores_a_variational_model(images):
-    command = "generate --data digits.npz --epochs 2 --batch-size 24 --latent 2 --draws 20 --scored 10"
+    command = "generate --data digits.npz --model vae --epochs 2 --batch-size 24 --latent 2 --draws 20 --scored 10"
     assert command_line(command) == 0
     measured = results(images, "generate")
     assert measured["test/nll_nats"] > 0 > measured["test/elbo_nats"]

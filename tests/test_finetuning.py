@@ -247,3 +247,25 @@ def test_what_is_out_of_range_is_refused(model, x):
     wild = FineTuning(steps=60, learning_rate=1e30)
     with pytest.raises(errors.DivergedError, match="lower learning rate"):
         finetuning.fit([classifier], x, finetuning.supervised([np.arange(len(x)) % 10], 10), wild)
+
+
+def test_a_table_s_classifier_learns_what_a_forest_and_a_probe_say_of_all_rows(rng):
+    x = rng.normal(size=(600, 6)).astype(np.float32)
+    truth = (x[:, 0] * x[:, 1] > 0).astype(int) + 2 * (x[:, 2] > 1)  # what is linear in it is not enough
+    labels = finetuning.draw(truth[:400], 160)
+    found = finetuning.tabular_vote(x[:400], labels, classes=5)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+    assert (found[:, 4] < 1e-3).all()  # of a class without labels
+    trees = finetuning.forest(x[:400], labels).predict_proba(x[:400])
+    probed = finetuning.linear_probe(x[:400], labels, classes=5).probabilities(x[:400])
+    np.testing.assert_allclose(found[:, :4], (trees + probed[:, :4]) / 2, atol=1e-6)
+
+    targets = finetuning.soft([found], [labels])
+    np.testing.assert_allclose(targets.probabilities[0][labels >= 0], np.eye(5)[labels[labels >= 0]])
+    np.testing.assert_allclose(targets.probabilities[0][labels < 0], found[labels < 0], atol=1e-6)
+    model = autoencoder.build(Config(body=MLP((64,)), head=Deterministic(16), likelihood=Gaussian()), (6,))
+    plan = FineTuning(steps=400, batch_size=64, learning_rate=3e-3, layer_decay=1.0, ema=0.98)
+    [made], _ = finetuning.distil(model, x[:400], [labels], plan, classes=5, found=[found], targets=finetuning.soft)
+    linear = finetuning.linear_probe(x[:400], labels).predict(x[400:])
+    wrong = (finetuning.predict(made, x[400:]).argmax(axis=1) != truth[400:]).mean()
+    assert wrong < 0.8 * (linear != truth[400:]).mean()

@@ -135,6 +135,15 @@ class Detector:
         kept = np.sort(scores)[: max(1, len(scores) - round(fraction * len(scores)))]
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
+    def with_references(self, more: Float[np.ndarray, " more *shape"]) -> "Detector":
+        """The detector, which compares with `more` examples as well. Its p-values stay: they can but be too high."""
+        references = np.concatenate([self.references, more])[:MAX_REFERENCES].astype(np.float32)
+        fitted = [
+            kept._replace(arrays=_fit_arrays(model, self.views, self.score_name, references))
+            for model, kept in zip(self.models, self.fitted, strict=True)
+        ]
+        return dataclasses.replace(self, references=references, fitted=tuple(fitted))
+
     def score(
         self, x: Float[np.ndarray, " examples *shape"], *, own: Int[np.ndarray, " examples"] | None = None
     ) -> Float[np.ndarray, " examples"]:
@@ -159,7 +168,7 @@ class Detector:
         looks = []
         for model, fitted in zip(self.models, self.fitted, strict=True):
             parts = _in_blocks(_parts, model, self.views, x, own, self.score_name, self.neighbours, fitted.arrays)
-            looks.append((parts - fitted.centre) / fitted.spread)
+            looks.append(SCORES[self.score_name].summands((parts - fitted.centre) / fitted.spread))
         parts = np.stack(looks).mean(axis=0, dtype=np.float32)
         if self.local is None:
             return parts
@@ -235,7 +244,19 @@ class Detector:
             RunError: the folder can't be written, or holds something else.
         """
         folder = pathlib.Path(folder)
-        settings = {
+        try:
+            with manifest.replacing(folder, FILES) as unfinished:
+                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
+                arrays: Any = self.arrays()
+                np.savez(unfinished / "detector.npz", allow_pickle=False, **arrays)
+                settings = json.dumps(self.settings(), indent=2)
+                (unfinished / "detector.json").write_text(settings + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def settings(self) -> dict[str, Any]:
+        """What `restored` needs beside the arrays and the networks' weights, as JSON has it."""
+        return {
             "config": self.config.to_dict(),
             "members": len(self.models),
             "views": dataclasses.asdict(self.views),
@@ -243,15 +264,11 @@ class Detector:
             "neighbours": self.neighbours,
             "contamination": self.contamination,
         }
-        try:
-            with manifest.replacing(folder, FILES) as unfinished:
-                checkpoints.save(unfinished / "models", 0, [nnx.state(model) for model in self.models], keep=1)
-                arrays: dict[str, Any] = {"references": self.references, "calibration": self.calibration}
-                arrays |= {} if self.peaks is None else {"peaks": self.peaks}
-                np.savez(unfinished / "detector.npz", allow_pickle=False, **arrays)
-                (unfinished / "detector.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise errors.RunError(f"Can't write {folder}: {error}.") from error
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `restored` needs of examples."""
+        arrays = {"references": self.references, "calibration": self.calibration}
+        return arrays if self.peaks is None else {**arrays, "peaks": self.peaks}
 
 
 def load(folder: str | os.PathLike[str]) -> Detector:
@@ -265,17 +282,30 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     manifest.check(folder)
     try:
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        arrays = data.arrays.read_npz(folder / "detector.npz")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
+    return restored(settings, arrays, lambda like: checkpoints.restore(folder / "models", like)[1], folder)
+
+
+def restored(
+    settings: Any, arrays: Any, weights: Callable[[list[nnx.State]], list[nnx.State]], source: pathlib.Path
+) -> Detector:
+    """The detector of `Detector.settings`, `Detector.arrays` and the networks' weights, given a state like each.
+
+    Raises:
+        RunError: they are no detector's; the message names the `source`.
+    """
+    try:
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
         members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
         check_score(score)
-        arrays = data.arrays.read_npz(folder / "detector.npz")
         references, calibration = arrays["references"], arrays["calibration"]
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise errors.RunError(f"{source} holds no anomaly detector that can be read: {error!r}.") from error
     shape = views(references[:1]).shape[1:]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
-    _, states = checkpoints.restore(folder / "models", [state] * members)
-    models = tuple(nnx.merge(graphdef, jax.device_put(state)) for state in states)
+    models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
     contamination = float(settings.get("contamination", 0.0))
     peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
@@ -331,7 +361,8 @@ def fit(
             compared with more neighbours. "auto" is 0 for images and signals. Of tables, training leaves out TRIMMED
             of each batch, and thresholds what `conformal.contamination` says.
         held_out: the fraction of x kept from training, which p-values and thresholds rest on, 0 for none; or other
-            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`).
+            normal examples for it. Of a signal's windows it is the last, two windows apart (see `hold_out`). Of tables,
+            new examples are compared with these as well.
         neighbours: see `Detector.of`.
         members: how many autoencoders to train, together, from different initial weights.
         epochs: by default as many as make `STEPS` steps, but at most `MOST_EPOCHS`.
@@ -370,7 +401,9 @@ def fit(
         config = config or default_config(kind, seen.shape[1:])
         models = [autoencoder.build(config, seen.shape[1:], seed=seed + member) for member in range(members)]
     else:
-        views, compared = start.views, np.concatenate([start.references, normal])
+        apart = {row.tobytes() for row in np.asarray(calibration, np.float32)}
+        known = [row for row in start.references if row.tobytes() not in apart]
+        views, compared = start.views, np.concatenate([np.stack(known), normal]) if known else normal
         seen = views(normal)
         config = start.config
         models = [nnx.clone(model) for model in start.models]
@@ -396,7 +429,8 @@ def fit(
                 told = {name: [m.history[name][epoch] for m in trained.members] for name in ("loss", "seconds")}
                 on_epoch({"epoch": epoch + 1, **{name: float(np.mean(values)) for name, values in told.items()}})
     compare = {"score": score, "neighbours": neighbours, "contamination": contamination, "seed": seed}
-    return Detector.of(config, models, views, compared, calibration, **compare)
+    detector = Detector.of(config, models, views, compared, calibration, **compare)
+    return detector.with_references(calibration) if tabular and len(calibration) else detector
 
 
 def fit_folds(
@@ -494,14 +528,19 @@ def _difference(
 def _fit_score(
     model: Autoencoder, views: Views, score: str, neighbours: int, references: Float[np.ndarray, " references *shape"]
 ) -> _Fitted:
-    known = SCORES[score]
-    arrays = known.fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
+    known, arrays = SCORES[score], _fit_arrays(model, views, score, references)
     own = np.arange(len(references))
     parts = _in_blocks(_parts, model, views, references, own, score, neighbours, arrays)
     centre = np.median(parts, axis=0)
     upper = np.quantile(parts, 0.9, axis=0) - centre
     spread = upper if known.upper else np.median(np.abs(parts - centre), axis=0)
-    return _Fitted(arrays, centre, (spread + 1e-6) / np.asarray(known.weights or 1.0, np.float32))
+    return _Fitted(arrays, centre, spread + np.float32(1e-6))
+
+
+def _fit_arrays(
+    model: Autoencoder, views: Views, score: str, references: Float[np.ndarray, " references *shape"]
+) -> Any:
+    return SCORES[score].fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
 
 
 def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:

@@ -62,7 +62,7 @@ class Local:
         fold = np.arange(len(x)) % FOLDS
         parts = [of(x[fold != i]).energy(x[fold == i]) for i in range(min(FOLDS, len(x) - 1)) if (fold != i).any()]
         energy = np.concatenate(parts, axis=1)
-        width = 2 * _pixels(x.shape)
+        width = 2 * unit(x.shape)
         usual = ndimage.gaussian_filter(energy.mean(axis=1), (0, width, width))
         usual += FLOOR * usual.mean(axis=(1, 2), keepdims=True) + 1e-9
         peaks = _peaks(energy / usual[:, None])
@@ -85,7 +85,7 @@ class Local:
         apart = (x - self.mean).reshape(len(x), -1)
         residual = (apart - (apart @ self.components.T) @ self.components).reshape(x.shape)
         energy = np.square(residual).mean(axis=-1)
-        pixels = _pixels(x.shape)
+        pixels = unit(x.shape)
         return np.stack([ndimage.gaussian_filter(energy, (0, scale * pixels, scale * pixels)) for scale in SCALES])
 
     def _relative(self, x: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def regions(heat: Float[np.ndarray, "height width"], level: float, most: int) ->
     return sorted(found, key=lambda region: -region.share)[:most]
 
 
-def _pixels(shape: tuple[int, ...]) -> float:
+def unit(shape: tuple[int, ...]) -> float:
     """That a 64th of the smaller side has."""
     return min(shape[1:3]) / 64
 

@@ -16,8 +16,10 @@ from sklearn.covariance import LedoitWolf
 from flaxae import density, errors
 from flaxae.anomaly.views import Passed
 from flaxae.autoencoder import Autoencoder
+from flaxae.nn import conv
 from flaxae.nn.heads import Probabilistic
 
+ORDERED = 1e-3  # of the parts themselves, so that what is usual by all parts is ordered too
 GROUP = 16  # references per group; the search first compares only the nearest of each group
 SAMPLES = 256  # draws of z for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
@@ -28,13 +30,21 @@ INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, round
 class Score(NamedTuple):
     """A score as two functions: `fit` to the references, then `of` examples, [batch, parts]; the parts are summed.
 
-    The parts are logarithms, so that no part dominates the sum. `model` is for scores that run the model again.
+    The parts are logarithms, so that no part dominates the sum. With `power`, those above what is usual are raised to
+    it: what is far out by one part alone stands out. `model` is for scores that run the model again.
     """
 
     fit: Callable[[Passed], Any]
     of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
     weights: tuple[float, ...] | None = None  # of the parts; None: all alike
     upper: bool = False  # parts are in the spread of their upper half: the 90th percentile over the median
+    power: int = 1
+
+    def summands(self, parts: Float[np.ndarray, "batch parts"]) -> Float[np.ndarray, "batch parts"]:
+        """What is summed: the parts in deviations from what is usual, by their power and weights."""
+        if self.power > 1:
+            parts = np.maximum(parts, 0) ** self.power + ORDERED * parts
+        return parts if self.weights is None else parts * np.asarray(self.weights, parts.dtype)
 
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
@@ -58,12 +68,12 @@ def nearest(
     square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
     square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
     square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > count:  # else the k groups would be a large part of all
+    if 8 * k * GROUP > count or conv.is_portable():  # the k groups would be a large part of all, or hard to translate
         distance, found = lax.top_k(-square, k)
     else:
-        groups = square.reshape(len(x), GROUP, -1)  # groups are strided, so that minima are taken over whole rows
+        groups = square.reshape(x.shape[0], GROUP, -1)  # groups are strided, so that minima are taken over whole rows
         _, closest = lax.top_k(-groups.min(axis=1), k)
-        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(len(x), -1)
+        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(x.shape[0], -1)
         distance, among = lax.top_k(-candidates, k)
         group = jnp.take_along_axis(closest, among % k, axis=1)
         found = among // k * groups.shape[2] + group
@@ -229,8 +239,12 @@ class _Robust(NamedTuple):
 def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch values"]) -> Float[Array, " batch"]:
     """How far out the values are in their columns: the root of the mean of their squared −log p, two-sided."""
 
+    method = "compare_all" if conv.is_portable() else "scan"
+
     def rank(side: str) -> Float[Array, "values batch"]:
-        return jax.vmap(lambda row, values: jnp.searchsorted(row, values, side=side))(ordered, x.T).astype(x.dtype)
+        return jax.vmap(lambda row, values: jnp.searchsorted(row, values, side=side, method=method))(
+            ordered, x.T
+        ).astype(x.dtype)
 
     count = ordered.shape[1]
     below, above = (rank("right") + 0.5) / (count + 1), (count - rank("left") + 0.5) / (count + 1)
@@ -239,7 +253,7 @@ def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch va
 
 
 def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
-    x = passed.x.reshape(len(passed.x), -1)
+    x = passed.x.reshape(passed.x.shape[0], -1)
     in_sample = jnp.argmax(fitted.sample_own[None] == own[:, None], axis=1)
     in_sample = jnp.where(jnp.any(fitted.sample_own[None] == own[:, None], axis=1), in_sample, -1)
     looks = (
@@ -252,7 +266,7 @@ def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own
 
 
 SCORES: dict[str, Score] = {
-    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3), upper=True),
+    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), upper=True, power=3),
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed: None, _reconstruction),
     "neighbours": Score(_pairs, _neighbours),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,23 +44,29 @@ class Views:
 
     def __call__(self, x: Float[Array | np.ndarray, " batch *shape"]) -> Float[np.ndarray, " batch *seen"]:
         """The views of each example, side by side on the last axis."""
+        return self._of(np.asarray(x, np.float32), np)
+
+    def traced(self, x: Float[Array, " batch *shape"]) -> Float[Array, " batch *seen"]:
+        """The same in a program that JAX traces."""
+        return self._of(x, jnp)
+
+    def _of(self, x: Any, xp: Any) -> Any:
         if self.kind != "image":
-            return np.asarray(x, np.float32)
-        x = np.asarray(x, np.float32)
-        root = np.copysign(np.sqrt(np.abs(x)), x)  # new images may be darker than the training images, hence below 0
-        norm = np.sqrt(np.sum(np.abs(x), axis=(1, 2, 3), keepdims=True))
-        return np.concatenate([root, root * (self.norm / np.maximum(norm, 1e-6))], axis=-1)
+            return x
+        root = xp.sign(x) * xp.sqrt(xp.abs(x))  # new images may be darker than the training images, hence below 0
+        norm = xp.sqrt(xp.sum(xp.abs(x), axis=(1, 2, 3), keepdims=True))
+        return xp.concatenate([root, root * (self.norm / xp.maximum(norm, 1e-6))], axis=-1)
 
     def split(self, x: Float[Array, " batch *seen"]) -> Float[Array, "batch views values"]:
         """The values of each view, smoothed if they are pixels."""
         if self.kind != "image":
-            return x.reshape(len(x), 1, -1)
+            return x.reshape(x.shape[0], 1, -1)
         channels = x.shape[-1] // self.count
         views = x.reshape(*x.shape[:-1], self.count, channels)
         for axis in (1, 2):
             views = jnp.tensordot(views, _smoothing(x.shape[axis], x.shape[1] / 28), axes=(axis, 0))
             views = jnp.moveaxis(views, -1, axis)
-        return jnp.moveaxis(views, 3, 1).reshape(len(x), self.count, -1)
+        return jnp.moveaxis(views, 3, 1).reshape(x.shape[0], self.count, -1)
 
 
 @functools.cache
@@ -87,7 +93,7 @@ class Passed(NamedTuple):
 
         def pathway(x: Array) -> tuple[Array, Array, Array]:
             features = model.encoder(x)
-            return x.reshape(len(x), -1), features.reshape(len(x), -1), model.head(features).z
+            return x.reshape(x.shape[0], -1), features.reshape(x.shape[0], -1), model.head(features).z
 
         _, features, z = activations = pathway(seen)
         reconstruction = model.decode(z)

@@ -25,6 +25,7 @@ from flaxae.finetuning.classifier import (
     fit,
     on_probe,
     predict,
+    soft,
     supervised,
 )
 from flaxae.finetuning.probes import (
@@ -35,8 +36,10 @@ from flaxae.finetuning.probes import (
     Probe,
     cluster,
     draw,
+    forest,
     knn_accuracy,
     linear_probe,
+    tabular_vote,
     whiten,
 )
 
@@ -59,11 +62,14 @@ __all__ = [
     "draw",
     "encode",
     "fit",
+    "forest",
     "knn_accuracy",
     "linear_probe",
     "on_probe",
     "predict",
     "propagation",
+    "soft",
     "supervised",
+    "tabular_vote",
     "whiten",
 ]

@@ -187,8 +187,17 @@ def distilled(probabilities: Sequence[Probabilities], draws: Sequence[Labels], *
     return Targets(*(np.stack(part) for part in zip(*parts, strict=True)))
 
 
+def soft(probabilities: Sequence[Probabilities], draws: Sequence[Labels]) -> Targets:
+    """Targets that are the probabilities themselves, or the labels where they are known; all drawn alike."""
+    parts = []
+    for found, labels in zip(probabilities, draws, strict=True):
+        known, is_known = _known(labels, found.shape[1])
+        parts.append((np.where(is_known[:, None] > 0, known, found).astype(np.float32), np.ones_like(is_known)))
+    return Targets(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
 class Distilled(NamedTuple):
-    """The result of `distil`: a classifier for each draw, and the propagated probabilities that it was trained on."""
+    """The result of `distil`: a classifier for each draw, and the probabilities of all examples that it learnt from."""
 
     classifiers: list[Classifier]
     probabilities: list[Probabilities]
@@ -203,6 +212,7 @@ def distil(
     classes: int,
     views: int = 4,
     k: int = 10,
+    found: Sequence[Probabilities] | None = None,
     targets: Callable[[Sequence[Probabilities], Sequence[Labels]], Targets] = distilled,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -213,20 +223,23 @@ def distil(
     The graph is that of the k nearest neighbours of the codes (`propagation`; all others if there are fewer). If the
     plan has a corruption, the codes are means over `views` views. The classifiers start from linear probes of the
     autoencoder. Or they start from the given classifiers, one for each draw: this is a second round, on the graph of
-    their codes. `targets` turns the propagated probabilities and the labels into the targets of the training. `folder`
-    and `resume` are as in `fit`.
+    their codes. `found` are class probabilities of all examples for each draw by another method (`tabular_vote`),
+    instead of propagated ones. `targets` turns the probabilities and the labels into the targets of the training.
+    `folder` and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
-    graphs = [propagation.neighbours(z, min(k, len(z) - 1)) for z in codes]
     if isinstance(start, Autoencoder):
         classifiers = [on_probe(start, linear_probe(codes[0], labels, classes=classes)) for labels in draws]
-        graphs = graphs * len(draws)
     else:
         classifiers = [nnx.clone(classifier) for classifier in start]
-    found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in zip(graphs, draws, strict=True)]
+    if found is None:
+        graphs = [propagation.neighbours(z, min(k, len(z) - 1)) for z in codes]
+        graphs = graphs * len(draws) if isinstance(start, Autoencoder) else graphs
+        pairs = zip(graphs, draws, strict=True)
+        found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in pairs]
     fit(classifiers, x, targets(found, draws), plan, seed=seed, folder=folder, resume=resume)
-    return Distilled(classifiers, found)
+    return Distilled(classifiers, list(found))
 
 
 class _State(NamedTuple):

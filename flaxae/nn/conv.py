@@ -15,7 +15,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width ar
 
 
 _channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
+_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
 
 def _batch_minor() -> bool:
@@ -49,6 +50,25 @@ def channels_last() -> Iterator[None]:
         yield
     finally:
         _channels_last.reset(token)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """While a program is traced in here, it has XLA's own convolutions and channels last, whatever the platform.
+
+    For programs that leave the process: other runtimes know these, and sizes may be symbols.
+    """
+    token = _portable.set(True)
+    try:
+        with channels_last():
+            yield
+    finally:
+        _portable.reset(token)
+
+
+def is_portable() -> bool:
+    """Whether a program that leaves the process is traced: see `portable`."""
+    return _portable.get()
 
 
 def from_nhwc(x: Float[Array, "batch height width channels"]) -> Image:
@@ -142,7 +162,8 @@ def conv_transpose(
         beyond = [max(k - s, 0) if padding == "VALID" else 0 for k, s in zip(window, stride, strict=True)]
         height, width = (n * s + b for n, s, b in zip(small, stride, beyond, strict=True))
         size = (height, width)
-    size = _pair("size", size)
+    else:
+        size = _pair("size", size)
     axes = _axes(size, window, stride, padding)
     if tuple(axis.out for axis in axes) != small:
         raise errors.ConfigError(
@@ -157,9 +178,20 @@ def conv_transpose(
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
         return y
     pads = [(k - 1 - axis.low, k - 1 - axis.high) for k, axis in zip(window, axes, strict=True)]
+    if is_portable():
+        x, stride = _spread(x, stride), (1, 1)
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pads, lhs_dilation=stride, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _spread(x: Float[Array, "batch height width channels"], stride: tuple[int, int]) -> Array:
+    """x with zeros between its pixels, which is what `lhs_dilation` means and what other runtimes get wrong."""
+    batch, height, width, channels = x.shape
+    across = [(0, 0, 0), (0, stride[0] - 1, 0), (0, 0, 0), (0, stride[1] - 1, 0), (0, 0, 0)]
+    spread = lax.pad(jnp.expand_dims(x, (2, 4)), jnp.zeros((), x.dtype), [(0, 0, 0), *across])
+    spread = spread.reshape(batch, height * stride[0], width * stride[1], channels)
+    return lax.slice(spread, (0,) * 4, (batch, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1, channels))
 
 
 def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
@@ -295,7 +327,7 @@ class _Axis(NamedTuple):
     high: int
 
 
-def _axes(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], padding: str) -> list[_Axis]:
+def _axes(size: tuple[Any, Any], window: tuple[int, int], stride: tuple[int, int], padding: str) -> list[_Axis]:
     if padding not in ("SAME", "VALID"):
         raise errors.ConfigError(errors.unknown("padding", padding, ("SAME", "VALID")))
     axes = []
@@ -360,7 +392,8 @@ LEAST_CHANNELS = 16  # in and out, for which the products take longer than the t
 
 
 def _winograd_fits(window: tuple[int, int], stride: tuple[int, int], padding: str) -> bool:
-    return jax.default_backend() == "cpu" and (window, stride, padding) == ((3, 3), (1, 1), "SAME")
+    fits = (window, stride, padding) == ((3, 3), (1, 1), "SAME")
+    return fits and jax.default_backend() == "cpu" and not is_portable()
 
 
 def _winograd_pays(x: Image, kernel: Float[Array, "kh kw in_channels out_channels"]) -> bool:
@@ -446,7 +479,7 @@ def _pixels_in_window(size: int, window: int, stride: int, axis: _Axis) -> np.nd
     return np.minimum(start + window, size) - np.maximum(start, 0)
 
 
-def _size(x: Image) -> tuple[int, int]:
+def _size(x: Image) -> tuple[Any, Any]:  # symbols, where a program for any size is traced
     _, height, width, _ = x.shape
     return height, width
 

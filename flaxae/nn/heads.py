@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from flaxae import errors, specs
 from flaxae.likelihoods import total
-from flaxae.nn import layers
+from flaxae.nn import conv, layers
 from flaxae.nn.priors import Prior, StandardNormal, StandardNormalDensity
 
 LOGVAR_BOUND = 10.0
@@ -114,6 +114,12 @@ class LinearHead(nnx.Module):
     def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         return Latent(z=self.activation(self.linear(features)))
 
+    def nearest(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The code that the head can give nearest to z: above 0 for "relu", in [0, 1] for "sigmoid"."""
+        if self.activation.name == "relu":
+            return jnp.maximum(z, 0)
+        return jnp.clip(z, 0, 1) if self.activation.name == "sigmoid" else z
+
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +167,11 @@ class TopKHead(nnx.Module):
         self.active = spec.active
 
     def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
-        z = self.linear(features)
-        return Latent(z=jnp.where(among_largest(jnp.abs(z), self.active), z, jnp.zeros((), z.dtype)))
+        return Latent(z=self.nearest(self.linear(features)))
+
+    def nearest(self, z: Float[Array, "*batch latent"]) -> Float[Array, "*batch latent"]:
+        """The code that the head can give nearest to z."""
+        return jnp.where(among_largest(jnp.abs(z), self.active), z, jnp.zeros((), z.dtype))
 
 
 def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"]:
@@ -171,6 +180,8 @@ def among_largest(x: Float[Array, "*batch n"], k: int) -> Bool[Array, "*batch n"
     The k-th largest is found bit by bit, from the highest bit, by counting. On a CPU this is far faster than
     `lax.top_k`, which sorts.
     """
+    if conv.is_portable():
+        return x >= lax.top_k(x, k)[0][..., -1:]
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     rank = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # unsigned integers in the order of x
 
@@ -283,15 +294,22 @@ class VectorQuantizerHead(nnx.Module):
 
     def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
         mean = self.linear(features)
+        codes = self.indices(lax.stop_gradient(mean))
+        z = mean + lax.stop_gradient(self.lookup(codes) - mean)
+        return Latent(z=z, mean=mean, codes=codes)
+
+    def indices(self, z: Float[Array, "*batch latent"]) -> Int[Array, "*batch groups"]:
+        """The indices of the codebook vectors nearest to z."""
         vectors = lax.stop_gradient(self.codebook[...])
-        groups = lax.stop_gradient(mean).reshape(*mean.shape[:-1], len(vectors), -1)
+        groups = z.reshape(*z.shape[:-1], len(vectors), -1)
         # ‖g − e‖² without ‖g‖², which is the same for all vectors
         products = jnp.einsum("...gw,gkw->...gk", groups, vectors)
         size = jnp.broadcast_to(jnp.square(vectors).sum(-1), products.shape)
-        distance = size - 2 * products
-        codes = jnp.argmin(distance, axis=-1)
-        z = mean + lax.stop_gradient(self.lookup(codes) - mean)
-        return Latent(z=z, mean=mean, codes=codes)
+        return jnp.argmin(size - 2 * products, axis=-1)
+
+    def nearest(self, z: Float[Array, "*batch latent"]) -> Float[Array, "*batch latent"]:
+        """The code that the head can give nearest to z."""
+        return self.lookup(self.indices(z))
 
     def lookup(self, codes: Int[Array, "*batch groups"]) -> Float[Array, "*batch latent"]:
         """The codebook vectors at those indices, concatenated."""

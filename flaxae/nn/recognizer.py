@@ -55,6 +55,7 @@ class Stage(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, use_running_average=True, axis=conv.channel_axis(), rngs=rngs)
 
     def __call__(self, x: conv.Image) -> conv.Image:
+        self.norm.axis = conv.channel_axis()  # of the layout that this call is traced for
         return nnx.relu(self.norm(self.conv(x)))
 
 

@@ -101,8 +101,11 @@ class UNetEncoder(nnx.Module):
         self, x: Shaped[Array | np.ndarray, " batch height width channels"], key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, " batch _ _ _"], ...]:
         image = layers.floating(x)
-        missing = [(0, -side % self.stride) for side in image.shape[1:3]]
-        h = self.first(conv.from_nhwc(jnp.pad(image, ((0, 0), *missing, (0, 0)), mode="edge")))
+        padded = image
+        if not conv.is_portable():  # where sizes may be symbols, they are multiples of the stride
+            missing = [(0, -side % self.stride) for side in image.shape[1:3]]
+            padded = jnp.pad(image, ((0, 0), *missing, (0, 0)), mode="edge")
+        h = self.first(conv.from_nhwc(padded))
         features = []
         for level, blocks in enumerate(self.blocks):
             h = h if level == 0 else self.down[level - 1](h)

@@ -1,7 +1,8 @@
 """The page of a run: one file that holds everything.
 
-It has no scripts and loads nothing, so that it can be attached to a mail and still be read years later. Its template is
-page.html.jinja and its style page.css, both beside this file.
+It loads nothing, so that it can be attached to a mail and still be read years later. Its template is page.html.jinja
+and its style page.css, both beside this file. Only a page with a map to explore has a script, explore.js; all else on
+it can be read without.
 """
 
 import base64
@@ -23,12 +24,13 @@ import numpy as np
 from flaxae import atomic
 from flaxae.errors import ConfigError, DataError
 from flaxae.printing import printable
+from flaxae.runs.explore import SCRIPT, Explore
 from flaxae.runs.plots import curves, image_grid, line_grid
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["Column", "Table", "curves", "image_grid", "line_grid", "printable", "write"]
+__all__ = ["Column", "Explore", "Table", "curves", "image_grid", "line_grid", "printable", "write"]
 
 Value = str | float | Real | None  # the value of a cell; type checkers don't accept a float as a Real
 _ARROWS = {"higher": "↑", "lower": "↓"}
@@ -110,8 +112,9 @@ def write(
     usage: str,
     epochs: Sequence[Mapping[str, Any]] = (),
     sounds: Sequence[tuple[str, str | os.PathLike[str]]] = (),
+    explore: Explore | None = None,
 ) -> None:
-    """Writes the page of a run: one HTML file with its figures inside, no scripts, nothing loaded from outside.
+    """Writes the page of a run: one HTML file with its figures inside, nothing loaded from outside.
 
     A content security policy makes browsers enforce this, whatever is in the page.
 
@@ -125,6 +128,7 @@ def write(
         usage: Python or shell lines that use the trained model.
         epochs: the lines of metrics.jsonl, for the hardware and the speed of the training.
         sounds: caption and sound file of each player, FLAC or WAV.
+        explore: a map to zoom, point at and select from, by the page's only script.
 
     Versions and devices are added. All text is escaped, and unprintable characters are shown as in Python: \\x1b.
 
@@ -135,10 +139,14 @@ def write(
     import markupsafe
 
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    script = SCRIPT.read_text(encoding="utf-8") if explore else ""
     page = _template().render(
         policy=f"default-src 'none'; img-src data:; {'media-src data:; ' if sounds else ''}"
-        f"style-src '{_sha256(style)}'; base-uri 'none'; form-action 'none'",
+        + (f"script-src '{_sha256(script)}'; " if script else "")
+        + f"style-src '{_sha256(style)}'; base-uri 'none'; form-action 'none'",
         style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        explore=markupsafe.Markup(explore.to_json()) if explore else "",
         title=title,
         summary=summary.strip().split("\n\n"),
         command=command,

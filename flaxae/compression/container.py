@@ -1,0 +1,96 @@
+"""The `.flx` file: what it holds is said, and checked, before anything is decoded.
+
+    magic "\\x89FLX"   4 bytes
+    version           1 byte
+    kind              1 byte: 0 lossless
+    type              1 byte: of the array's values, see `TYPES`
+    axes              1 byte, then 4 bytes for the length of each
+    model             8 bytes of the SHA-256 of the codec
+    values            4 bytes: CRC-32 of the array
+    content           the coder's bytes
+    checksum          8 bytes of the SHA-256 of all before
+
+Numbers are little-endian. A file from outside may be anything: nothing in it is believed before it is checked.
+"""
+
+import hashlib
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from flaxae import errors
+
+MAGIC, VERSION = b"\x89FLX", 1
+TYPES = ("uint8", "uint16", "int16")
+DIGEST = 8  # bytes of a SHA-256
+MOST_AXES = 4
+FIXED = 8 + DIGEST + 4 + DIGEST  # bytes around the axes and the content
+LEAST_BITS = 1e-4  # that any value takes, as no probability is 1: a file can't claim more values than it has bits for
+
+
+class File(NamedTuple):
+    """What a file says."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    model: bytes
+    values: int  # the CRC-32
+    content: bytes
+
+
+def pack(x: Shaped[np.ndarray, "..."], model: bytes, content: bytes) -> bytes:
+    """The bytes of a file of the array x, which `content` codes."""
+    head = MAGIC + struct.pack("<BBBB", VERSION, 0, TYPES.index(x.dtype.name), x.ndim)
+    head += struct.pack(f"<{x.ndim}I", *x.shape) + model + struct.pack("<I", checked(x))
+    return head + content + hashlib.sha256(head + content).digest()[:DIGEST]
+
+
+def unpack(given: bytes, name: str, *, most: int) -> File:
+    """What a file says, after checking that its bytes are as they were written.
+
+    Args:
+        name: by which messages call it.
+        most: values that it may hold.
+
+    Raises:
+        DataError: it is no such file, damaged, of a newer version, or claims too many values.
+    """
+    if not given.startswith(MAGIC):
+        raise errors.DataError(f"{name} is no .flx file. Give one that `--exp compress` wrote.")
+    if len(given) > 4 and given[4] > VERSION:
+        raise errors.DataError(
+            f"{name} is of version {given[4]} of the format; this flaxae reads up to {VERSION}. Install a newer one."
+        )
+    digest = hashlib.sha256(given[:-DIGEST]).digest()[:DIGEST]
+    if len(given) < FIXED or given[-DIGEST:] != digest:
+        raise errors.DataError(f"{name} is damaged: bytes are missing or were changed. Restore a copy of it.")
+    _, kind, dtype, axes = given[4:8]
+    start = 8 + 4 * axes
+    if kind != 0 or dtype >= len(TYPES) or not 1 <= axes <= MOST_AXES or len(given) < FIXED + 4 * axes:
+        raise errors.DataError(f"{name} is no .flx file that this flaxae reads: its header makes no sense.")
+    shape = struct.unpack(f"<{axes}I", given[8:start])
+    content = given[start + DIGEST + 4 : -DIGEST]
+    count = 1
+    for length in shape:  # whole numbers, as those of NumPy may overflow
+        count *= length
+    if min(shape) < 1 or count > (8 * len(content) + 64) / LEAST_BITS:
+        raise errors.DataError(f"{name} is damaged: it claims {_product(shape)} values in {len(content):,} bytes.")
+    if count > most:
+        raise errors.DataError(
+            f"{name} is too large: it claims {_product(shape)} values, where at most {most:,} are read, for a small "
+            f"file may claim any size. If it is right, allow it: --max-pixels {count}."
+        )
+    model = given[start : start + DIGEST]
+    return File(shape, TYPES[dtype], model, *struct.unpack("<I", given[start + DIGEST : start + DIGEST + 4]), content)
+
+
+def checked(x: Shaped[np.ndarray, "..."]) -> int:
+    """The CRC-32 of an array's values."""
+    return zlib.crc32(np.ascontiguousarray(x).astype(x.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+def _product(shape: tuple[int, ...]) -> str:
+    return " × ".join(f"{length:,}" for length in shape)
