@@ -6,6 +6,7 @@ from . import augmentation as augmentation
 from . import autoencoder as autoencoder
 from . import baselines as baselines
 from . import batches as batches
+from . import cells as cells
 from . import compression as compression
 from . import corruptions as corruptions
 from . import data as data
@@ -37,6 +38,7 @@ from .autoencoder import Autoencoder as Autoencoder
 from .autoencoder import Config as Config
 from .autoencoder import build as build
 from .batches import Batch as Batch
+from .cells import CellEmbedder as CellEmbedder
 from .denoising import denoise as denoise
 from .estimators import AutoencoderClassifier as AutoencoderClassifier
 from .estimators import AutoencoderDetector as AutoencoderDetector

@@ -835,11 +835,12 @@ def of_name(name: str) -> type[SavedEstimator]:
     Raises:
         ConfigError: there is none.
     """
-    from flaxae.recommendation import Recommender  # these are built on this module
+    from flaxae.cells import CellEmbedder  # these are built on this module
+    from flaxae.recommendation import Recommender
     from flaxae.sentences import SentenceEmbedder
 
     tables = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
-    known = (*tables, SentenceEmbedder, Recommender)
+    known = (*tables, SentenceEmbedder, Recommender, CellEmbedder)
     table = {estimator.__name__: estimator for estimator in known}
     if name not in table:
         raise errors.ConfigError(errors.unknown("estimator", name, table))

@@ -330,6 +330,117 @@ class Multinomial(_OneEach):
         return jax.nn.one_hot(drawn, flat.shape[1], dtype=params.dtype).sum(axis=0).reshape(params.shape)
 
 
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Poisson(_OneEach):
+    """Counts, by the logs of their rates."""
+
+    support = COUNTS
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """Σ x params − exp(params) − log x!, over the values; nats."""
+        x = jnp.asarray(x)
+        return total(x * params - jnp.exp(params) - jax.lax.lgamma(x + 1), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Params:
+        return jnp.exp(params)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Params:
+        return jax.random.poisson(key, jnp.exp(params)).astype(params.dtype)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class NegativeBinomial:
+    """Counts that vary more than Poisson's, as of genes in cells: variance μ + μ² / θ (Lopez et al. 2018, scVI).
+
+    The last axis of the params holds the logits of an example's shares, then as many numbers s. The mean of a count is
+    its share of the example's total, its library size, which is taken as known; θ = softplus(s) + `MIN_SCALE`.
+
+    Args:
+        draws: the total that a sample is drawn with.
+    """
+
+    support = COUNTS
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "draws")
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 2 * shape[-1])
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """The log of the negative binomial's mass, summed; nats."""
+        logits, raw = jnp.split(params, 2, axis=-1)
+        return total(_log_negative_binomial(jnp.asarray(x), *_rate_and_theta(logits, raw, x, where)), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        """The shares, times the total of x if it is known: without one, expression normalised by library size."""
+        return Multinomial().mean(jnp.split(params, 2, axis=-1)[0], x)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        logits, raw = jnp.split(params, 2, axis=-1)
+        return _drawn(self.draws * jnp.exp(log_shares(logits)), jax.nn.softplus(raw) + MIN_SCALE, key)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class ZeroInflatedNegativeBinomial:
+    """Counts as of `NegativeBinomial`, each with a probability to be 0 whatever its rate (Lopez et al. 2018, scVI).
+
+    The last axis of the params holds a third part: the logits of those probabilities.
+    """
+
+    support = COUNTS
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "draws")
+
+    def params_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 3 * shape[-1])
+
+    def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        """log [π 1(x = 0) + (1 − π) NB(x)], summed; nats."""
+        logits, raw, lost = jnp.split(params, 3, axis=-1)
+        x = jnp.asarray(x)
+        counted = _log_negative_binomial(x, *_rate_and_theta(logits, raw, x, where)) + jax.nn.log_sigmoid(-lost)
+        return total(jnp.where(x > 0, counted, jnp.logaddexp(jax.nn.log_sigmoid(lost), counted)), where)
+
+    def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch *shape"]:
+        """As of `NegativeBinomial`, times the probability not to be lost."""
+        logits, _, lost = jnp.split(params, 3, axis=-1)
+        return Multinomial().mean(logits, x) * jax.nn.sigmoid(-lost)
+
+    def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
+        logits, raw, lost = jnp.split(params, 3, axis=-1)
+        lost_key, key = jax.random.split(key)
+        counts = _drawn(self.draws * jnp.exp(log_shares(logits)), jax.nn.softplus(raw) + MIN_SCALE, key)
+        return jnp.where(jax.random.bernoulli(lost_key, jax.nn.sigmoid(lost)), jnp.zeros((), counts.dtype), counts)
+
+
+def _rate_and_theta(logits: Params, raw: Params, x: Values, where: Where) -> tuple[Params, Params]:
+    library = _as_row(total(jnp.asarray(x), where), logits)
+    rate = library * jnp.exp(log_shares(logits, where))
+    return rate, jax.nn.softplus(raw) + MIN_SCALE
+
+
+def _log_negative_binomial(x: Array, rate: Params, theta: Params) -> Params:
+    """log Γ(x + θ) / (Γ(θ) x!) + θ log(θ / (θ + μ)) + x log(μ / (θ + μ)), for each value."""
+    gamma, small = jax.lax.lgamma, jnp.float32(1e-8)  # a rate of 0, of an example without counts, has no log
+    both = jnp.log(theta + rate + small)
+    coefficient = gamma(x + theta) - gamma(theta) - gamma(x + 1)
+    return coefficient + theta * (jnp.log(theta + small) - both) + x * (jnp.log(rate + small) - both)
+
+
+def _drawn(rate: Params, theta: Params, key: Key[Array, ""]) -> Params:
+    """Negative binomial counts: Poisson's at rates drawn from a gamma distribution."""
+    gamma_key, key = jax.random.split(key)
+    rates = jax.random.gamma(gamma_key, theta) * rate / theta
+    return jax.random.poisson(key, rates).astype(rate.dtype)
+
+
 def log_shares(params: Params, where: Where = None) -> Params:
     """The log softmax over all values of an example, or over those where `where` is True."""
     axes = tuple(range(1, params.ndim))

@@ -28,7 +28,7 @@ from flaxae import autoencoder, data, errors, estimators, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import Deletion
 from flaxae.data import sparse
-from flaxae.data.sparse import Matrix, Rows
+from flaxae.data.sparse import Matrix
 from flaxae.estimators import SavedEstimator, no_type_check
 from flaxae.likelihoods import Multinomial
 from flaxae.nn.heads import Variational
@@ -111,11 +111,11 @@ class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstima
         seed, size = estimators.seed_of(self.random_state), min(int(self.batch_size), x.shape[0] - 1)
         model = autoencoder.build(self.config_, (self.n_features_in_,), seed=seed)
         shuffled = x[np.random.default_rng(seed).permutation(x.shape[0])]  # a stream is read in stretches
-        streams = {"x": data.Stream(Rows(_of_length(shuffled))), "target": data.Stream(Rows(shuffled))}
+        rows = {"x": sparse.examples(_of_length(shuffled)), "target": sparse.examples(shuffled)}
         steps = int(self.epochs) * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
         history = training.fit(
             model,
-            streams,
+            rows,
             epochs=int(self.epochs),
             batch_size=size,
             learning_rate=float(self.learning_rate),

@@ -15,9 +15,11 @@ from jaxtyping import Float
 
 from flaxae.data.arrays import check_size, read_npz, reading
 from flaxae.data.files import existing
+from flaxae.data.stream import Stream
 from flaxae.errors import DataError, missing
 
 SUFFIXES = (".npz", ".mtx", ".h5ad")
+DENSE_BYTES = 64 * 2**20  # up to which a matrix may be dense as a whole: training on an array is faster
 MOST_BYTES = 2**34  # of the numbers and their places
 
 Matrix = Any  # a scipy.sparse.csr_matrix of float32, [examples, columns]; its types say too little
@@ -34,6 +36,11 @@ class Rows:
 
     def __getitem__(self, part: slice) -> Float[np.ndarray, "examples columns"]:
         return self.matrix[part].toarray()
+
+
+def examples(x: Matrix) -> np.ndarray | Stream:
+    """The rows to train on: a small matrix dense, of others a stream, which is dense a window at a time."""
+    return x.toarray() if 4 * x.shape[0] * x.shape[1] <= DENSE_BYTES else Stream(Rows(x))
 
 
 def read(path: str | os.PathLike[str]) -> Matrix:
