@@ -1,10 +1,12 @@
 """Programs in StableHLO, as `jax.export` writes them: for CPU, GPU and TPU, and stable over years of versions."""
 
+import importlib
 import pathlib
 
 import jax
 from jax import export
 
+from flaxae.errors import ConfigError, missing
 from flaxae.exporting.tracing import Program
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -30,7 +32,15 @@ def file(name: str) -> str:
 
 
 def write(program: Program, path: pathlib.Path) -> None:
-    """Trace a program and write it."""
+    """Trace a program and write it.
+
+    Raises:
+        ConfigError: the package that JAX writes it by is missing.
+    """
+    try:
+        importlib.import_module("flatbuffers")
+    except ImportError as error:
+        raise ConfigError(missing("The format `stablehlo`", "stablehlo", error)) from error
     path.write_bytes(exported(program).serialize())
 
 
