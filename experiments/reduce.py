@@ -11,6 +11,8 @@ maps new data:
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
 
+import dataclasses
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +22,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from flaxae import atomic, autoencoder, data, experiments, maps, trained, training
+from flaxae import atomic, autoencoder, data, experiments, maps, objectives, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, images
 from flaxae.experiments import _flags, _steps, _sweep
@@ -71,11 +73,14 @@ def train_map(
 ) -> tuple[Autoencoder, History]:
     """Train a map that keeps neighbours, from its checkpoint if the run is resumed, and return it with its history."""
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
+    epochs = _steps.epochs(config, dataset, least=EPOCHS)
+    alone = dataclasses.replace(model, objective=objectives.negative_log_likelihood)  # of examples without neighbours
+    _steps.announce(dataset, alone, epochs=epochs, batch_size=config.batch_size)
     with _steps.resources(config, run) as given:
         history = maps.fit(
             network,
             dataset.scaling(dataset.train),
-            epochs=_steps.epochs(config, dataset, least=EPOCHS),
+            epochs=epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             optimizer=config.optimizer,

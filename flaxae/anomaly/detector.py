@@ -267,7 +267,8 @@ class Detector:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `restored` needs of examples."""
-        arrays = {"references": self.references, "calibration": self.calibration}
+        usual = {name: np.stack([getattr(fitted, name) for fitted in self.fitted]) for name in ("centre", "spread")}
+        arrays = {"references": self.references, "calibration": self.calibration, **usual}
         return arrays if self.peaks is None else {**arrays, "peaks": self.peaks}
 
 
@@ -307,6 +308,17 @@ def restored(
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
     models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
+    if "centre" in arrays:  # of the examples that were held out of the references at first; older ones had none of them
+        try:
+            usual = zip(arrays["centre"], arrays["spread"], strict=True)
+            fitted = tuple(
+                own._replace(
+                    centre=np.broadcast_to(centre, own.centre.shape), spread=np.broadcast_to(spread, own.spread.shape)
+                )
+                for own, (centre, spread) in zip(fitted, usual, strict=True)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.RunError(f"{source} holds no anomaly detector that can be read: {error!r}.") from error
     contamination = float(settings.get("contamination", 0.0))
     peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
     local = None if peaks is None else Local.fit(references)

@@ -81,9 +81,9 @@ class CodePrior:
         shapes = tuple(part.shape[1:] for part in parts)
         components = components or min(MOST_COMPONENTS, max(1, len(flat) // CODES_EACH))
         if labels is None:
-            return cls(_mixture(on_axes, components, seed), shapes, mean, axes, rest)
+            return cls(_rounded(_mixture(on_axes, components, seed)), shapes, mean, axes, rest)
         mixture, of_class = _of_classes(on_axes, labels, components, seed)
-        return cls(mixture, shapes, mean, axes, rest, of_class, tuple(classes))
+        return cls(_rounded(mixture), shapes, mean, axes, rest, of_class, tuple(classes))
 
     def sample(self, n: int, *, label: str | None = None, seed: int = 0) -> Any:
         """n codes: an array [n, *code], or a tuple of such arrays. With a `label`, all are of that class.
@@ -117,7 +117,7 @@ class CodePrior:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own, with a manifest: arrays in `.npz`, the rest in JSON."""
-        arrays = {name: array.astype(np.float32) for name, array in dataclasses.asdict(self.mixture).items()}
+        arrays = dataclasses.asdict(self.mixture)
         arrays["mean"] = self.mean
         others = {"axes": self.axes, "rest": self.rest, "of_class": self.of_class}
         arrays |= {name: array for name, array in others.items() if array is not None}
@@ -229,6 +229,11 @@ def _of_classes(
     means = np.concatenate([mixture.means for mixture in mixtures])
     covariances = np.concatenate([mixture.covariances for mixture in mixtures])
     return Mixture(np.concatenate(shares), means, covariances), np.array(of_class, np.int64)
+
+
+def _rounded(mixture: Mixture) -> Mixture:
+    """In float32, in which it is saved."""
+    return Mixture(*(np.float32(array) for array in dataclasses.astuple(mixture)))
 
 
 def _mixture(codes: Flat, components: int, seed: int) -> Mixture:
