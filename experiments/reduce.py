@@ -12,7 +12,6 @@ maps new data:
 """
 
 import dataclasses
-
 from collections.abc import Sequence
 
 import numpy as np
