@@ -233,7 +233,7 @@ def _of_classes(
 
 def _rounded(mixture: Mixture) -> Mixture:
     """In float32, in which it is saved."""
-    return Mixture(*(np.float32(array) for array in dataclasses.astuple(mixture)))
+    return Mixture(*(array.astype(np.float32) for array in dataclasses.astuple(mixture)))
 
 
 def _mixture(codes: Flat, components: int, seed: int) -> Mixture:
