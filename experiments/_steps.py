@@ -242,8 +242,10 @@ def print_table(table: Table) -> None:
         return Text(printable(f"{cell:.4g}" if isinstance(cell, float) else str(cell)))
 
     drawn = rich.table.Table(title=text(table.caption), box=rich.box.SIMPLE_HEAD)
-    for i, column in enumerate(table.heads, 1):  # without enough room, only the last column wraps
-        drawn.add_column(text(column.head), justify="right" if column.name else "left", no_wrap=i < len(table.columns))
+    for i, column in enumerate(table.heads, 1):  # without room, only the first and the last wrap
+        drawn.add_column(
+            text(column.head), justify="right" if column.name else "left", no_wrap=1 < i < len(table.columns)
+        )
     for row in table.rows:
         drawn.add_row(*map(text, row))
     rich.console.Console().print(drawn)
