@@ -88,10 +88,26 @@ class Columns:
             row[: len(group)] = group
         return places
 
-    def _log_shares(self, logits: Float[Array, " batch features"]) -> Float[Array, " batch columns most"]:
-        """The log-probability of each category of each column; of places filled up, −inf."""
-        padded = jnp.pad(logits, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-        return jax.nn.log_softmax(padded[:, self._categories], axis=-1)
+    @property
+    def _members(self) -> Float[np.ndarray, "features columns"]:
+        """1 where a feature is one of a category's."""
+        places = self._categories
+        return np.float32(np.arange(sum(self.sizes))[:, None, None] == places[None]).sum(axis=2)
+
+    def _largest(self, values: Float[Array, " batch features"]) -> Float[Array, " batch features"]:
+        """For each feature of a category, the largest of that category's; 0 for the others."""
+        padded = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+        return _exact(padded[:, self._categories].max(axis=-1), self._members.T)
+
+    def _log_shares(self, logits: Float[Array, " batch features"]) -> Float[Array, " batch features"]:
+        """The log-probability of each feature of a category; 0 for the others.
+
+        Products with a matrix of 0 and 1, and no scatter: the gradient of one can't be compiled by XLA of jax 0.12.
+        """
+        shifted = logits - jax.lax.stop_gradient(self._largest(logits))
+        of_category = self._of_kind("category")
+        total = _exact(jnp.where(of_category, jnp.exp(jnp.where(of_category, shifted, 0.0)), 0.0), self._members)
+        return jnp.where(of_category, shifted - _exact(jnp.log(total), self._members.T), 0.0)
 
     def split(self, params: Params) -> tuple[Float[Array, " batch features"], Float[Array, " batch features"]]:
         """Means or logits, and standard deviations."""
@@ -110,9 +126,7 @@ class Columns:
         kinds = [self._of_kind(kind) for kind in ("number", "mark")]
         logs = jnp.select([jnp.broadcast_to(kind, x.shape) for kind in kinds], [number, mark], 0.0)
         if len(self._categories):
-            shares = self._log_shares(mean)
-            logs = logs.at[:, self._categories].add(jnp.where(jnp.isfinite(shares), shares, 0.0), mode="drop")
-            logs = jnp.where(self._of_kind("category"), x * logs, logs)
+            logs = logs + x * self._log_shares(mean)
         return total(logs, where)
 
     def mean(self, params: Params, x: Values | None = None) -> Float[Array, " batch features"]:
@@ -121,7 +135,7 @@ class Columns:
         made = jnp.where(self._of_kind("mark"), jax.nn.sigmoid(mean), mean)
         if not len(self._categories):
             return made
-        return made.at[:, self._categories].set(jnp.exp(self._log_shares(mean)), mode="drop")
+        return jnp.where(self._of_kind("category"), jnp.exp(self._log_shares(mean)), made)
 
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch features"]:
         """A draw; whole numbers are whole once `data.Encoding.undo` has rounded them."""
@@ -132,9 +146,12 @@ class Columns:
         made = jnp.where(self._of_kind("mark"), mark, number)
         if not len(self._categories):
             return made
-        shares = self._log_shares(mean)
-        chosen = jax.random.categorical(of_categories, shares)
-        return made.at[:, self._categories].set(jax.nn.one_hot(chosen, shares.shape[-1], dtype=mean.dtype), mode="drop")
+        noisy = mean + jax.random.gumbel(of_categories, mean.shape, mean.dtype)
+        return jnp.where(self._of_kind("category"), (noisy == self._largest(noisy)).astype(mean.dtype), made)
+
+
+def _exact(x: Float[Array, " batch inner"], matrix: Float[np.ndarray, " inner outer"]) -> Float[Array, " batch outer"]:
+    return jnp.matmul(x, matrix, precision="highest")
 
 
 def _log_mass(

@@ -7,6 +7,7 @@ flaxae.fit(model, data.Stream(Rows(x)))       # a window is dense at a time
 import dataclasses
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,11 @@ def _read_mtx(path: pathlib.Path) -> Matrix:
     if layout != "coordinate":
         raise DataError(f"{path} holds a dense matrix; expected a sparse one, in coordinates.")
     check_size(2 * entries, path, at_most=size)  # an entry takes two characters at least
-    return mmread(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of what it will give: a matrix or an array, which are alike here
+        return mmread(path)
 
 
 def _read_h5ad(path: pathlib.Path) -> Matrix:
