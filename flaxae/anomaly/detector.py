@@ -50,7 +50,7 @@ class _Fitted(NamedTuple):
 
     arrays: Any
     centre: Float[np.ndarray, " parts"]  # median of each part of the score over the references
-    spread: Float[np.ndarray, " parts"]  # its median absolute deviation
+    spread: Float[np.ndarray, " parts"]  # median absolute deviation, or 90th percentile over it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ class Detector:
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
     def with_references(self, more: Float[np.ndarray, " more *shape"]) -> "Detector":
-        """The detector, which compares with `more` examples as well. Its p-values stay: they can but be too high."""
+        """The detector, comparing with `more` examples as well. Its p-values stay as measured, so they may be too high."""
         references = np.concatenate([self.references, more])[:MAX_REFERENCES].astype(np.float32)
         fitted = [
             kept._replace(arrays=_fit_arrays(model, self.views, self.score_name, references))
@@ -308,7 +308,7 @@ def restored(
     graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
     models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
     fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
-    if "centre" in arrays:  # of the examples that were held out of the references at first; older ones had none of them
+    if "centre" in arrays:  # from before held-out examples were references too; older ones have none
         try:
             usual = zip(arrays["centre"], arrays["spread"], strict=True)
             fitted = tuple(

@@ -110,8 +110,7 @@ def tabular_vote(
 ) -> Float[np.ndarray, "examples classes"]:
     """The class probabilities of all rows by the labelled ones: the mean of a random forest's and a linear probe's.
 
-    Neither is the better one on all tables. Few labels of rows with categories are learnt from better by both than over
-    the graph of the codes.
+    Neither is the better one on all tables.
     """
     trees, by_forest = forest(x, labels, seed=seed), np.zeros((len(x), classes))
     by_forest[:, trees.classes_] = trees.predict_proba(x)
