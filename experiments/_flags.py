@@ -340,7 +340,8 @@ class Generate(SweepFlags):
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
-    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for every 100 codes, 300 at most."""
+    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for every 100 codes,
+    and 300 at most."""
     count: Annotated[
         int,
         tyro.conf.arg(

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from flaxae import autoencoder, errors, estimators, training
@@ -24,7 +23,7 @@ from flaxae.autoencoder import Autoencoder, Config
 from flaxae.batches import Batch
 from flaxae.data import sparse
 from flaxae.data.sparse import Matrix
-from flaxae.estimators import SavedEstimator, no_type_check
+from flaxae.estimators import NetworkEstimator, no_type_check
 from flaxae.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
 from flaxae.nn.heads import Variational
 from flaxae.nn.mlp import MLP
@@ -35,7 +34,7 @@ VALIDATION = 0.1  # of the cells
 AT_ONCE = 512  # cells that are dense in memory together
 
 
-class CellEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstimator):
+class CellEmbedder(NetworkEstimator):
     """Cells as vectors, from a sparse matrix of the counts of their genes.
 
     Args:
@@ -55,10 +54,8 @@ class CellEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstim
     """
 
     _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        **SavedEstimator._learned,
-        "config_": Config.from_dict,
+        **NetworkEstimator._learned,
         "batches_": lambda names: [str(name) for name in names],
-        "loss_curve_": lambda losses: [float(loss) for loss in losses],
     }
 
     @no_type_check
@@ -118,8 +115,7 @@ class CellEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstim
             learning_rate=float(self.learning_rate),
             **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
         )
-        self.loss_curve_ = history["loss"]
-        self._state = nnx.split(model, nnx.Param, ...)[1:]
+        self._keep(model, history)
         return self
 
     def transform(self, X: Any, *, batch: Any = None) -> Float[np.ndarray, "cells latent"]:
@@ -142,16 +138,6 @@ class CellEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstim
 
         parts = [training.apply(shares, model, part) for part in self._parts(X, batch)]
         return np.concatenate([np.zeros((0, self.n_features_in_), np.float32), *parts])
-
-    @property
-    def model_(self) -> Autoencoder:
-        """The trained network, which takes logs of counts."""
-        check_is_fitted(self)
-        return nnx.merge(nnx.split(self._abstract(), nnx.Param, ...)[0], *self._state)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.config_.latent
 
     def _checked(self, X: Any) -> Matrix:
         x = sparse.checked(X)
@@ -186,7 +172,3 @@ class CellEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstim
         return nnx.eval_shape(
             lambda: autoencoder.build(self.config_, (self.n_features_in_,), conditions=len(self.batches_))
         )
-
-    def _arrays_like(self) -> dict[str, Any]:
-        state = nnx.split(self._abstract(), nnx.Param, ...)[1:]
-        return {"_state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)}

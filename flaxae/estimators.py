@@ -139,6 +139,40 @@ class SavedEstimator(BaseEstimator):
         raise NotImplementedError
 
 
+class NetworkEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstimator):
+    """What the estimators of sentences, users and cells share: one network, and its codes as features."""
+
+    _learned: ClassVar = {
+        **SavedEstimator._learned,
+        "config_": Config.from_dict,
+        "loss_curve_": lambda losses: [float(loss) for loss in losses],
+    }
+
+    config_: Config
+
+    def _abstract(self) -> Autoencoder:
+        """The network without weights."""
+        raise NotImplementedError
+
+    def _keep(self, model: Autoencoder, history: training.History) -> None:
+        self.loss_curve_ = history["loss"]
+        self._state = nnx.split(model, nnx.Param, ...)[1:]
+
+    @property
+    def model_(self) -> Autoencoder:
+        """The trained network."""
+        check_is_fitted(self)
+        return nnx.merge(nnx.split(self._abstract(), nnx.Param, ...)[0], *self._state)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.config_.latent
+
+    def _arrays_like(self) -> dict[str, Any]:
+        state = nnx.split(self._abstract(), nnx.Param, ...)[1:]
+        return {"_state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)}
+
+
 class _TableEstimator(SavedEstimator):
     """What the estimators of tables share: standardised columns."""
 

@@ -11,7 +11,7 @@ it: popularity, EASE (Steck 2019) and implicit alternating least squares (Hu et 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ import pandas as pd
 import scipy.sparse
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
 
@@ -29,7 +28,7 @@ from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import Deletion
 from flaxae.data import sparse
 from flaxae.data.sparse import Matrix
-from flaxae.estimators import SavedEstimator, no_type_check
+from flaxae.estimators import NetworkEstimator, no_type_check
 from flaxae.likelihoods import Multinomial
 from flaxae.nn.heads import Variational
 from flaxae.nn.mlp import MLP
@@ -42,7 +41,7 @@ VALIDATION = 0.05  # of the users
 AT_ONCE = 512  # users that are dense in memory together
 
 
-class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstimator):
+class Recommender(NetworkEstimator):
     """Users as vectors, and the items each is likely to choose next, from a sparse matrix of what they chose.
 
     Args:
@@ -60,12 +59,6 @@ class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstima
         loss_curve_: each epoch's mean loss, nats per user.
         n_features_in_: how many items there are.
     """
-
-    _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        **SavedEstimator._learned,
-        "config_": Config.from_dict,
-        "loss_curve_": lambda losses: [float(loss) for loss in losses],
-    }
 
     @no_type_check
     def __init__(
@@ -122,8 +115,7 @@ class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstima
             schedules={"beta": warm_up(float(self.beta), max(1, round(WARM_UP * steps)))},
             **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
         )
-        self.loss_curve_ = history["loss"]
-        self._state = nnx.split(model, nnx.Param, ...)[1:]
+        self._keep(model, history)
         return self
 
     def transform(self, X: Any) -> Float[np.ndarray, "users latent"]:
@@ -165,16 +157,6 @@ class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstima
         decoder: Any = self.model_.decoder
         return np.asarray(normalize(np.asarray(decoder.out.kernel[...]).T))
 
-    @property
-    def model_(self) -> Autoencoder:
-        """The trained network, which takes rows of length `LENGTH`."""
-        check_is_fitted(self)
-        return nnx.merge(nnx.split(self._abstract(), nnx.Param, ...)[0], *self._state)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.config_.latent
-
     def _checked(self, X: Any) -> Matrix:
         x = sparse.checked(X)
         if x.nnz and x.data.min() < 0:
@@ -193,10 +175,6 @@ class Recommender(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstima
 
     def _abstract(self) -> Autoencoder:
         return nnx.eval_shape(lambda: autoencoder.build(self.config_, (self.n_features_in_,)))
-
-    def _arrays_like(self) -> dict[str, Any]:
-        state = nnx.split(self._abstract(), nnx.Param, ...)[1:]
-        return {"_state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)}
 
 
 def warm_up(beta: float, steps: int) -> Callable[[Any], Any]:

@@ -23,7 +23,6 @@ import optax
 import scipy.sparse
 from flax import nnx
 from jaxtyping import Float, Int
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
@@ -31,7 +30,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from flaxae import autoencoder, data, errors, estimators, training
 from flaxae.autoencoder import Autoencoder, Config
-from flaxae.estimators import SavedEstimator, no_type_check
+from flaxae.estimators import NetworkEstimator, no_type_check
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
@@ -116,7 +115,7 @@ class Changed:
         return {name: self.pieces.bags(of, self.weights).toarray() for name, of in made.items()}
 
 
-class SentenceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedEstimator):
+class SentenceEmbedder(NetworkEstimator):
     """Sentences as vectors whose cosine tells how similar they are, learnt from the sentences given.
 
     Args:
@@ -133,10 +132,7 @@ class SentenceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedE
         loss_curve_: each epoch's mean loss.
     """
 
-    _learned: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        "config_": Config.from_dict,
-        "loss_curve_": lambda losses: [float(loss) for loss in losses],
-    }
+    _learned: ClassVar = {n: read for n, read in NetworkEstimator._learned.items() if n != "n_features_in_"}
 
     weights_: Float[np.ndarray, " features"]
 
@@ -191,8 +187,7 @@ class SentenceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedE
             seed=seed,
             **{"show": False, **settings},
         )
-        self.loss_curve_ = history["loss"]
-        self._state = nnx.split(model, nnx.Param, ...)[1:]
+        self._keep(model, history)
         return self
 
     def transform(self, X: Any) -> Float[np.ndarray, "n latent"]:
@@ -211,23 +206,11 @@ class SentenceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedE
         pieces = Pieces.of(sentences, len(self.weights_))
         return pieces.bags(pieces.of_sentence, self.weights_)
 
-    @property
-    def model_(self) -> Autoencoder:
-        """The trained network, which takes bags."""
-        check_is_fitted(self)
-        return nnx.merge(nnx.split(self._abstract(), nnx.Param, ...)[0], *self._state)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.config_.latent
-
     def _abstract(self) -> Autoencoder:
         return nnx.eval_shape(lambda: autoencoder.build(self.config_, (int(self.features),)))
 
     def _arrays_like(self) -> dict[str, Any]:
-        state = nnx.split(self._abstract(), nnx.Param, ...)[1:]
-        state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
-        return {"weights_": np.empty(int(self.features), np.float32), "_state": state}
+        return {**super()._arrays_like(), "weights_": np.empty(int(self.features), np.float32)}
 
 
 def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:

@@ -136,7 +136,7 @@ class Detector:
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
 
     def with_references(self, more: Float[np.ndarray, " more *shape"]) -> "Detector":
-        """The detector, comparing with `more` examples as well. Its p-values stay as measured, so they may be too high."""
+        """The detector, comparing with `more` examples as well. Its p-values stay, so they may be too high."""
         references = np.concatenate([self.references, more])[:MAX_REFERENCES].astype(np.float32)
         fitted = [
             kept._replace(arrays=_fit_arrays(model, self.views, self.score_name, references))
