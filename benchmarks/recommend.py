@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse
 
 from flaxae import recommendation
-from flaxae.recommendation import Recommender
+from flaxae.recommendation import Recommender, VariationalRecommender
 
 
 def main() -> None:
@@ -38,6 +38,7 @@ def main() -> None:
             "EASE": lambda known=known: recommendation.ease(known, penalty),
             "implicit ALS": lambda known=known: recommendation.least_squares(known, latent),
             "Mult-VAE's network": lambda known=known: mult_vae().fit(known).scores,
+            "variational": lambda known=known: VariationalRecommender(random_state=0).fit(known).scores,
             "flaxae": lambda known=known: Recommender(random_state=0).fit(known).scores,
         }
         for name, make in makers.items():
@@ -79,9 +80,9 @@ def chosen(known: recommendation.Matrix, held_out: recommendation.HeldOut) -> tu
     return penalty, latent
 
 
-def mult_vae() -> Recommender:
+def mult_vae() -> VariationalRecommender:
     """The network of Liang et al. (2018): one hidden layer of 600, a code of 200."""
-    return Recommender(200, hidden=(600,), random_state=0)
+    return VariationalRecommender(200, hidden=(600,), random_state=0)
 
 
 if __name__ == "__main__":

@@ -363,7 +363,8 @@ class Recommend(Flags):
 
     data: str = ""
     """A table of who chose what: user, item and, if there are any, rating and time."""
-    model: Annotated[None, tyro.conf.Suppress] = None
+    model: Literal["linear", "variational"] = "linear"
+    """Vectors of items that are added up, which do well on few users; or a variational autoencoder (Mult-VAE)."""
     user: str | None = None
     """The column of users; by default the one of that name, or the first."""
     item: str | None = None
@@ -372,16 +373,16 @@ class Recommend(Flags):
     """The column of ratings, for --least; by default the one of that name, or the third."""
     least: float | None = None
     """Count only ratings from that on; by default every row is a choice, whatever its rating."""
-    latent: int = 256
-    """How many numbers a user's vector has."""
+    latent: int | None = None
+    """How many numbers a user's vector has; by default 128, of the variational model 256."""
     hidden: tuple[int, ...] = ()
-    """Sizes of the encoder's hidden layers; by default encoder and decoder are linear."""
-    beta: float = 0.2
-    """The weight of the KL after its warm-up."""
+    """Sizes of the variational encoder's hidden layers; by default encoder and decoder are linear."""
+    beta: float | None = None
+    """The weight of the variational model's KL after its warm-up; by default 0.2."""
     batch_size: int = 100
     """Users per step."""
-    learning_rate: float = 1e-3
-    """The peak learning rate, after a warm-up and before a cosine decay."""
+    learning_rate: float | None = None
+    """The peak learning rate, after a warm-up and before a cosine decay; by default 0.03, or variational 0.001."""
     count: int = 10
     """How many items to recommend to each user, and how many similar ones to list."""
 
@@ -392,8 +393,10 @@ class Recommend(Flags):
         if self.from_ is None and not self.data:
             raise ConfigError("Say who chose what: --data ratings.csv, a table with the columns user and item.")
         for flag in ("latent", "batch_size", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be at least 1.")
+        if self.model == "linear" and (self.hidden or self.beta is not None):
+            raise ConfigError("--hidden and --beta are for the variational model: --model variational.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

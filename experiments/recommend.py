@@ -4,13 +4,15 @@
 
 The table has the columns user, item and, if there are any, rating and time; `--least 4` counts only ratings from 4 on.
 A tenth of the users is kept apart (strong generalisation): of what each chose, a fifth is hidden, and is to be found
-among all items. Popularity, EASE and implicit ALS are measured beside the variational autoencoder. The run's folder has
-the best items for every user, the items most similar to each, and the users' vectors. For new users:
+among all items. Popularity, EASE and implicit ALS are measured beside the autoencoder: a linear one with a vector for
+each item, or with `--model variational` one for many users. The run's folder has the best items for every user, the
+items most similar to each, and the users' vectors. For new users:
 
     python run.py --exp recommend --from runs/recommend/1 --input new.csv --output top.csv --count 10
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +20,11 @@ from flaxae import atomic, data, experiments, recommendation, runs, trained
 from flaxae.errors import DataError, RunError
 from flaxae.experiments import _flags, _steps
 from flaxae.printing import say
-from flaxae.recommendation import HeldOut, Ratings, Recommender
+from flaxae.recommendation import HeldOut, Ratings, Recommender, VariationalRecommender
 from flaxae.runs import Run, report
 from flaxae.training import checkpoints
 
+MODELS: dict[str, Any] = {"linear": Recommender, "variational": VariationalRecommender}
 EPOCHS, STEPS = 40, 600  # so many epochs, and for few users at least so many steps
 HELD_OUT = 0.1  # of the users
 MOST_ITEMS, MOST_USERS = 10_000, 50_000  # for EASE, and for ALS, which take long for more
@@ -31,7 +34,7 @@ NAMES = {"popularity": "popularity", "ease": "EASE", "als": "implicit ALS", "fla
 def apply(config: _flags.Recommend) -> None:
     """Write the best items for the users of --input to --output."""
     recommender = trained.load(config.from_)
-    if not isinstance(recommender, Recommender):
+    if not isinstance(recommender, Recommender | VariationalRecommender):
         raise RunError(
             f"{config.from_} holds a {type(recommender).__name__}; expected a run of the experiment recommend."
         )
@@ -48,10 +51,10 @@ def read(config: _flags.Recommend, path: str, items: list[str] | None = None) ->
     )
 
 
-def write(path: object, recommender: Recommender, ratings: Ratings, count: int) -> None:
-    """Write a table with the best items for each user: user, rank, item and the log of its probability."""
+def write(path: object, recommender: Recommender | VariationalRecommender, ratings: Ratings, count: int) -> None:
+    """Write a table with the best items for each user: user, rank, item and score."""
     found, scores = recommender.recommend(ratings.x, count)
-    _write_lists(path, "user", ratings.users, "item", ratings.items, found, scores, "log_probability")
+    _write_lists(path, "user", ratings.users, "item", ratings.items, found, scores, "score")
 
 
 def _write_lists(
@@ -93,16 +96,10 @@ def train(config: _flags.Recommend) -> None:
     digest = hashlib.sha256(ratings.x.indices.tobytes() + ratings.x.indptr.tobytes()).hexdigest()
     about = {"users": users, "items": items, "choices": ratings.x.nnz, "sha256": digest}
     settings = {"settings": _steps.settings(config), "model": trained.ESTIMATOR, "data": about}
+    given = ("latent", "hidden", "beta", "learning_rate", "batch_size")
+    chosen = {name: value for name in given if (value := getattr(config, name)) not in (None, ())}
     enough = _steps.enough_epochs(known.shape[0], config.batch_size, epochs=EPOCHS, steps=STEPS)
-    recommender = Recommender(
-        config.latent,
-        hidden=config.hidden,
-        beta=config.beta,
-        epochs=config.epochs or enough,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        random_state=config.seed,
-    )
+    recommender = MODELS[config.model](**chosen, epochs=config.epochs or enough, random_state=config.seed)
     with runs.start("recommend", config.name, settings, resume=config.resume) as run, _steps.resumable(run):
         with _steps.resources(config, run) as resources:
             recommender.fit(
@@ -119,7 +116,7 @@ def train(config: _flags.Recommend) -> None:
 def evaluate(
     run: Run,
     config: _flags.Recommend,
-    recommender: Recommender,
+    recommender: Recommender | VariationalRecommender,
     ratings: Ratings,
     known: recommendation.Matrix,
     held_out: HeldOut,

@@ -54,6 +54,7 @@ from .parallel import compilation as compilation
 from .parallel import distributed as distributed
 from .parallel import processes as processes
 from .recommendation import Recommender as Recommender
+from .recommendation import VariationalRecommender as VariationalRecommender
 from .runs import loggers as loggers
 from .runs import plots as plots
 from .runs import report as report

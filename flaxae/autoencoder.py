@@ -345,10 +345,13 @@ def _make(config: Config, shape: tuple[int, ...], conditions: int, key: Key[Arra
     features = _wider(_output_shapes(encoder, shape), conditions)
     head = config.head.make(features, rngs=rngs)
     code = _wider(_output_shapes(head, features, lambda latent: latent.z), conditions)
+    decoder = config.body.decoder(code, config.likelihood.params_shape(shape), rngs=rngs)
+    if hasattr(decoder, "tie"):
+        decoder.tie(encoder)
     model = Autoencoder(
         encoder,
         head,
-        config.body.decoder(code, config.likelihood.params_shape(shape), rngs=rngs),
+        decoder,
         likelihood=config.likelihood,
         corruption=config.corruption,
         objective=config.objective,

@@ -870,11 +870,11 @@ def of_name(name: str) -> type[SavedEstimator]:
         ConfigError: there is none.
     """
     from flaxae.cells import CellEmbedder  # these are built on this module
-    from flaxae.recommendation import Recommender
+    from flaxae.recommendation import Recommender, VariationalRecommender
     from flaxae.sentences import SentenceEmbedder
 
     tables = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
-    known = (*tables, SentenceEmbedder, Recommender, CellEmbedder)
+    known = (*tables, SentenceEmbedder, Recommender, VariationalRecommender, CellEmbedder)
     table = {estimator.__name__: estimator for estimator in known}
     if name not in table:
         raise errors.ConfigError(errors.unknown("estimator", name, table))

@@ -4,9 +4,10 @@
     recommender.recommend(x, 10)              # the ten best items that each user has not, and their scores
     recommender.transform(x)                  # [users, latent]
 
-A variational autoencoder with a multinomial likelihood (Liang et al. 2018, Mult-VAE): items are deleted from what the
-encoder is given, all are reconstructed, and the weight of the KL rises from 0. Users need not be those of `fit`. Beside
-it: popularity, EASE (Steck 2019) and implicit alternating least squares (Hu et al. 2008).
+`Recommender` is the linear autoencoder of one shared matrix (Vančura et al. 2022, ELSA): a vector for each item, and
+of a user the sum of them. `VariationalRecommender` has a multinomial likelihood (Liang et al. 2018, Mult-VAE): items
+are deleted from what the encoder is given, all are reconstructed, and the weight of the KL rises from 0. Users need not
+be those of `fit`. Beside them: popularity, EASE (Steck 2019) and implicit alternating least squares (Hu et al. 2008).
 """
 
 import os
@@ -19,19 +20,21 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
 
-from flaxae import autoencoder, data, errors, estimators, training
+from flaxae import autoencoder, data, errors, estimators, specs, training
 from flaxae.autoencoder import Autoencoder, Config
+from flaxae.batches import Batch, Examples
 from flaxae.corruptions import Deletion
 from flaxae.data import sparse
 from flaxae.data.sparse import Matrix
 from flaxae.estimators import NetworkEstimator, no_type_check
-from flaxae.likelihoods import Multinomial
-from flaxae.nn.heads import Variational
+from flaxae.likelihoods import Gaussian, Multinomial
+from flaxae.nn.heads import Identity, Variational
 from flaxae.nn.mlp import MLP
+from flaxae.nn.shallow import Shallow, unit
 from flaxae.objectives import ELBO
 from flaxae.printing import say
 
@@ -41,8 +44,193 @@ VALIDATION = 0.05  # of the users
 AT_ONCE = 512  # users that are dense in memory together
 
 
-class Recommender(NetworkEstimator):
+class _ItemEstimator(NetworkEstimator):
+    """What both recommenders share: rows of users in, vectors of users and the best items out."""
+
+    latent: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    random_state: Any
+
+    def transform(self, X: Any) -> Float[np.ndarray, "users latent"]:
+        """The users' vectors, of [users, items]: their codes."""
+        parts = [training.apply(Autoencoder.encode, self.model_, rows) for _, rows in self._parts(X)]
+        return np.concatenate([np.zeros((0, self._n_features_out), np.float32), *parts])
+
+    def recommend(
+        self, X: Any, count: int = 10, *, known: bool = False
+    ) -> tuple[Int[np.ndarray, "users count"], Float[np.ndarray, "users count"]]:
+        """The best `count` items for each user, best first, and their `scores`; −inf where none is left.
+
+        Args:
+            X: what the users chose, [users, items].
+            known: whether to recommend items that they have, too.
+        """
+        best = [top(self.scores(part), None if known else part, count) for part, _ in self._parts(X)]
+        return np.concatenate([items for items, _ in best]), np.concatenate([scores for _, scores in best])
+
+    def scores(self, X: Any) -> Float[np.ndarray, "users items"]:
+        """How likely each item is to be chosen, dense, comparable within a user; see `recommend` for many users."""
+        model, score = self.model_, self._score
+        return np.concatenate([training.apply(score, model, rows) for _, rows in self._parts(X)])
+
+    def similar(self, count: int = 10) -> tuple[Int[np.ndarray, "items count"], Float[np.ndarray, "items count"]]:
+        """For each item the `count` items that are chosen by the like users, most similar first, and the cosines."""
+        from flaxae.sentences import nearest
+
+        vectors = self.item_vectors_
+        count = min(count, len(vectors) - 1)
+        found, cosines = nearest(vectors, vectors, count + 1)
+        others = found != np.arange(len(found))[:, None]
+        others[others.all(axis=1), -1] = False  # one that is equal to others, and not among its own nearest
+        return found[others].reshape(-1, count), cosines[others].reshape(-1, count)
+
+    @property
+    def item_vectors_(self) -> Float[np.ndarray, "items numbers"]:
+        """A vector for each item, of unit length: its weights in the decoder."""
+        decoder: Any = self.model_.decoder
+        return np.asarray(normalize(np.asarray(self._weights(decoder))))
+
+    _score: Callable[[Autoencoder, Any], Any]  # of a model and what its encoder is given of some users
+
+    @staticmethod
+    def _weights(decoder: Any) -> Float[Array, "items numbers"]:
+        raise NotImplementedError
+
+    def _config(self) -> Config:
+        raise NotImplementedError
+
+    def _given(self, x: Matrix) -> Matrix:
+        """What the encoder is given of the rows."""
+        raise NotImplementedError
+
+    def _fit(self, X: Any, schedules: Callable[[int], dict[str, Any]], settings: dict[str, Any]) -> Any:
+        """Train anew; `schedules` are those of `training.fit` for so many steps."""
+        x = self._checked(X)
+        x = x[x.getnnz(axis=1) > 0]
+        if x.shape[0] < 2:
+            raise errors.DataError(f"{x.shape[0]} users have an item; expected two at least.")
+        self.n_features_in_ = x.shape[1]
+        self.config_ = self._config()
+        seed, size = estimators.seed_of(self.random_state), min(int(self.batch_size), x.shape[0] - 1)
+        model = autoencoder.build(self.config_, (self.n_features_in_,), seed=seed)
+        shuffled = x[np.random.default_rng(seed).permutation(x.shape[0])]  # a stream is read in stretches
+        rows = {"x": sparse.examples(self._given(shuffled)), "target": sparse.examples(shuffled)}
+        steps = int(self.epochs) * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
+        history = training.fit(
+            model,
+            rows,
+            epochs=int(self.epochs),
+            batch_size=size,
+            learning_rate=float(self.learning_rate),
+            schedules=schedules(steps),
+            **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
+        )
+        self._keep(model, history)
+        return self
+
+    def _checked(self, X: Any) -> Matrix:
+        x = sparse.checked(X)
+        if x.nnz and x.data.min() < 0:
+            raise errors.DataError(f"The lowest number is {x.data.min():g}; expected counts, or 0 and 1.")
+        return x
+
+    def _parts(self, X: Any) -> Iterator[tuple[Matrix, Float[np.ndarray, "users items"]]]:
+        """Some users at a time: their rows, and what the encoder is given of them."""
+        check_is_fitted(self)
+        x = self._checked(X)
+        if x.shape[1] != self.n_features_in_:
+            raise errors.DataError(f"X has {x.shape[1]} items; the recommender was trained on {self.n_features_in_}.")
+        for start in range(0, x.shape[0], AT_ONCE):
+            part = x[start : start + AT_ONCE]
+            yield part, self._given(part).toarray()
+
+    def _abstract(self) -> Autoencoder:
+        return nnx.eval_shape(lambda: autoencoder.build(self.config_, (self.n_features_in_,)))
+
+
+class Recommender(_ItemEstimator):
     """Users as vectors, and the items each is likely to choose next, from a sparse matrix of what they chose.
+
+    The linear autoencoder ELSA: x̂ = x A Aᵀ − x, with x and the rows of A of unit length; x − x̂ is smallest where items
+    are told from the others that a user has. It has one weight for each item and latent, and no other.
+
+    Args:
+        latent: how many numbers a user's vector has.
+        epochs: passes over the users.
+        batch_size: users per step.
+        learning_rate: the peak of Adam's, after a warm-up and before a cosine decay.
+        random_state: a number for the same results each time; a `RandomState`; or None.
+
+    Attributes:
+        model_: the trained `flaxae.Autoencoder`. config_: its `flaxae.Config`.
+        loss_curve_: each epoch's mean loss per user, 0 at best, 4 at worst.
+        n_features_in_: how many items there are.
+    """
+
+    @no_type_check
+    def __init__(
+        self,
+        latent: int = 128,
+        *,
+        epochs: int = 20,
+        batch_size: int = 100,
+        learning_rate: float = 3e-2,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.latent = latent
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, **settings: Any) -> "Recommender":
+        """Train anew on [users, items], sparse; y is ignored. `settings` are further ones of `training.fit`.
+
+        Raises:
+            DataError: X is no matrix of numbers from 0 on, or fewer than two users have an item.
+            DivergedError: the loss stopped being finite.
+        """
+        return self._fit(X, lambda steps: {}, {"keep": "last", **settings})
+
+    @property
+    def _n_features_out(self) -> int:
+        body: Any = self.config_.body
+        return body.latent
+
+    @staticmethod
+    def _score(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
+        return from_others(model, x)
+
+    @staticmethod
+    def _weights(decoder: Any) -> Float[Array, "items numbers"]:
+        return decoder.vectors.unit
+
+    def _config(self) -> Config:
+        return Config(
+            body=Shallow(int(self.latent)), head=Identity(), objective=cosine_of_others, likelihood=Gaussian()
+        )
+
+    def _given(self, x: Matrix) -> Matrix:
+        made: Matrix = normalize(x)
+        return made
+
+
+def from_others(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
+    """x A Aᵀ − x: what the other items of a user say of each."""
+    return model.params(model.encode(x)) - x
+
+
+@specs.register
+def cosine_of_others(model: Autoencoder, batch: Examples, key: Key[Array, ""]) -> Float[Array, " batch"]:
+    """2 − 2 cos(x, x A Aᵀ − x), which is ‖x / ‖x‖ − x̂ / ‖x̂‖‖² (Vančura et al. 2022, the loss of ELSA)."""
+    x = jnp.asarray(Batch.of(batch).x)
+    return 2 - 2 * jnp.sum(unit(x) * unit(from_others(model, x)), axis=1)
+
+
+class VariationalRecommender(_ItemEstimator):
+    """`Recommender` by a variational autoencoder with a multinomial likelihood, for many users.
 
     Args:
         latent: how many numbers a user's vector has.
@@ -82,113 +270,45 @@ class Recommender(NetworkEstimator):
         self.learning_rate = learning_rate
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, **settings: Any) -> "Recommender":
+    def fit(self, X: Any, y: Any = None, **settings: Any) -> "VariationalRecommender":
         """Train anew on [users, items], sparse; y is ignored. `settings` are further ones of `training.fit`.
 
         Raises:
             DataError: X is no matrix of numbers from 0 on, or fewer than two users have an item.
             DivergedError: the loss stopped being finite.
         """
-        x = self._checked(X)
-        x = x[x.getnnz(axis=1) > 0]
-        if x.shape[0] < 2:
-            raise errors.DataError(f"{x.shape[0]} users have an item; expected two at least.")
-        self.n_features_in_ = x.shape[1]
-        self.config_ = Config(
+
+        def schedules(steps: int) -> dict[str, Any]:
+            return {"beta": warm_up(float(self.beta), max(1, round(WARM_UP * steps)))}
+
+        return self._fit(X, schedules, settings)
+
+    @staticmethod
+    def _score(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
+        """log p(item | user)."""
+        return jax.nn.log_softmax(model.params(model.encode(x)))
+
+    @staticmethod
+    def _weights(decoder: Any) -> Float[Array, "items numbers"]:
+        return decoder.out.kernel[...].T
+
+    def _config(self) -> Config:
+        return Config(
             body=MLP(tuple(np.atleast_1d(self.hidden).astype(int).tolist()), "tanh"),
             head=Variational(int(self.latent)),
             objective=ELBO(float(self.beta)),
             corruption=Deletion(float(self.deletion)),
             likelihood=Multinomial(),
         )
-        seed, size = estimators.seed_of(self.random_state), min(int(self.batch_size), x.shape[0] - 1)
-        model = autoencoder.build(self.config_, (self.n_features_in_,), seed=seed)
-        shuffled = x[np.random.default_rng(seed).permutation(x.shape[0])]  # a stream is read in stretches
-        rows = {"x": sparse.examples(_of_length(shuffled)), "target": sparse.examples(shuffled)}
-        steps = int(self.epochs) * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
-        history = training.fit(
-            model,
-            rows,
-            epochs=int(self.epochs),
-            batch_size=size,
-            learning_rate=float(self.learning_rate),
-            schedules={"beta": warm_up(float(self.beta), max(1, round(WARM_UP * steps)))},
-            **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
-        )
-        self._keep(model, history)
-        return self
 
-    def transform(self, X: Any) -> Float[np.ndarray, "users latent"]:
-        """The users' vectors, of [users, items]: the means of their codes."""
-        parts = [training.apply(Autoencoder.encode, self.model_, rows) for _, rows in self._parts(X)]
-        return np.concatenate([np.zeros((0, self.config_.latent), np.float32), *parts])
-
-    def recommend(
-        self, X: Any, count: int = 10, *, known: bool = False
-    ) -> tuple[Int[np.ndarray, "users count"], Float[np.ndarray, "users count"]]:
-        """The best `count` items for each user, best first, and their log probabilities; −inf where none is left.
-
-        Args:
-            X: what the users chose, [users, items].
-            known: whether to recommend items that they have, too.
-        """
-        best = [top(self.scores(part), None if known else part, count) for part, _ in self._parts(X)]
-        return np.concatenate([items for items, _ in best]), np.concatenate([scores for _, scores in best])
-
-    def scores(self, X: Any) -> Float[np.ndarray, "users items"]:
-        """log p(item | user) of all items, dense; see `recommend` for many users."""
-        model = self.model_
-        return np.concatenate([training.apply(_log_shares, model, rows) for _, rows in self._parts(X)])
-
-    def similar(self, count: int = 10) -> tuple[Int[np.ndarray, "items count"], Float[np.ndarray, "items count"]]:
-        """For each item the `count` items that are chosen by the like users, most similar first, and the cosines."""
-        from flaxae.sentences import nearest
-
-        vectors = self.item_vectors_
-        count = min(count, len(vectors) - 1)
-        found, cosines = nearest(vectors, vectors, count + 1)
-        others = found != np.arange(len(found))[:, None]
-        others[others.all(axis=1), -1] = False  # one that is equal to others, and not among its own nearest
-        return found[others].reshape(-1, count), cosines[others].reshape(-1, count)
-
-    @property
-    def item_vectors_(self) -> Float[np.ndarray, "items numbers"]:
-        """A vector for each item, of unit length: its weights in the decoder's last layer."""
-        decoder: Any = self.model_.decoder
-        return np.asarray(normalize(np.asarray(decoder.out.kernel[...]).T))
-
-    def _checked(self, X: Any) -> Matrix:
-        x = sparse.checked(X)
-        if x.nnz and x.data.min() < 0:
-            raise errors.DataError(f"The lowest number is {x.data.min():g}; expected counts, or 0 and 1.")
-        return x
-
-    def _parts(self, X: Any) -> Iterator[tuple[Matrix, Float[np.ndarray, "users items"]]]:
-        """Some users at a time: their rows, and what the encoder is given of them."""
-        check_is_fitted(self)
-        x = self._checked(X)
-        if x.shape[1] != self.n_features_in_:
-            raise errors.DataError(f"X has {x.shape[1]} items; the recommender was trained on {self.n_features_in_}.")
-        for start in range(0, x.shape[0], AT_ONCE):
-            part = x[start : start + AT_ONCE]
-            yield part, _of_length(part).toarray()
-
-    def _abstract(self) -> Autoencoder:
-        return nnx.eval_shape(lambda: autoencoder.build(self.config_, (self.n_features_in_,)))
+    def _given(self, x: Matrix) -> Matrix:
+        made: Matrix = normalize(x)
+        return made * np.float32(LENGTH)
 
 
 def warm_up(beta: float, steps: int) -> Callable[[Any], Any]:
     """β by the step: from 0 in a straight line to its value (Bowman et al. 2016)."""
     return lambda step: beta * jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / steps)
-
-
-def _of_length(x: Matrix) -> Matrix:
-    made: Matrix = normalize(x)
-    return made * np.float32(LENGTH)
-
-
-def _log_shares(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
-    return jax.nn.log_softmax(model.params(model.encode(x)))
 
 
 def top(

@@ -1,6 +1,8 @@
 """Recommendation: sparse matrices, likelihood, corruption, metrics, simple methods, the estimator, the command."""
 
+import dataclasses
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,16 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
 
 import flaxae
-from flaxae import data, errors, recommendation
+from flaxae import autoencoder, data, errors, recommendation, training
+from flaxae.autoencoder import Config
 from flaxae.command import main as command_line
 from flaxae.corruptions import Deletion
 from flaxae.data import sparse
 from flaxae.data.sparse import Rows
-from flaxae.likelihoods import Multinomial
-from flaxae.recommendation import HeldOut, Recommender
+from flaxae.likelihoods import Gaussian, Multinomial
+from flaxae.nn.heads import Deterministic, Identity
+from flaxae.nn.shallow import Shallow
+from flaxae.recommendation import HeldOut, Recommender, VariationalRecommender
 from flaxae.training.fitting import keys
 
 
@@ -33,9 +38,12 @@ def tastes() -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((rng.random((90, 30)) < likely).astype(np.float32))
 
 
-@pytest.fixture(scope="module")
-def recommender(tastes) -> Recommender:
-    return Recommender(4, epochs=60, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes)
+KINDS = (Recommender, VariationalRecommender)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def recommender(request, tastes) -> Recommender | VariationalRecommender:
+    return request.param(4, epochs=60, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes)
 
 
 def test_the_likelihood_is_the_multinomial_without_its_coefficient(rng):
@@ -152,21 +160,50 @@ def test_users_get_items_of_their_kind(recommender, tastes):
     assert (alike // 10 == np.arange(30)[:, None] // 10).mean() > 0.9
     assert (np.diff(cosines, axis=1) <= 1e-6).all()
     assert recommender.transform(tastes).shape == (90, 4)
-    np.testing.assert_allclose(np.exp(recommender.scores(tastes[:3])).sum(axis=1), 1, rtol=1e-4)
+    if isinstance(recommender, VariationalRecommender):
+        np.testing.assert_allclose(np.exp(recommender.scores(tastes[:3])).sum(axis=1), 1, rtol=1e-4)
+
+
+def test_the_linear_autoencoder_is_that_of_its_paper(tastes):
+    trained = Recommender(4, epochs=1, batch_size=16, random_state=0).fit(tastes)
+    x = tastes.toarray()
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    vectors = trained.item_vectors_
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(trained.transform(tastes), x @ vectors, atol=1e-5)
+    others = x @ (vectors @ vectors.T - np.eye(30))
+    np.testing.assert_allclose(trained.scores(tastes), others, atol=1e-5)
+    cosines = (x * others).sum(axis=1) / np.linalg.norm(others, axis=1)
+    loss = recommendation.cosine_of_others(trained.model_, jnp.asarray(x), keys(0)[0])
+    np.testing.assert_allclose(loss, 2 - 2 * cosines, atol=1e-5)
+
+
+def test_encoder_and_decoder_share_their_weights():
+    config = Config(body=Shallow(3), head=Identity(), likelihood=Gaussian())
+    assert autoencoder.count_weights(config, (7,)) == 7 * 3 + 1  # and the likelihood's scale
+    model = autoencoder.build(config, (7,))
+    assert model.encoder.vectors is model.decoder.vectors
+    training.fit(model, np.eye(7, dtype=np.float32)[np.arange(40) % 7], epochs=2, batch_size=8, show=False)
+    assert model.encoder.vectors is model.decoder.vectors
+    with pytest.raises(errors.ConfigError, match="Take Identity"):
+        autoencoder.build(dataclasses.replace(config, head=Deterministic(2)), (7,))
 
 
 def test_it_beats_popularity_on_new_users(tastes):
     held_out = recommendation.hold_out(tastes[60:], 0)
-    trained = Recommender(4, epochs=60, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes[:60])
-    methods = {"popular": recommendation.popularity(tastes[:60]), "own": trained.scores}
+    methods: dict[str, Any] = {
+        kind.__name__: kind(4, epochs=60, batch_size=16, learning_rate=1e-2, random_state=0).fit(tastes[:60]).scores
+        for kind in KINDS
+    }
     methods["als"] = recommendation.least_squares(tastes[:60], 4, penalty=1.0)
-    measured = {name: recommendation.measure(method, held_out)["ndcg_100"] for name, method in methods.items()}
-    assert measured["own"] > measured["popular"] + 0.05
-    assert measured["als"] > measured["popular"]
+    popular = recommendation.measure(recommendation.popularity(tastes[:60]), held_out)["ndcg_100"]
+    for name, method in methods.items():
+        assert recommendation.measure(method, held_out)["ndcg_100"] > popular + 0.05, name
 
 
 def test_it_is_an_estimator_that_saves(recommender, tastes, tmp_path):
-    assert clone(recommender).get_params() == recommender.get_params()
+    same: Any = clone(recommender)
+    assert same.get_params() == recommender.get_params()
     recommender.save(tmp_path / "saved")
     loaded = flaxae.load(tmp_path / "saved")
     np.testing.assert_array_equal(loaded.transform(tastes), recommender.transform(tastes))
@@ -205,12 +242,17 @@ def test_recommend_trains_measures_and_writes(tmp_path, monkeypatch, tastes, cap
     for name in ("popularity", "ease", "als", "flaxae"):
         assert 0 <= measured[f"test/{name}/ndcg_100"] <= 1
     top = data.read_table(folder / "recommendations.csv")
-    assert list(top.columns) == ["user", "rank", "item", "log_probability"]
+    assert list(top.columns) == ["user", "rank", "item", "score"]
     assert len(top) == 180
     assert not set(zip(top.user, top.item, strict=True)) & set(zip(table.user, table.item, strict=True))
     assert set(data.read_table(folder / "similar_items.csv").similar) <= set(table.item)
     assert np.load(folder / "users.npz")["x"].shape == (90, 4)
     assert isinstance(flaxae.load(folder), Recommender)
+    with pytest.raises(SystemExit):
+        command_line(["recommend", "--data", "ratings.csv", "--beta", "1"])
+    assert "--model variational" in capsys.readouterr().err
+    assert command_line(["recommend", "--data", "ratings.csv", *settings.split(), "--model", "variational"]) == 0
+    assert isinstance(flaxae.load(tmp_path / "runs/recommend/2"), VariationalRecommender)
     new = pd.DataFrame({"user": ["new", "new"], "item": ["=i3", "unheard"]})
     new.to_csv("new.csv", index=False)
     used = ["--from", str(folder), "--input", "new.csv", "--output", "top.csv", "--count", "4"]

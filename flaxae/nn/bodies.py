@@ -20,6 +20,8 @@ class Body(Protocol):
     def decoder(self, code: Any, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
         """A module `(z, key) -> params`, from [batch, *code] (or a tree of such) to [batch, *shape].
 
+        One that shares weights with the encoder has a method `tie(encoder)`, which is called once both are there.
+
         Args:
             code: the shape of one example's code (no batch axis), or a tree of shapes.
             shape: the shape of the likelihood's parameters for one example.
