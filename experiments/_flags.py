@@ -264,12 +264,16 @@ class Embed(Flags):
     model: Annotated[None, tyro.conf.Suppress] = None
     column: tuple[str, ...] = ()
     """The columns of the table that hold sentences; by default the one with the longest texts."""
-    latent: int = 128
-    """How many numbers a sentence's vector has."""
-    batch_size: int = 256
-    """Sentences per step."""
-    learning_rate: float = 1e-4
-    """The encoder's peak learning rate, after a warm-up and before a cosine decay."""
+    encoder: str | None = None
+    """A pre-trained model whose vectors are made shorter, instead of learning from the sentences alone: minilm (which
+    the extra of that name has), or a folder that sentence-transformers can load."""
+    latent: int | None = None
+    """How many numbers a sentence's vector has; by default 128, with --encoder 64."""
+    batch_size: int | None = None
+    """Sentences per step; by default 256, with --encoder 512."""
+    learning_rate: float | None = None
+    """The encoder's peak learning rate, after a warm-up and before a cosine decay; by default 0.0001, with --encoder
+    0.003."""
     query: tuple[str, ...] = ()
     """Sentences to find the most similar ones to, after training or with --from."""
     count: int = 5
@@ -286,8 +290,8 @@ class Embed(Flags):
         if self.from_ is None and not self.data:
             raise ConfigError("Say which sentences to learn from: --data sentences.txt, one a line, or a table.")
         for flag in ("latent", "batch_size", "count"):
-            if getattr(self, flag) < 1:
-                raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; it has to be at least 1.")
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ the run's folder; the report has a map and the most similar pairs. A trained run
     python run.py --exp embed --from runs/embed/1 --query "a man plays the guitar"
     python run.py --exp embed --from runs/embed/1 --input new.txt --output vectors.parquet
 
-With `--pairs dev.csv`, two sentences and their similarity a row, the rank correlation is measured.
+With `--pairs dev.csv`, two sentences and their similarity a row, the rank correlation is measured. With
+`--encoder minilm --latent 32`, the vectors are those of a pre-trained model, made shorter.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from flaxae import atomic, data, experiments, runs, sentences, trained
+from flaxae import atomic, data, experiments, runs, sentences, trained, vectors
 from flaxae.errors import DataError, RunError
 from flaxae.experiments import _flags, _steps
 from flaxae.printing import say
@@ -27,6 +28,7 @@ from flaxae.runs import Run, plots, report
 from flaxae.runs.report import Table
 from flaxae.sentences import SentenceEmbedder
 from flaxae.training import checkpoints
+from flaxae.vectors import PretrainedEmbedder
 
 EPOCHS, STEPS = 6, 200  # so many epochs, and for few sentences at least so many steps
 MAPPED, GROUPS = 2000, 8  # sentences in the map, and groups that it is coloured by
@@ -37,7 +39,7 @@ SHOWN = 120  # characters of a sentence in a table
 def apply(config: _flags.Embed) -> None:
     """Write the vectors of --input to --output, and print what is nearest to each --query."""
     embedder = trained.load(config.from_)
-    if not isinstance(embedder, SentenceEmbedder):
+    if not isinstance(embedder, SentenceEmbedder | PretrainedEmbedder):
         raise RunError(f"{config.from_} holds a {type(embedder).__name__}; expected a run of the experiment embed.")
     if config.input is not None:
         texts = sentences.read(config.input, config.column)
@@ -45,17 +47,17 @@ def apply(config: _flags.Embed) -> None:
         say(f"Wrote {len(texts):,} vectors of {embedder.config_.latent} numbers into {config.output}.")
     if config.query:
         texts = data.read_table(config.from_ / "sentences.csv")["sentence"].map(str).tolist()
-        vectors = data.read(config.from_ / "vectors.npz")
-        _steps.print_table(answers(config, embedder, texts, np.asarray(vectors)))
+        codes = np.asarray(data.read(config.from_ / "vectors.npz"))
+        _steps.print_table(answers(config, embedder, texts, codes))
 
 
-def write(config: _flags.Embed, texts: list[str], vectors: np.ndarray) -> None:
-    """Write vectors to --output: an array, or a table that begins with the sentences."""
+def write(config: _flags.Embed, texts: list[str], codes: np.ndarray) -> None:
+    """Write codes to --output: an array, or a table that begins with the sentences."""
     if data.formats.of(config.output).kind == "array":
-        data.write(config.output, vectors)
+        data.write(config.output, codes)
         return
-    table = np.column_stack([np.array(texts, object), vectors.astype(object)])
-    data.write(config.output, table, columns=["sentence", *(f"z{i}" for i in range(vectors.shape[1]))])
+    table = np.column_stack([np.array(texts, object), codes.astype(object)])
+    data.write(config.output, table, columns=["sentence", *(f"z{i}" for i in range(codes.shape[1]))])
 
 
 def train(config: _flags.Embed) -> None:
@@ -64,14 +66,7 @@ def train(config: _flags.Embed) -> None:
     pairs = None if config.pairs is None else sentences.read_pairs(config.pairs)
     known = {"sentences": len(texts), "sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
     settings = {"settings": _steps.settings(config), "model": trained.ESTIMATOR, "data": known}
-    epochs = config.epochs or _steps.enough_epochs(len(texts), config.batch_size, epochs=EPOCHS, steps=STEPS)
-    embedder = SentenceEmbedder(
-        config.latent,
-        epochs=epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        random_state=config.seed,
-    )
+    embedder = untrained(config, len(texts))
     say(f"{len(texts):,} sentences, {len(set(texts)):,} of them different, of {config.data}.")
     with runs.start("embed", config.name, settings, resume=config.resume) as run, _steps.resumable(run):
         with _steps.resources(config, run) as resources:
@@ -86,44 +81,57 @@ def train(config: _flags.Embed) -> None:
         evaluate(run, config, embedder, texts, pairs)
 
 
+def untrained(config: _flags.Embed, count: int) -> SentenceEmbedder | PretrainedEmbedder:
+    """The embedder of the flags, for so many sentences."""
+    given = {name: value for name in ("latent", "batch_size", "learning_rate") if (value := getattr(config, name))}
+    if config.encoder is not None:
+        steps = {} if config.epochs is None else {"steps": config.epochs * max(1, count // (config.batch_size or 512))}
+        return PretrainedEmbedder(encoder=config.encoder, random_state=config.seed, **steps, **given)
+    epochs = config.epochs or _steps.enough_epochs(count, config.batch_size or 256, epochs=EPOCHS, steps=STEPS)
+    return SentenceEmbedder(epochs=epochs, random_state=config.seed, **given)
+
+
 def evaluate(
     run: Run,
     config: _flags.Embed,
-    embedder: SentenceEmbedder,
+    embedder: SentenceEmbedder | PretrainedEmbedder,
     texts: list[str],
     pairs: tuple[list[str], list[str], np.ndarray] | None,
 ) -> None:
     """Write the vectors, the most similar pairs, the map, results.json and the report."""
-    vectors = embedder.transform(texts)
+    codes = embedder.transform(texts)
     with atomic.replacing(run.folder / "vectors.npz") as unfinished:
-        np.savez(unfinished, x=vectors)
+        np.savez(unfinished, x=codes)
     data.write(run.folder / "sentences.csv", np.array(texts, object)[:, None], columns=["sentence"])
     tables, results = [], {"train/sentences": len(texts)}
     if config.query:
-        tables.append(answers(config, embedder, texts, vectors))
+        tables.append(answers(config, embedder, texts, codes))
     if pairs is not None:
         table, scores = correlations(config, embedder, texts, pairs)
         tables.append(table)
         results |= scores
-    tables.append(most_similar(texts, vectors))
+    tables.append(most_similar(texts, codes))
     figures = []
     if len(texts) >= 3 * GROUPS:
-        draw_map(run, texts, vectors, config.seed)
+        draw_map(run, texts, codes, config.seed)
         figures.append(("Neighbours in the map are similar sentences. Groups are named by their middle.", "map"))
     usage = experiments.command("embed", from_=run.folder, query="a sentence like those")
     summary = (
-        f"{len(texts):,} vectors of {vectors.shape[1]} numbers are in {run.folder / 'vectors.npz'}, and their "
+        f"{len(texts):,} vectors of {codes.shape[1]} numbers are in {run.folder / 'vectors.npz'}, and their "
         "sentences in sentences.csv."
     )
     history = run.history()
-    columns = {name: [epoch[name] for epoch in history] for name in ("loss", "val_loss", "seconds")}
+    told = [name for name in ("loss", "val_loss", "seconds") if name in history[0]]
+    columns = {name: [epoch[name] for epoch in history] for name in told}
     _steps.finish(run, f"Sentences of {config.data}", summary, tables, figures, results, usage, history=columns)
 
 
-def answers(config: _flags.Embed, embedder: SentenceEmbedder, texts: list[str], vectors: np.ndarray) -> Table:
+def answers(
+    config: _flags.Embed, embedder: SentenceEmbedder | PretrainedEmbedder, texts: list[str], codes: np.ndarray
+) -> Table:
     """The nearest sentences to each query; of those that occur more than once, one."""
     different = list({text: i for i, text in reversed(list(enumerate(texts)))}.values())[::-1]
-    found, cosines = sentences.nearest(vectors[different], embedder.transform(config.query), config.count)
+    found, cosines = sentences.nearest(codes[different], embedder.transform(config.query), config.count)
     rows = [
         [query if place == 0 else "", float(cosine), shown(texts[different[i]])]
         for query, numbers, values in zip(config.query, found, cosines, strict=True)
@@ -134,13 +142,19 @@ def answers(config: _flags.Embed, embedder: SentenceEmbedder, texts: list[str], 
 
 def correlations(
     config: _flags.Embed,
-    embedder: SentenceEmbedder,
+    embedder: SentenceEmbedder | PretrainedEmbedder,
     texts: list[str],
     pairs: tuple[list[str], list[str], np.ndarray],
 ) -> tuple[Table, dict[str, float]]:
     """Spearman's rank correlation of the vectors' cosines with the similarities given, beside simple methods."""
     first, second, wanted = pairs
-    methods = {**sentences.baselines(texts, config.latent), "flaxae": embedder.transform}
+    latent = embedder.config_.latent
+    methods = sentences.baselines(texts, latent)
+    names = ["tf_idf", "lsa", "mean_word_vectors"]
+    if isinstance(embedder, PretrainedEmbedder):
+        methods |= vectors.baselines(embedder, texts)
+        names += ["pretrained", "principal_components"]
+    methods |= {"flaxae": embedder.transform}
     scores = {
         name: float(spearmanr(sentences.similarities(method, (first, second)), wanted)[0])
         for name, method in methods.items()
@@ -149,15 +163,15 @@ def correlations(
         raise DataError(f"{config.pairs} has similarities that are all the same; no correlation can be measured.")
     head = report.Column("Spearman correlation", better="higher")
     table = Table(f"Similarity of {len(wanted):,} pairs of {config.pairs}", ["", head], list(map(list, scores.items())))
-    names = ("tf_idf", "lsa", "mean_word_vectors", "flaxae")
-    return table, {f"pairs/{name}": score for name, score in zip(names, scores.values(), strict=True)}
+    named = zip([*names, "flaxae"], scores.values(), strict=True)
+    return table, {f"pairs/{name}": score for name, score in named}
 
 
-def most_similar(texts: list[str], vectors: np.ndarray) -> Table:
-    """The pairs of different sentences whose vectors are the most similar; each sentence is in one pair."""
+def most_similar(texts: list[str], codes: np.ndarray) -> Table:
+    """The pairs of different sentences whose codes are the most similar; each sentence is in one pair."""
     different = list(dict.fromkeys(texts))[:COMPARED]
-    vectors = vectors[[texts.index(text) for text in different]] if len(different) < len(texts) else vectors
-    found, cosines = sentences.nearest(vectors, vectors, 2)
+    codes = codes[[texts.index(text) for text in different]] if len(different) < len(texts) else codes
+    found, cosines = sentences.nearest(codes, codes, 2)
     candidates = sorted(
         (-float(cosine), i, int(j))
         for i, (numbers, values) in enumerate(zip(found, cosines, strict=True))
@@ -173,10 +187,10 @@ def most_similar(texts: list[str], vectors: np.ndarray) -> Table:
     return Table(f"The most similar pairs{among}", ["sentence", "similarity", "and"], rows)
 
 
-def draw_map(run: Run, texts: list[str], vectors: np.ndarray, seed: int) -> None:
-    """A map of the vectors in the plane (t-SNE), coloured by groups (k-means) that are named by their middle."""
-    chosen = np.random.default_rng(seed).permutation(len(vectors))[:MAPPED]
-    x = vectors[np.sort(chosen)].astype(np.float64)
+def draw_map(run: Run, texts: list[str], codes: np.ndarray, seed: int) -> None:
+    """A map of the codes in the plane (t-SNE), coloured by groups (k-means) that are named by their middle."""
+    chosen = np.random.default_rng(seed).permutation(len(codes))[:MAPPED]
+    x = codes[np.sort(chosen)].astype(np.float64)
     groups = KMeans(GROUPS, n_init=3, random_state=seed).fit(x)
     middles = groups.transform(x).argmin(axis=0)
     names = [shown(texts[np.sort(chosen)[i]], 40) for i in middles]

@@ -74,6 +74,8 @@ from .training import fit_population as fit_population
 from .training import population as population
 from .training import precision as precision
 from .training import progress as progress
+from .vectors import PretrainedEmbedder as PretrainedEmbedder
+from .vectors import VectorCompressor as VectorCompressor
 
 __version__: str
 __all__: list[str]

@@ -872,9 +872,11 @@ def of_name(name: str) -> type[SavedEstimator]:
     from flaxae.cells import CellEmbedder  # these are built on this module
     from flaxae.recommendation import Recommender, VariationalRecommender
     from flaxae.sentences import SentenceEmbedder
+    from flaxae.vectors import PretrainedEmbedder, VectorCompressor
 
     tables = (AutoencoderTransformer, DenoisingAutoencoder, AutoencoderClassifier, AutoencoderDetector)
-    known = (*tables, SentenceEmbedder, Recommender, VariationalRecommender, CellEmbedder)
+    texts = (SentenceEmbedder, PretrainedEmbedder, VectorCompressor)
+    known = (*tables, *texts, Recommender, VariationalRecommender, CellEmbedder)
     table = {estimator.__name__: estimator for estimator in known}
     if name not in table:
         raise errors.ConfigError(errors.unknown("estimator", name, table))

@@ -536,6 +536,38 @@ def info_nce(z: Float[Array, "batch latent"], neighbour: Float[Array, "batch lat
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class KeepCosines:
+    """(cos(z, z') − cos(x, x'))² for a near x', and its mean over all others x' of the batch: codes as similar as x.
+
+    The batch holds a `neighbour` of each x (see `maps.batches`). Added is weight · ‖x̂ − x‖² / ‖x‖².
+    """
+
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "weight")
+
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> Loss:
+        if not isinstance(batch, Mapping) or "neighbour" not in batch:
+            raise errors.DataError(
+                "The objective KeepCosines needs a neighbour of each example: `maps.batches` has it."
+            )
+        x, near = jnp.asarray(batch["x"]), jnp.asarray(batch["neighbour"])
+        z, near_z = model.encode(x), model.encode(near)
+        lost = total(jnp.square(model.decode(z) - x)) / (total(jnp.square(x)) + MIN_VARIANCE)
+        of_near = jnp.square(cosine(z, near_z) - cosine(x, near))
+        return of_near + jnp.square(_cosines(z) - _cosines(x)).mean(axis=1) + self.weight * lost
+
+
+def _cosines(x: Float[Array, " batch *shape"]) -> Float[Array, "batch batch"]:
+    """Of each example with each other."""
+    flat = x.reshape(len(x), -1)
+    unit = flat * lax.rsqrt(jnp.maximum(jnp.square(flat).sum(axis=1, keepdims=True), 1e-12))
+    return unit @ unit.T
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class Trimmed:
     """`objective` without the worst-fitting `fraction` of each batch, whose loss is set to 0.
 
