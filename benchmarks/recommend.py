@@ -5,10 +5,12 @@
 The files are tables of user and item, as Last.fm's of HetRec 2011; each row is a choice. Users are divided into folds;
 each fold is tested on once, after training on the others. Of what a test user chose a fifth is hidden. EASE's penalty
 and the settings of ALS are chosen for each of them on the first fold, where the settings of flaxae were tried out too:
-so that fold is left out of the mean. It takes about three minutes a fold on two CPU cores.
+so that fold is left out of the mean. It takes about a minute a fold on two CPU cores. Where torch is installed,
+Mult-VAE is also rebuilt in it.
 """
 
 import argparse
+import importlib.util
 import time
 
 import numpy as np
@@ -41,6 +43,8 @@ def main() -> None:
             "variational": lambda known=known: VariationalRecommender(random_state=0).fit(known).scores,
             "flaxae": lambda known=known: Recommender(random_state=0).fit(known).scores,
         }
+        if importlib.util.find_spec("torch") is not None:
+            makers["Mult-VAE in torch"] = lambda known=known: mult_vae_in_torch(known)
         for name, make in makers.items():
             began = time.perf_counter()
             measured = recommendation.measure(make(), held_out)
@@ -83,6 +87,43 @@ def chosen(known: recommendation.Matrix, held_out: recommendation.HeldOut) -> tu
 def mult_vae() -> VariationalRecommender:
     """The network of Liang et al. (2018): one hidden layer of 600, a code of 200."""
     return VariationalRecommender(200, hidden=(600,), random_state=0)
+
+
+def mult_vae_in_torch(x: recommendation.Matrix, *, epochs: int = 100, beta: float = 0.2) -> recommendation.Method:
+    """Mult-VAE as its authors have it: 600 tanh units, a code of 200, dropout of ½, β rising over 40 % of the steps."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    items = x.shape[1]
+    encoder = nn.Sequential(nn.Dropout(0.5), nn.Linear(items, 600), nn.Tanh(), nn.Linear(600, 400))
+    decoder = nn.Sequential(nn.Linear(200, 600), nn.Tanh(), nn.Linear(600, items))
+    for layer in (encoder[1], encoder[3], decoder[0], decoder[2]):
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.trunc_normal_(layer.bias, std=0.001)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    rows = torch.from_numpy(x.toarray())
+    steps = epochs * -(-len(rows) // 100)
+    step = 0
+    for _ in range(epochs):
+        for batch in rows[torch.randperm(len(rows))].split(100):
+            mean, logvar = encoder(nn.functional.normalize(batch)).chunk(2, dim=1)
+            z = mean + torch.exp(logvar / 2) * torch.randn_like(mean)
+            kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1)
+            log_shares = nn.functional.log_softmax(decoder(z), dim=1)
+            loss = (min(beta, beta * step / (0.4 * steps)) * kl - (log_shares * batch).sum(dim=1)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    encoder.eval()
+
+    @torch.no_grad()
+    def scores(given: recommendation.Matrix) -> np.ndarray:
+        mean, _ = encoder(nn.functional.normalize(torch.from_numpy(given.toarray()))).chunk(2, dim=1)
+        return decoder(mean).numpy()
+
+    return scores
 
 
 if __name__ == "__main__":
