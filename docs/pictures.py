@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 import flaxae
 from flaxae import anomaly, maps, presets, stacked
@@ -91,7 +91,7 @@ def denoise() -> plt.Figure:
     model = trained(config, epochs=3, count=60_000, batch_size=64)
     x = one_of_each()
     noisy = np.asarray(model.corrupt(x, KEY))
-    return rows({"noisy": noisy, "denoised": np.asarray(model.reconstruct(noisy)), "clean": x})
+    return rows({"noisy": noisy, "denoised": np.asarray(model.reconstruct(noisy)), "never seen": x})
 
 
 def weave(count: int, seed: int, *, side: int = 64, defects: bool = False) -> np.ndarray:
@@ -322,13 +322,21 @@ def masked() -> plt.Figure:
 
 
 def save(figure: plt.Figure, path: pathlib.Path) -> None:
-    """A PNG of few colours, so that it is small, without the time or the versions that made it."""
+    """A PNG without white margins and of few colours, so that it is small; the time and versions are not in it."""
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
     plt.close(figure)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+        trimmed(image.convert("RGB")).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def trimmed(image: Image.Image, margin: int = 8) -> Image.Image:
+    """The image without its white margins, but for a few pixels."""
+    box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    if box is None:
+        return image
+    left, top, right, bottom = box
+    inside = max(0, left - margin), max(0, top - margin), min(image.width, right + margin), bottom + margin
+    return image.crop((*inside[:3], min(image.height, inside[3])))
 
 
 def main(names: list[str]) -> None:

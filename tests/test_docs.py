@@ -52,8 +52,9 @@ def parse(words: list[str]) -> None:
     if name.startswith("--"):
         assert words in (["--help"], ["--version"]), words
         return
-    if flags != ["--help"]:
-        tyro.cli(FLAGS[name], args=flags)
+    kind = FLAGS[name]
+    if flags not in ([], ["--help"]):
+        tyro.cli(kind, args=flags)
 
 
 def check(line: str) -> None:
@@ -184,7 +185,6 @@ def test_tutorials_run_in_a_short_form(name, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
-    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "allow")
     notebooks.run(notebooks.SOURCES[name], **SHORT[name])
 
 

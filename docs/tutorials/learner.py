@@ -18,7 +18,7 @@ import flaxae
 from flaxae.autoencoder import Autoencoder
 
 # %% tags=["parameters"]
-examples, epochs = 20_000, 8  # more of both is better, and slower
+examples, epochs = 10_000, 8  # more of both is better, and slower
 
 # %% [markdown]
 # ## The data

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import flaxae
-from flaxae import AutoencoderClassifier, AutoencoderDetector
+from flaxae import AutoencoderClassifier
 
 # %% tags=["parameters"]
 epochs, rows = 100, 569
@@ -26,8 +26,7 @@ epochs, rows = 100, 569
 # ## A table: which rows are strange?
 #
 # 569 tumours, described by 30 measurements. Say that most are benign, and that a malignant one is strange; the
-# detector is not told which is which. `table` may be your own, `pd.read_csv("readings.csv")`, with categories, gaps,
-# clocks and all.
+# detector is not told which is which. `table` may be your own numbers, `pd.read_csv("readings.csv")`.
 
 # %%
 bunch = load_breast_cancer(as_frame=True)
@@ -35,8 +34,14 @@ table, malignant = bunch.data[:rows], np.asarray(bunch.target[:rows] == 0)
 benign = np.flatnonzero(~malignant)
 train, rest = benign[: len(benign) * 2 // 3], np.setdiff1d(np.arange(len(table)), benign[: len(benign) * 2 // 3])
 
-detector = AutoencoderDetector(random_state=0).fit(table.iloc[train])
-scores = detector.decision_function(table.iloc[rest])
+
+def standardised(part):
+    """The columns in units of the normal rows' spread."""
+    return ((part - table.iloc[train].mean()) / table.iloc[train].std()).to_numpy(np.float32)
+
+
+detector = flaxae.anomaly.fit(standardised(table.iloc[train]), kind="tabular")
+scores = detector.score(standardised(table.iloc[rest]))
 print(f"AUROC {roc_auc_score(malignant[rest], scores):.3f}")
 
 # %% [markdown]
@@ -44,7 +49,7 @@ print(f"AUROC {roc_auc_score(malignant[rest], scores):.3f}")
 # normal rows out of its training; their scores say how probable a score is among normal rows, the p-value:
 
 # %%
-p = detector.p_values(table.iloc[rest])
+p = detector.p_values(standardised(table.iloc[rest]))
 flagged = p <= 0.05
 print(f"of {(~malignant[rest]).sum()} benign rows {flagged[~malignant[rest]].mean():.1%} are flagged,", end=" ")
 print(f"of {malignant[rest].sum()} malignant ones {flagged[malignant[rest]].mean():.1%}")
@@ -54,12 +59,14 @@ print(f"of {malignant[rest].sum()} malignant ones {flagged[malignant[rest]].mean
 
 # %%
 strangest = table.iloc[rest].iloc[[int(np.argmax(scores))]]
-shares = pd.Series(detector.contributions(strangest)[0], table.columns).sort_values(ascending=False)
+shares = pd.Series(detector.contributions(standardised(strangest))[0], table.columns).sort_values(ascending=False)
 print(shares.head(5).round(2).to_string())
 
 # %% [markdown]
-# The command is `flaxae anomaly --data readings.csv`, and for new rows `flaxae anomaly --from runs/anomaly/1 --input
-# new.csv --output anomalies.csv`. See [Tables](../how-to/tables.md).
+# The command is `flaxae anomaly --data readings.csv`, and for new rows
+# `flaxae anomaly --from runs/anomaly/1 --input new.csv --output anomalies.csv`. It also takes categories, gaps and
+# clocks, finds the scaling, and so does the scikit-learn estimator `flaxae.AutoencoderDetector`. See
+# [Tables](../how-to/tables.md).
 #
 # ## A table: what is missing?
 #
