@@ -151,6 +151,7 @@ def quick(code: str) -> str:
     return re.sub(r"\b(epochs=|\"epochs\": )\d+", r"\g<1>1", code)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # which tell of data, as they do to users
 @pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=named)
 def test_python_runs(page, world):
     names = {"__name__": page.stem}
