@@ -63,7 +63,7 @@ def commands() -> str:
 
     from flaxae import command, experiments
 
-    os.environ.update(COLUMNS="100", NO_COLOR="1")
+    os.environ.update(COLUMNS="86", NO_COLOR="1")
     parts = [
         "# The command line\n\n`flaxae NAME …`, or in a checkout `python run.py --exp NAME …`. A mistake gives one "
         "message and exit status 2, Ctrl-C 130. This page is what `--help` prints."

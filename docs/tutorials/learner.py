@@ -62,7 +62,7 @@ print(
 )
 
 # %% [markdown]
-# Of 784 grey values two numbers are left, and still most digits can be told from what comes back:
+# Of 784 grey values two numbers are left. What comes back is a blurred digit, and not always the right one:
 
 # %%
 show(x=x_test[:10], two_numbers=model.reconstruct(x_test[:10]))
