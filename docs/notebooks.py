@@ -2,6 +2,7 @@
 
     python -m docs.notebooks            # all three, in some minutes on two cores
     python -m docs.notebooks learner    # one
+    python -m docs.notebooks --short    # run them on little data, and write nothing, as .ci/run does
 
 Their sources are `docs/tutorials/*.py`, in the percent format that editors and Jupytext know: a cell begins with
 `# %%`, text with `# %% [markdown]`. The cell with the tag `parameters` sets how much is trained; `run` replaces its
@@ -18,6 +19,12 @@ from typing import Any, NamedTuple
 FOLDER = pathlib.Path(__file__).parent / "tutorials"
 SOURCES = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
 CELL = re.compile(r"^# %%(.*)\n", re.MULTILINE)
+
+SHORT = {
+    "learner": {"examples": 300, "epochs": 1},
+    "practitioner": {"epochs": 2},
+    "researcher": {"examples": 300, "epochs": 1, "steps": 3},
+}
 
 
 class Cell(NamedTuple):
@@ -73,6 +80,13 @@ def write(path: pathlib.Path) -> None:
 
 
 def main(names: list[str]) -> None:
+    if names[:1] == ["--short"]:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        for name in names[1:] or SOURCES:
+            run(SOURCES[name], **SHORT[name])
+        return
     for name in names or SOURCES:
         began = time.perf_counter()
         write(SOURCES[name])

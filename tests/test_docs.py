@@ -174,21 +174,6 @@ def test_notebooks_are_what_their_sources_give(name):
     assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in outputs)
 
 
-SHORT = {
-    "learner": {"examples": 300, "epochs": 1},
-    "practitioner": {"epochs": 2},
-    "researcher": {"examples": 300, "epochs": 1, "steps": 3},
-}
-
-
-@pytest.mark.parametrize("name", notebooks.SOURCES)
-def test_tutorials_run_in_a_short_form(name, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
-    notebooks.run(notebooks.SOURCES[name], **SHORT[name])
-
-
 # --- what is there
 
 
