@@ -99,8 +99,8 @@ def fit_population(
         learning_rate: one or several.
         latent: sizes of the code, for a `Config` with the deterministic head. All members train at the largest size,
             smaller codes padded with zeros that get no gradient; the models returned have their own size.
-        epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer, microbatches, validation, patience, keep,
-            objective, schedules, precision, resume: as in `training.fit`.
+        epochs, batch_size, warmup, schedule, weight_decay, ema, optimizer: as in `training.fit`.
+        microbatches, validation, patience, keep, objective, schedules, precision, resume: as in `training.fit`.
         score: an objective, whose mean over the validation examples compares epochs and members. By default it is the
             training objective, which can compare seeds, learning rates and sizes of the code, but neither noise levels
             nor β, because those change the loss itself.
