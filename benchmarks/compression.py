@@ -1,4 +1,4 @@
-"""Compression, on images that nothing was chosen on: lossless beside PNG, WebP and JPEG XL, lossy beside JPEG and WebP.
+"""Compression of images that nothing was chosen on: lossless beside PNG, WebP, JPEG XL, lossy beside JPEG and WebP.
 
     python -m benchmarks.compression --data mnist [--steps 6000]
     python -m benchmarks.compression --data /usr/share/datasets/fashion-mnist
@@ -13,7 +13,7 @@ compared. MB/s are millions of values a second, by the clock and by the processo
 
 Of a lossy codec, each quality's bits a pixel, PSNR and MS-SSIM are means over the test photographs; the BD-rate is how
 many percent more bits it takes than JPEG (Pillow, 4:2:0) and WebP (Pillow) at equal PSNR, by piecewise cubic
-interpolation of those means. With `--codec` the trained codec is kept in that folder, and one that is there is measured.
+interpolation of those means. With `--codec` the codec is kept in that folder, and one that is there is measured.
 """
 
 import argparse
@@ -105,7 +105,11 @@ def small(source: str, steps: int, seed: int) -> None:
     sizes = {"flaxae": measured(codec, [test]), "LZMA": len(lzma.compress(test.tobytes(), preset=9))}
     report(sizes, test.size, f"{len(test):,} test images of {dataset.name}")
     few = test[:1000]  # a file each takes long
-    report({name: size for name, size in lossless_peers(few).items() if name in ("PNG", "WebP")}, few.size, "the first 1,000")
+    report(
+        {name: size for name, size in lossless_peers(few).items() if name in ("PNG", "WebP")},
+        few.size,
+        "the first 1,000",
+    )
 
 
 def parts(source: str, test: str | None, every: int) -> tuple[Images, Images]:

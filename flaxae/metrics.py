@@ -5,7 +5,6 @@ not the PSNR of the mean error.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +118,10 @@ def _halved(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "half_h half_w
 
 
 def bd_rate(
-    bits: Sequence[float], quality: Sequence[float], anchor_bits: Sequence[float], anchor_quality: Sequence[float]
+    bits: Float[np.ndarray, " points"],
+    quality: Float[np.ndarray, " points"],
+    anchor_bits: Float[np.ndarray, " anchors"],
+    anchor_quality: Float[np.ndarray, " anchors"],
 ) -> float:
     """How many percent more bits a codec takes than another of the same quality; below 0 for fewer (Bjøntegaard 2001).
 
@@ -137,10 +139,10 @@ def bd_rate(
 
     logs, spans = [], []
     for numbers, qualities in ((bits, quality), (anchor_bits, anchor_quality)):
-        distinct, first = np.unique(np.asarray(qualities, np.float64), return_index=True)
+        distinct, first = np.unique(qualities, return_index=True)
         if len(distinct) < 2:
             raise DataError("A curve has fewer than two points: give more settings of each codec.")
-        logs.append(PchipInterpolator(distinct, np.log(np.asarray(numbers, np.float64)[first])))
+        logs.append(PchipInterpolator(distinct, np.log(numbers[first])))
         spans.append((distinct[0], distinct[-1]))
     low, high = max(span[0] for span in spans), min(span[1] for span in spans)
     if low >= high:

@@ -98,10 +98,10 @@ def rounded(head: transforms.HyperpriorHead) -> Probabilities:
     """The probabilities of a trained head."""
     hyper = head.hyper
 
-    def whole(parameter: Any, unit: float) -> np.ndarray:
+    def whole(parameter: Any, unit: int) -> np.ndarray:
         return np.rint(np.asarray(parameter[...], np.float64) * unit)
 
-    def knots(parameter: Any, unit: float) -> np.ndarray:
+    def knots(parameter: Any, unit: int) -> np.ndarray:
         return whole(parameter, unit)[:, 0].astype(np.int64)
 
     return Probabilities(

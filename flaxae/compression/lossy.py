@@ -28,7 +28,7 @@ from flaxae.denoising.tiles import spans, starts
 from flaxae.nn import conv
 from flaxae.states import filled, named
 
-SIDES = (4, 8, 16)  # of windows, in places of the second grid: few sizes are compiled
+SIDES = (6, 8, 12, 18)  # of windows, in places of the second grid: few sizes are compiled
 MARGIN = 2  # places of a window's edge that are left to its neighbour
 MOST_PLANES = 4  # of what is taken for one image, [height, width, channels]
 

@@ -97,9 +97,5 @@ def curve(coder: Coder, images: Sequence[Pixels], qualities: Sequence[int]) -> l
 
 def bd_rate(points: Sequence[Point], anchor: Sequence[Point]) -> float:
     """Percent of bits more than the anchor's at equal PSNR, see `metrics.bd_rate`."""
-    return metrics.bd_rate(
-        [point.bits for point in points],
-        [point.psnr for point in points],
-        [point.bits for point in anchor],
-        [point.psnr for point in anchor],
-    )
+    columns = [np.array([(point.bits, point.psnr) for point in curve]).T for curve in (points, anchor)]
+    return metrics.bd_rate(*columns[0], *columns[1])

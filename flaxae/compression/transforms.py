@@ -268,7 +268,7 @@ class Hyperdecoder(nnx.Module):
 
 def at(table: Float[Array, "knots 1 channels"], quality: Quality) -> Float[Array, " batch 1 channels"]:
     """The numbers of qualities from those at the knots, linearly interpolated."""
-    place = quality[:, None] * (KNOTS - 1) - jnp.arange(KNOTS, dtype=quality.dtype)
+    place = quality[:, None] * (KNOTS - 1) - jnp.arange(KNOTS, dtype=quality.dtype)[None]
     return jnp.einsum("bk,kpc->bpc", jnp.maximum(1 - jnp.abs(place), 0), table, precision="highest")
 
 
@@ -323,7 +323,7 @@ class RateDistortion:
     ) -> tuple[objectives.Loss, dict[str, Float[Array, " batch"]]]:
         x = jnp.asarray(objectives.Batch.of(batch).x)
         quality_key, key = jax.random.split(key)
-        quality = (jnp.arange(len(x)) + jax.random.uniform(quality_key, ())) / len(x)
+        quality = (jnp.arange(len(x), dtype=x.dtype) + jax.random.uniform(quality_key, (), x.dtype)) / len(x)
         coded = model.head(model.encoder(x), key, quality)
         error = 255.0**2 * jnp.mean(jnp.square(model.decoder(coded.z) - x), axis=(1, 2, 3))
         bits = coded.bits / (x.shape[1] * x.shape[2])
