@@ -126,7 +126,7 @@ def test_ms_ssim_is_that_of_every_window_at_every_scale():
     powers = np.array([0.0448, 0.2856]) / (0.0448 + 0.2856)
     wanted = similarities(x, y)[1] ** powers[0] * similarities(*halves)[0] ** powers[1]
     assert metrics.ms_ssim(noisy, clean) == pytest.approx(wanted, abs=1e-7)
-    assert metrics.ms_ssim(255 * noisy, 255 * clean, peak=255) == pytest.approx(wanted, abs=1e-6)
+    assert metrics.ms_ssim(255 * noisy, 255 * clean, peak=255.0) == pytest.approx(wanted, abs=1e-6)
     assert metrics.ms_ssim(clean, clean) == pytest.approx(1)
     with pytest.raises(DataError, match="at least 11"):
         metrics.ms_ssim(noisy[:10], clean[:10])

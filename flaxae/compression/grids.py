@@ -26,7 +26,7 @@ QUALITIES = 100  # 1 to 100, at which gains and biases are those of the first an
 DEVIATIONS = 5  # to which tables reach; what is farther off is written apart
 FARTHEST = 2**15 - 1  # that a number of the first grid is clipped to
 FARTHEST_HYPER = 2**10  # that one of the second is clipped to
-PLACES = 2**16  # of the first grid, about, that are coded together
+PLACES = 2**16  # of the first grid, about, that are coded together; files depend on it
 
 Numbers = Int[np.ndarray, "height width channels"]
 
