@@ -66,12 +66,6 @@ class Transforms:
         """Pixels of the image to a place of the grid."""
         return 4 * 2 ** len(self.channels)
 
-    @property
-    def reach(self) -> int:
-        """Pixels of the image beside a pixel, at most, that its place in the grid, or what it becomes, depends on."""
-        sizes = range(2, len(self.channels) + 2)
-        return sum(2**level * (2 * self.blocks + 1) for level in sizes) + 4 + 2 * self.stride
-
     def encoder(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> "Analysis":
         """The part from a `shape`, (height, width, channels), to a grid of numbers.
 
