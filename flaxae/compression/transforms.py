@@ -53,7 +53,7 @@ class Transforms:
     """
 
     channels: tuple[int, ...] = (48, 96)
-    latent: int = 192
+    latent: int = 256
     blocks: int = 2
     activation: str = "relu"
 
