@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -207,7 +207,7 @@ def fit_lossy(
     kinds = {found.stored_type(i) for i in range(len(found))}
     if kinds != {"uint8"}:
         raise errors.DataError(f"The images are {', '.join(sorted(kinds))}; a lossy codec is for those of 8 bits.")
-    known, held_out = split(found, seed)
+    known, held_out = (cast(Images, part) for part in split(found, seed))
     config, size, batch_size = config or LOSSY, size or CROP, batch_size or LOSSY_BATCH
     model = autoencoder.build(config, (size, size, found.channels or 1), seed=seed)
     transforms.set_blocks(model, next(images.crops(known, size, CROPS, seed)))
