@@ -194,13 +194,22 @@ class Compress(Flags):
     """Flags of the compression experiment."""
 
     model: str | None = None
-    """There is one kind of codec: leave it out."""
+    """There is one network for each kind of codec: leave it out."""
+    lossless: bool = False
+    """Train a codec whose images come back exactly, which is the default."""
+    quality: int | None = None
+    """1, the smallest files, to 100, the best images: train a lossy codec, which has all of them, and this by default.
+    With --from, the quality to compress at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_mesh(self)
         if self.model is not None:
-            raise ConfigError("--model: there is one kind of codec; leave it out.")
+            raise ConfigError("--model: there is one network for each kind of codec; leave it out.")
+        if self.lossless and self.quality is not None:
+            raise ConfigError("--lossless and --quality are two kinds of codec; give one of them.")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality is {self.quality}; it has to be from 1, the smallest files, to 100.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -408,8 +408,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
 
     Returns:
         A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), all in the
-        data's own units; a `compression.Codec` (of --exp compress); an `anomaly.Detector`; or the estimator that was
-        saved.
+        data's own units; a `compression.Codec` or `LossyCodec` (of --exp compress); an `anomaly.Detector`; or the
+        estimator that was saved.
 
     Raises:
         RunError: the folder holds neither, or a file was changed after it was saved.

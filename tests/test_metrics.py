@@ -102,3 +102,44 @@ def test_what_cannot_be_compared_is_refused(monkeypatch, metric, reconstruction,
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     with pytest.raises(DataError, match=said.replace("(", r"\(").replace(")", r"\)")):
         metric(reconstruction, reference)
+
+
+def test_ms_ssim_is_that_of_every_window_at_every_scale():
+    """By Wang et al. 2003, window by window: of 24 × 26 pixels there are two scales, as a third would have 6."""
+    noisy, clean = pair((24, 26, 1))
+    taps = np.exp(-0.5 * np.square((np.arange(11) - 5) / 1.5))
+    window = np.outer(taps, taps) / taps.sum() ** 2
+
+    def similarities(x, y):
+        whole, structure = [], []
+        for i, j in np.ndindex(x.shape[0] - 10, x.shape[1] - 10):
+            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+            mean_a, mean_b = (window * a).sum(), (window * b).sum()
+            variance = (window * (a - mean_a) ** 2).sum() + (window * (b - mean_b) ** 2).sum()
+            covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+            structure.append((2 * covariance + 0.03**2) / (variance + 0.03**2))
+            whole.append(structure[-1] * (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4))
+        return np.mean(whole), np.mean(structure)
+
+    x, y = noisy[..., 0].astype(np.float64), clean[..., 0].astype(np.float64)
+    halves = [image.reshape(12, 2, 13, 2).mean((1, 3)) for image in (x, y)]
+    powers = np.array([0.0448, 0.2856]) / (0.0448 + 0.2856)
+    wanted = similarities(x, y)[1] ** powers[0] * similarities(*halves)[0] ** powers[1]
+    assert metrics.ms_ssim(noisy, clean) == pytest.approx(wanted, abs=1e-7)
+    assert metrics.ms_ssim(255 * noisy, 255 * clean, peak=255.0) == pytest.approx(wanted, abs=1e-6)
+    assert metrics.ms_ssim(clean, clean) == pytest.approx(1)
+    with pytest.raises(DataError, match="at least 11"):
+        metrics.ms_ssim(noisy[:10], clean[:10])
+
+
+def test_bd_rate_is_the_mean_of_the_logs_over_the_common_qualities():
+    bits, quality = np.array([0.1, 0.3, 0.9, 2.0]), np.array([28.0, 31.0, 36.0, 40.0])
+    assert metrics.bd_rate(0.6 * bits, quality, bits, quality) == pytest.approx(-40)
+    assert metrics.bd_rate(bits[::-1], quality[::-1], 0.5 * bits, quality) == pytest.approx(100)
+    # half the bits where both are: the second curve's other end does not count
+    few, line = np.array([30.0, 32.0]), lambda q: np.exp(0.2 * q)
+    assert metrics.bd_rate(line(few) / 2, few, line(quality), quality) == pytest.approx(-50)
+    with pytest.raises(DataError, match="in common"):
+        metrics.bd_rate(bits, quality, bits, quality + 50)
+    with pytest.raises(DataError, match="two points"):
+        metrics.bd_rate(bits[:1], quality[:1], bits, quality)

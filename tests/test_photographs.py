@@ -67,8 +67,8 @@ def test_windows_are_as_the_whole_image(body, height, width, rng, monkeypatch):
 
 @given(st.integers(1, 2000), st.sampled_from([32, 64, 96]), st.sampled_from([0, 8, 12]))
 def test_windows_cover_an_axis_once(extent, side, margin):
-    starts = tiles._starts(extent, side, margin)
-    spans = tiles._spans(starts, max(extent, side), side)
+    starts = tiles.starts(extent, side, margin)
+    spans = tiles.spans(starts, max(extent, side), side)
     assert [begin for _, begin, _ in spans] == [0, *(end for _, _, end in spans[:-1])]
     assert spans[-1][2] == max(extent, side)
     for i, (start, begin, end) in enumerate(spans):

@@ -1,9 +1,8 @@
-"""A trained codec: arrays to bytes and back, exactly; saved without pickle."""
+"""A trained lossless codec: arrays to bytes and back, exactly; saved without pickle."""
 
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from flaxae import atomic, errors, manifest
+from flaxae import errors, manifest
 from flaxae.compression import coding, container
 from flaxae.compression.contexts import Contexts
 from flaxae.compression.integers import IntegerNetwork
@@ -76,11 +75,7 @@ class Codec:
             DataError: the file is damaged, of another codec, of a newer version, or too large.
         """
         file = container.unpack(given, name, most=max_values)
-        if file.model != self.identity:
-            raise errors.DataError(
-                f"{name} was written with another codec, {file.model.hex()}; this one is {self.identity.hex()}. Give "
-                "the run that it was written with by --from."
-            )
+        container.check_codec(file, container.LOSSLESS, self.identity, name)
         made = np.empty(file.shape, np.uint16 if file.dtype == "int16" else file.dtype)
         parts = self._parts(made)
         try:
@@ -107,6 +102,17 @@ class Codec:
         channels = values.shape[3]
         return [values[..., k : k + planes] for k in range(0, channels, planes)]
 
+    @classmethod
+    def of(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Codec":
+        """The inverse of what `save` writes."""
+        side = settings["side"]
+        contexts = Contexts(**{**settings, "side": None if side is None else tuple(side)})
+        count = len(arrays) // 2
+        layers = [
+            (arrays[f"weights_{k}"].astype(np.float64), arrays[f"bias_{k}"].astype(np.float64)) for k in range(count)
+        ]
+        return cls(contexts, IntegerNetwork(layers, contexts.bits))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own, with a manifest; whole or not at all.
 
@@ -121,31 +127,6 @@ class Codec:
             (unfinished / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             with (unfinished / WEIGHTS).open("wb") as file:
                 np.savez(file, **arrays)
-
-
-def load(folder: str | os.PathLike[str]) -> Codec:
-    """What `Codec.save` wrote.
-
-    Raises:
-        RunError: the folder holds no codec, or a file was changed after it was saved.
-    """
-    folder = atomic.settled(pathlib.Path(folder))
-    settings, weights = manifest.content(folder, SETTINGS), manifest.content(folder, WEIGHTS)
-    try:
-        about: dict[str, Any] = json.loads(settings)
-        if about.pop("format") != 1:
-            raise ValueError("the codec is of a newer format; install a newer flaxae")
-        side = about.pop("side")
-        contexts = Contexts(**about, side=None if side is None else tuple(side))
-        with np.load(io.BytesIO(weights), allow_pickle=False) as arrays:
-            count = len(arrays.files) // 2
-            layers = [
-                (arrays[f"weights_{k}"].astype(np.float64), arrays[f"bias_{k}"].astype(np.float64))
-                for k in range(count)
-            ]
-        return Codec(contexts, IntegerNetwork(layers, contexts.bits))
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise errors.RunError(f"{folder} holds no codec that can be read: {error}.") from error
 
 
 def _unsigned(x: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Files and folders of images to `.flx` files and back, one file an image, read and written one by one."""
 
+import collections
 import dataclasses
 import io
 import os
@@ -13,7 +14,9 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from flaxae import data, errors
+from flaxae.compression import peers
 from flaxae.compression.codec import Codec
+from flaxae.compression.lossy import LossyCodec
 from flaxae.data import formats, images
 from flaxae.data.images import MAX_PIXELS
 from flaxae.printing import say
@@ -23,21 +26,33 @@ SUFFIX = ".flx"
 
 @dataclasses.dataclass
 class Totals:
-    """Bytes, of as many files as were done; of images also what PNG and WebP take without loss, where they can."""
+    """Bytes, of as many files as were done, and what others take for the same; of lossy files also how good they are.
+
+    Args:
+        peers: bytes of other formats, of the images that they can hold: of PNG and WebP without loss, or of JPEG and
+            WebP at the PSNR of a lossy codec.
+        psnr: of each image, in dB, and `ms_ssim`, of images that are large enough.
+    """
 
     files: int = 0
     given: int = 0
     values: int = 0
     made: int = 0
-    png: int = 0
-    webp: int = 0
+    peers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    psnr: list[float] = dataclasses.field(default_factory=list)
+    ms_ssim: list[float] = dataclasses.field(default_factory=list)
 
     def line(self) -> str:
         """All that in a line."""
-        beside = [f"PNG {self.png:,}", f"WebP {self.webp:,}" if self.webp else ""] if self.png else []
         share = f", {8 * self.made / max(1, self.values):.3f} bits a value"
-        listed = f"; beside it: {', '.join(filter(None, beside))}" if beside else ""
-        return f"{self.files:,} file{'s' * (self.files != 1)}: {self.given:,} bytes to {self.made:,}{share}{listed}."
+        equal = " at about the same PSNR" if self.psnr else ""
+        listed = ", ".join(f"{name} {size:,}" for name, size in self.peers.items() if size)
+        listed = f"; beside it{equal}: {listed}" if listed else ""
+        good = [f"PSNR {np.mean(self.psnr):.2f} dB"] if self.psnr else []
+        good += [f"MS-SSIM {np.mean(self.ms_ssim):.4f}"] if self.ms_ssim else []
+        good = f"; {', '.join(good)} (means over images)" if good else ""
+        plural = "s" * (self.files != 1)
+        return f"{self.files:,} file{plural}: {self.given:,} bytes to {self.made:,}{share}{good}{listed}."
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
@@ -47,19 +62,28 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def compress(
-    codec: Codec, source: str | os.PathLike[str], target: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+    codec: Codec | LossyCodec,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    quality: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Totals:
     """Compress an image or an array (`.npy`) into a `.flx` file, or each image of a folder or archive into a folder.
 
     What can't be read is named and left out; the rest is done.
 
+    Args:
+        quality: of a lossy codec, by default its own.
+
     Raises:
         DataError: nothing can be read, something was left out, or the target can't be written.
+        ConfigError: the quality is out of range.
     """
     source, target, totals = data.files.existing(source), pathlib.Path(target), Totals()
     if not images.holds(source):
         x = np.asarray(data.read(source))
-        _write(target, codec.compress(x))
+        _write(target, _content(codec, x, quality))
         return Totals(1, source.stat().st_size, x.size, target.stat().st_size)
     found = images.open(source, colours="own", max_pixels=max_pixels)
     say(found.summary())
@@ -70,7 +94,8 @@ def compress(
         try:
             pixels = found.original(i)
             path = target / names[i] if several else target
-            _write(path, codec.compress(pixels))
+            content = _content(codec, pixels, quality)
+            _write(path, content)
         except errors.DataError as error:
             left_out[found.names[i]] = str(error)
             say(f"left out: {found.names[i]}: {error}")
@@ -78,15 +103,21 @@ def compress(
         totals.files += 1
         totals.values += pixels.size
         totals.made += path.stat().st_size
-        png, webp = peers(pixels)
-        totals.png, totals.webp = totals.png + png, totals.webp + webp
+        if isinstance(codec, LossyCodec):
+            _compare(totals, pixels, codec.decompress(content, max_values=pixels.size))
+        else:
+            totals.peers.update(lossless_peers(pixels))
     totals.given = _bytes_of(source)
     _check(left_out, len(found) + len(found.unreadable), source)
     return totals
 
 
 def decompress(
-    codec: Codec, source: str | os.PathLike[str], target: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+    codec: Codec | LossyCodec,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Totals:
     """The inverse of `compress`. In a folder, images are written as PNG and other arrays as `.npy`.
 
@@ -113,19 +144,33 @@ def decompress(
     return totals
 
 
-def peers(pixels: Shaped[np.ndarray, "height width channels"]) -> tuple[int, int]:
-    """The bytes of an image as PNG and as lossless WebP, both by Pillow at its best; 0 where they can't hold it."""
+def lossless_peers(pixels: Shaped[np.ndarray, "height width channels"]) -> dict[str, int]:
+    """The bytes of an image as PNG and as lossless WebP, by Pillow at its best; without those that can't hold it."""
     if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3, 4):
-        return 0, 0
+        return {}
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     png, webp = io.BytesIO(), io.BytesIO()
     image.save(png, "PNG", optimize=True)
-    if max(pixels.shape[:2]) <= 16383:
-        image.save(webp, "WEBP", lossless=True, quality=75, method=4)
-    return len(png.getvalue()), len(webp.getvalue())
+    if max(pixels.shape[:2]) > peers.MOST_WEBP:
+        return {"PNG": len(png.getvalue())}
+    image.save(webp, "WEBP", lossless=True, quality=75, method=4)
+    return {"PNG": len(png.getvalue()), "WebP": len(webp.getvalue())}
 
 
-def _read(codec: Codec, path: pathlib.Path, max_pixels: int) -> np.ndarray:
+def _content(codec: Codec | LossyCodec, x: np.ndarray, quality: int | None) -> bytes:
+    return codec.compress(x, quality=quality) if isinstance(codec, LossyCodec) else codec.compress(x)
+
+
+def _compare(totals: Totals, pixels: np.ndarray, made: np.ndarray) -> None:
+    """Add how good an image is that came back, and what JPEG and WebP take for that."""
+    ratio, similarity = peers.psnr(made, pixels), peers.ms_ssim(made, pixels)
+    totals.psnr.append(ratio)
+    totals.ms_ssim += [] if similarity is None else [similarity]
+    if pixels.shape[2] in (1, 3) and max(pixels.shape[:2]) <= peers.MOST_WEBP:
+        totals.peers.update({name: peers.at_psnr(name, pixels, ratio) for name in peers.CODERS})
+
+
+def _read(codec: Codec | LossyCodec, path: pathlib.Path, max_pixels: int) -> np.ndarray:
     try:
         with path.open("rb") as file:
             given = file.read()

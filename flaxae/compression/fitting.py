@@ -2,17 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Shaped
 
 from flaxae import autoencoder, errors, training
-from flaxae.compression import network
+from flaxae.autoencoder import Config
+from flaxae.compression import grids, network, transforms
 from flaxae.compression.codec import Codec
 from flaxae.compression.contexts import ONE, Contexts, Step
 from flaxae.compression.integers import rounded
+from flaxae.compression.lossy import LossyCodec
+from flaxae.compression.transforms import Hyperprior, RateDistortion, Transforms
+from flaxae.data import images
 from flaxae.data.images import Images
+from flaxae.likelihoods import Gaussian
 
 STEPS, EPOCH, BATCH, LEARNING_RATE, EMA = 3000, 250, 4096, 3e-3, 0.998
 HIDDEN, COMPONENTS = (64, 64), 5
@@ -21,6 +26,11 @@ AT_ONCE, PIXELS_AT_ONCE = 256, 2**20  # images that a batch is drawn from, and t
 VALIDATION = 100_000  # contexts
 HELD_OUT = 0.05  # of the images, to validate on
 FLAT = 0.25  # the most that a batch has of contexts of one level, which are easy, and weigh more instead
+LOSSY_STEPS, LOSSY_EPOCH, LOSSY_BATCH, LOSSY_LEARNING_RATE, LOSSY_EMA = 6000, 100, 8, 2e-3, 0.995
+CROP, CROPS = 128, 400  # pixels a side of the pieces that a lossy codec is trained on, and how many it begins with
+VALIDATED = 16  # pieces
+QUALITY = 75  # by default
+LOSSY = Config(body=Transforms(), head=Hyperprior(), objective=RateDistortion(), likelihood=Gaussian())
 
 Source = Shaped[np.ndarray, "_ _ _ _"] | Images  # images of one small size, or of any
 
@@ -165,3 +175,52 @@ def fit(
         **{"ema": EMA, **settings},
     )
     return Codec(contexts, rounded(model, contexts.bits)), history
+
+
+def fit_lossy(
+    source: Source,
+    *,
+    config: Config | None = None,
+    quality: int = QUALITY,
+    size: int | None = None,
+    steps: int = LOSSY_STEPS,
+    batch_size: int | None = None,
+    learning_rate: float = LOSSY_LEARNING_RATE,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[LossyCodec, training.History]:
+    """A lossy codec for images like those given, and the history of its training; see `RateDistortion`.
+
+    Args:
+        source: images to train on, [n, height, width, channels] of uint8; or `Images` of any size.
+        config: of `Transforms` and `Hyperprior`, by default `LOSSY`.
+        quality: that the codec has by default; it is trained for all.
+        size: height and width of the pieces that are trained on, in pixels, by default `CROP`.
+        steps: of training; rounded up to whole epochs.
+        batch_size: pieces a step; by default `LOSSY_BATCH`.
+        settings: further ones of `training.fit`.
+
+    Raises:
+        DataError: the images are not of 8 bits, or none can be read.
+    """
+    found = source if isinstance(source, Images) else images.open(source)
+    kinds = {found.stored_type(i) for i in range(len(found))}
+    if kinds != {"uint8"}:
+        raise errors.DataError(f"The images are {', '.join(sorted(kinds))}; a lossy codec is for those of 8 bits.")
+    known, held_out = (cast(Images, part) for part in split(found, seed))
+    config, size, batch_size = config or LOSSY, size or CROP, batch_size or LOSSY_BATCH
+    model = autoencoder.build(config, (size, size, found.channels or 1), seed=seed)
+    transforms.set_blocks(model, next(images.crops(known, size, CROPS, seed)))
+    each = min(steps, LOSSY_EPOCH)
+    history = training.fit(
+        model,
+        lambda step: images.crops(known, size, batch_size, seed, start=step),
+        validation=next(images.crops(held_out, size, VALIDATED, seed, flips=False)),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        epochs=math.ceil(steps / each),
+        steps_per_epoch=each,
+        seed=seed,
+        **{"optimizer": "muon", "warmup": 0.05, "ema": LOSSY_EMA, "keep": "last", **settings},
+    )
+    return LossyCodec(model, grids.rounded(model.head), quality), history

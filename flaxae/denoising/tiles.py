@@ -56,14 +56,14 @@ def reconstruct(
     assert body is not None
     margin = min(MARGIN, -(-body.reach // body.stride) * body.stride)
     height, width, _ = image.shape
-    side = min(SIDES, key=lambda side: math.prod(len(_starts(n, side, margin)) for n in (height, width)) * side**2)
+    side = min(SIDES, key=lambda side: math.prod(len(starts(n, side, margin)) for n in (height, width)) * side**2)
     short = [max(0, side - extent) for extent in (height, width)]
     if any(short):
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
     graphdef, state = nnx.split(model)
     made = np.empty(image.shape, image.dtype if scaling is None else scaling.dtype)
-    spans = [_spans(_starts(extent, side, margin), extent, side) for extent in image.shape[:2]]
-    for (top, above, below), (left, before, after) in itertools.product(*spans):
+    both = [spans(starts(extent, side, margin), extent, side) for extent in image.shape[:2]]
+    for (top, above, below), (left, before, after) in itertools.product(*both):
         window = image[None, top : top + side, left : left + side]
         with conv.channels_last():
             part = np.asarray(_reconstruct(graphdef, state, window if scaling is None else scaling(window)))[0]
@@ -78,14 +78,14 @@ def _reconstruct(graphdef: nnx.GraphDef, state: nnx.State, x: Float[Array, "1 si
     return nnx.merge(graphdef, state, copy=True).reconstruct(x)
 
 
-def _starts(extent: int, side: int, margin: int) -> list[int]:
+def starts(extent: int, side: int, margin: int) -> list[int]:
     """Where windows begin along one axis, the last of them flush with the end."""
     if extent <= side:
         return [0]
     return [*range(0, extent - side, side - 2 * margin), extent - side]
 
 
-def _spans(starts: list[int], extent: int, side: int) -> list[tuple[int, int, int]]:
+def spans(begins: list[int], extent: int, side: int) -> list[tuple[int, int, int]]:
     """(where a window begins, and from where to where its pixels are used): up to the middle of each overlap."""
-    edges = [0, *((before + side + after) // 2 for before, after in itertools.pairwise(starts)), extent]
-    return list(zip(starts, edges, edges[1:], strict=False))
+    edges = [0, *((before + side + after) // 2 for before, after in itertools.pairwise(begins)), extent]
+    return list(zip(begins, edges, edges[1:], strict=False))

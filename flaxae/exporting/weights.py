@@ -20,6 +20,7 @@ from flaxae.anomaly import detector as detectors
 from flaxae.autoencoder import Config
 from flaxae.errors import ConfigError, missing
 from flaxae.printing import say
+from flaxae.states import filled, named
 
 ARRAYS = "model.safetensors"
 FILES = frozenset({ARRAYS, "config.json", "README.md"})
@@ -59,7 +60,7 @@ def read(folder: pathlib.Path) -> Any:
         detector = config.get("detector")
         if detector is not None:
             apart = {name: arrays.pop(name) for name in ("references", "calibration", "peaks") if name in arrays}
-            made = detectors.restored(detector, apart, lambda like: _filled(like, arrays, path), folder)
+            made = detectors.restored(detector, apart, lambda like: filled(like, arrays, path), folder)
             return trained.TrainedDetector(trained.of_description(folder, config, made.models[0]), made)
         about = config["data"]
         shape, model = tuple(about["shape"]), Config.from_dict(config["model"])
@@ -69,46 +70,22 @@ def read(folder: pathlib.Path) -> Any:
         raise errors.RunError(f"{folder} holds no model that can be read: {error!r}.") from error
     like = nnx.eval_shape(lambda: autoencoder.build(model, shape, conditions=about.get("conditions", 0)))
     graphdef, state = nnx.split(like)
-    network = nnx.merge(graphdef, jax.device_put(_filled(state, arrays, path, "model.")))
+    network = nnx.merge(graphdef, jax.device_put(filled(state, arrays, path, "model.")))
     found = trained.of_description(folder, config, network)
     if "classes" not in config:
         return found
     classifier = trained.unfitted_classifier(found, config["classes"])
-    nnx.update(classifier.classifier, _filled(nnx.state(classifier.classifier), arrays, path, "classifier."))
+    nnx.update(classifier.classifier, filled(nnx.state(classifier.classifier), arrays, path, "classifier."))
     return classifier
 
 
 def _arrays(what: Any) -> dict[str, np.ndarray]:
     if isinstance(what, trained.TrainedDetector):
         arrays = what.detector.arrays()
-        return arrays | _named([nnx.state(model) for model in what.detector.models])
+        return arrays | named([nnx.state(model) for model in what.detector.models])
     if isinstance(what, trained.Trained):
-        return _named(nnx.state(what.model), "model.")
-    return _named(nnx.state(what.trained.model), "model.") | _named(nnx.state(what.classifier), "classifier.")
-
-
-def _named(state: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    paths = jax.tree_util.tree_leaves_with_path(state)
-    return {prefix + _name(path): np.array(leaf, order="C") for path, leaf in paths}
-
-
-def _filled(like: Any, arrays: dict[str, np.ndarray], source: pathlib.Path, prefix: str = "") -> Any:
-    def found(path: Any, leaf: Any) -> np.ndarray:
-        array = arrays.get(prefix + _name(path))
-        if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
-            held = "none" if array is None else f"one of {array.dtype} {list(array.shape)}"
-            raise errors.RunError(
-                f"{source} should have an array {prefix + _name(path)!r} of {leaf.dtype} {list(leaf.shape)} by its "
-                f"config.json; it has {held}."
-            )
-        return array
-
-    return jax.tree_util.tree_map_with_path(found, like)
-
-
-def _name(path: Any) -> str:
-    """Such as encoder.stack.layers.0.linear.kernel."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        return named(nnx.state(what.model), "model.")
+    return named(nnx.state(what.trained.model), "model.") | named(nnx.state(what.classifier), "classifier.")
 
 
 def _library() -> Any:

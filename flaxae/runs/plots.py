@@ -206,6 +206,28 @@ def lines(
         save_figure(figure, path)
 
 
+def rate_distortion(codecs: Mapping[str, Sequence[tuple[float, float, float]]], path: str | os.PathLike[str]) -> None:
+    """Draws a line for each codec: PSNR, and MS-SSIM, over bits a pixel, as a PNG.
+
+    Args:
+        codecs: for each its points, (bits a pixel, PSNR in dB, MS-SSIM or NaN).
+    """
+    with figure_style():
+        figure = new_figure(13.0, 5.5)
+        for panel, (axes, label) in enumerate(
+            zip(figure.subplots(1, 2), ("PSNR (dB)", "MS-SSIM (dB, −10 log10(1 − it))"), strict=True)
+        ):
+            for colour, (name, points) in zip(itertools.cycle(COLOURS), codecs.items(), strict=False):
+                bits, ratio, similarity = np.array(points).T
+                decibels = -10 * np.log10(np.maximum(1 - similarity, 1e-6))
+                axes.plot(bits, decibels if panel else ratio, "o-", color=colour, label=name)
+            axes.set(xlabel="bits a pixel", ylabel=label)
+            axes.set_xlim(0, 1.15 * max(point[0] for point in next(iter(codecs.values()))))
+        figure.axes[0].legend()
+        figure.set_layout_engine("constrained")
+        save_figure(figure, path)
+
+
 def maps(
     panels: Mapping[str, Float[np.ndarray, "examples dimensions"]],
     path: str | os.PathLike[str],
