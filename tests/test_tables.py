@@ -285,6 +285,19 @@ def test_a_trained_model_takes_and_gives_the_user_s_columns(model, people, tmp_p
     assert set(pd.read_csv(tmp_path / "same.csv").country.dropna()) <= {"DE", "FR", "other"}
 
 
+def test_a_line_about_gaps_names_the_columns_with_the_most(rng):
+    frame = pd.DataFrame(rng.normal(size=(40, 30)), columns=[f"c{i}" for i in range(30)])
+    encoding = Encoding.fit(frame, np.arange(40))
+    for i in range(30):
+        frame.loc[: 1 + (i == 20), f"c{i}"] = np.nan
+    with pytest.warns(UserWarning, match="values are missing") as said:
+        encoding(frame, "new")
+    message = str(said[0].message)
+    assert "'c20': 3" in message
+    assert "24 more columns: 48" in message
+    assert len(message) < 500
+
+
 def test_one_new_row_is_enough(model, people, tmp_path):
     people.dropna()[:1].to_csv(tmp_path / "new.csv", index=False)
     row = model.read(tmp_path / "new.csv")

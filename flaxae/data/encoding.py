@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_CATEGORIES = 32  # the most categories of a column that have a feature of their own
+TOLD = 6  # columns with gaps that a line names
 OTHER = "other"
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "empty")  # as pandas' infer_dtype calls them
 _CATEGORIES = ("string", "boolean", "categorical", "mixed-integer")
@@ -132,9 +133,11 @@ class Encoding:
             if self.filling is None:  # of numbers that were never fitted
                 as_examples(values.astype(np.float32), str(source), self.features)
             values = self._filled(values)
-            said = [
-                _said(column, int(count)) for column, count in zip(self.columns, gaps.sum(axis=0), strict=True) if count
-            ]
+            counts = gaps.sum(axis=0)
+            most = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
+            said = [_said(self.columns[i], int(counts[i])) for i in sorted(most[:TOLD])]
+            if len(most) > TOLD:
+                said.append(f"{len(most) - TOLD} more columns: {counts[most[TOLD:]].sum():,}, in the same way")
             warnings.warn(f"{source}: values are missing. {'; '.join(said)}.", stacklevel=3)
         return as_examples(values.astype(np.float32), str(source), self.features)
 

@@ -22,7 +22,7 @@ from flaxae.likelihoods import Gaussian
 
 LEARNING_RATE, BATCH_SIZE = 2e-3, 4
 CROP = 128  # pixels a side of a piece: trained on 64, whole images came out 0.3 dB worse than windows of 64
-EPOCH, STEPS = 100, 5500  # steps: of what is called an epoch, and of a training
+EPOCH, STEPS = 100, 4000  # steps: of what is called an epoch, and of a training
 EMA = 0.995
 WARMUP = 0.05
 OPTIMIZER = "muon"  # which came further than Adam in as many steps, on held-out images
