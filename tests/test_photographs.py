@@ -180,7 +180,7 @@ def test_the_command_picks_what_suits_the_photographs(flags, said, measured, fol
     assert command.main(["denoise", *flags.split(), "--epochs", "2", "--crop", "32"]) == 0
     printed = capsys.readouterr().out
     assert said in printed
-    assert "4 steps of 8 pieces of 32 pixels a side" in printed
+    assert f"4 steps of {photographs.BATCH_SIZE} pieces of 32 pixels a side" in printed
     run = folders / "runs" / "denoise" / "1"
     results = json.loads((run / "results.json").read_text())
     names = [f"psnr_db/{name}" if name else "psnr_db" for name in measured]
