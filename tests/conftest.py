@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import xla_flags
 
@@ -44,6 +46,21 @@ hypothesis.settings.load_profile("quick")
 def digits() -> np.ndarray:
     """scikit-learn's 1,797 digits, [n, 8, 8, 1] in [0, 1]."""
     return (load_digits().images[..., None] / 16).astype(np.float32)
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """Parts that other tests registered are unknown to this one, and its own are to others."""
+    from flaxae import specs
+
+    def taken() -> dict[str, Any]:
+        others = [name for name, part in specs.PARTS.items() if not part.__module__.startswith("flaxae.")]
+        return {name: specs.PARTS.pop(name) for name in others}
+
+    before = taken()
+    yield
+    taken()
+    specs.PARTS.update(before)
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def quick(code: str) -> str:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # which tell of data, as they do to users
 @pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=named)
-def test_python_runs(page, world):
+def test_python_runs(page, world, own_names):
     names = {"__name__": page.stem}
     for block in blocks(page, "python"):
         exec(compile(quick(block), str(page), "exec"), names)

@@ -11,7 +11,7 @@ import flaxae
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
-def test_the_examples_train_a_denoiser_and_a_part_of_ones_own(monkeypatch):
+def test_the_examples_train_a_denoiser_and_a_part_of_ones_own(monkeypatch, own_names):
     first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in first.splitlines() if line.strip()]) <= 15
     loaded = flaxae.data.load
