@@ -354,7 +354,7 @@ class Generate(SweepFlags):
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
     """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for every 100 codes,
-    and 300 at most."""
+    and 600 at most."""
     count: Annotated[
         int,
         tyro.conf.arg(

@@ -60,10 +60,14 @@ def evaluate(config: _flags.Compress, run: Run, codec: LossyCodec, dataset: Data
         "test/ms_ssim": defined(own.ms_ssim),
         **{f"test/bd_rate_{name.lower()}_percent": rate for name, rate in rates.items()},
     }
-    compared = [f"{abs(rate):.1f} % {'fewer' if rate < 0 else 'more'} than {n}" for n, rate in rates.items() if rate]
+    compared = [
+        f"{abs(rate):.1f} % {'fewer' if rate < 0 else 'more'} bits than {name}"
+        for name, rate in rates.items()
+        if rate is not None
+    ]
     summary = (
         f"{own.bits:.3f} bits a pixel at quality {codec.quality} on test images, at a PSNR of {own.psnr:.2f} dB. "
-        + (f"Over the qualities in common, as many bits for the same PSNR: {', '.join(compared)}." if compared else "")
+        + (f"For the same PSNR, as a mean over what both reach, it takes {', '.join(compared)}." if compared else "")
     )
     plots.rate_distortion(
         {name: [tuple(point[1:]) for point in points] for name, points in curves.items()}, run.figure("curves_of_rate")

@@ -66,7 +66,7 @@ def train(config: _flags.Embed) -> None:
     pairs = None if config.pairs is None else sentences.read_pairs(config.pairs)
     known = {"sentences": len(texts), "sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
     settings = {"settings": _steps.settings(config), "model": trained.ESTIMATOR, "data": known}
-    embedder = untrained(config, len(texts))
+    embedder = untrained(config, len(set(texts)))
     say(f"{len(texts):,} sentences, {len(set(texts)):,} of them different, of {config.data}.")
     with runs.start("embed", config.name, settings, resume=config.resume) as run, _steps.resumable(run):
         with _steps.resources(config, run) as resources:
@@ -82,7 +82,7 @@ def train(config: _flags.Embed) -> None:
 
 
 def untrained(config: _flags.Embed, count: int) -> SentenceEmbedder | PretrainedEmbedder:
-    """The embedder of the flags, for so many sentences."""
+    """The embedder of the flags, for so many different sentences."""
     given = {name: value for name in ("latent", "batch_size", "learning_rate") if (value := getattr(config, name))}
     if config.encoder is not None:
         steps = {} if config.epochs is None else {"steps": config.epochs * max(1, count // (config.batch_size or 512))}

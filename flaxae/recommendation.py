@@ -37,6 +37,7 @@ from flaxae.nn.mlp import MLP
 from flaxae.nn.shallow import Shallow, unit
 from flaxae.objectives import ELBO
 from flaxae.printing import say
+from flaxae.sentences import nearest
 
 WARM_UP = 0.4  # of the steps, over which β rises
 LENGTH = 10.0  # of the rows that the encoder is given: with 1, as papers have it, codes are slow to leave 0
@@ -77,8 +78,6 @@ class _ItemEstimator(NetworkEstimator):
 
     def similar(self, count: int = 10) -> tuple[Int[np.ndarray, "items count"], Float[np.ndarray, "items count"]]:
         """For each item the `count` items that are chosen by the like users, most similar first, and the cosines."""
-        from flaxae.sentences import nearest
-
         vectors = self.item_vectors_
         count = min(count, len(vectors) - 1)
         found, cosines = nearest(vectors, vectors, count + 1)
@@ -153,8 +152,8 @@ class _ItemEstimator(NetworkEstimator):
 class Recommender(_ItemEstimator):
     """Users as vectors, and the items each is likely to choose next, from a sparse matrix of what they chose.
 
-    The linear autoencoder ELSA: x̂ = x A Aᵀ − x, with x and the rows of A of unit length; x − x̂ is smallest where items
-    are told from the others that a user has. It has one weight for each item and latent, and no other.
+    The linear autoencoder ELSA: x̂ = x A Aᵀ − x, where x and the rows of A have unit length. So each item is predicted
+    from the user's other items, and not from itself. Training turns x̂ towards x. A is all that is learned.
 
     Args:
         latent: how many numbers a user's vector has.

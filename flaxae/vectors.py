@@ -10,6 +10,7 @@ later, and among random pairs there are hardly any. Principal components keep th
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class VectorCompressor(NetworkEstimator):
         latent: how many numbers a code has.
         near: of so many of its nearest examples, one is drawn as an example's near one. Few teach the order of the
             very nearest, many that of all.
-        steps: of training.
+        steps: of training; rounded up to whole passes over the vectors.
         batch_size: pairs per step.
         learning_rate: the peak of Adam's, after a warm-up and before a cosine decay.
         random_state: a number for the same results each time; a `RandomState`; or None.
@@ -96,7 +97,7 @@ class VectorCompressor(NetworkEstimator):
             model,
             maps.batches(x, maps.graph(x, neighbours=int(self.near), seed=seed), size, seed),
             steps_per_epoch=len(x) // size,
-            epochs=max(1, round(int(self.steps) * size / len(x))),
+            epochs=math.ceil(int(self.steps) / (len(x) // size)),
             learning_rate=float(self.learning_rate),
             validation=0,
             seed=seed,
