@@ -2,7 +2,6 @@
 
     python -m benchmarks.generation
     python -m benchmarks.generation --data /usr/share/datasets/fashion-mnist
-    python -m benchmarks.generation --only mixtures      # k-means' clusters beside expectation maximisation
 
 As many samples as there are test images are compared with these, in the features of a small convolutional classifier
 that is trained first: Fréchet distance, KID, precision, recall, and the share that it names with a probability of 0.9
@@ -12,14 +11,12 @@ the mean squared difference), which of test images is in the last line.
 
 import argparse
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 from flaxae import autoencoder, data, generation, presets, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.density import Mixture
 from flaxae.experiments import generate
 from flaxae.generation import CodePrior, FeatureSpace
 
@@ -27,7 +24,6 @@ from flaxae.generation import CodePrior, FeatureSpace
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist", help="mnist, or a folder of IDX files")
-    parser.add_argument("--only", choices=("samples", "mixtures"), default="samples")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -41,8 +37,7 @@ def main() -> None:
         f"{dataset.name}: the classifier is right on {np.mean(named.argmax(1) == dataset.test_labels):.2%} of the test"
     )
     print("                              Fréchet  KID·10³  precision  recall   named  nearest  seconds")
-    parts = {"samples": samples, "mixtures": mixtures}
-    parts[options.only](dataset, x, labels, space, 1 if options.quick else options.epochs)
+    samples(dataset, x, labels, space, 1 if options.quick else options.epochs)
     tell("training images", x[np.random.default_rng(0).permutation(len(x))[:10_000]], dataset, x, space)
     tell("test images", dataset.scaling(dataset.test), dataset, x, space)
 
@@ -68,10 +63,11 @@ def samples(dataset: Dataset, x: np.ndarray, labels: np.ndarray, space: FeatureS
     """The default model and a variational one, each with its fitted prior, and a mixture on principal components."""
     count, test = len(dataset.test), dataset.scaling(dataset.test)
     began = time.perf_counter()
-    model = trained(presets.vanilla(generate.LATENT), dataset, x, epochs)
+    name = generate.default_model(dataset)
+    model = trained(presets.PRESETS[name](latent=generate.LATENTS[name]), dataset, x, epochs)
     prior = generation.fit(model, x, labels, dataset.classes)
     made = generation.sample(model, prior, count)
-    tell("vanilla, fitted prior", made, dataset, x, space, time.perf_counter() - began)
+    tell(f"{name}, fitted prior", made, dataset, x, space, time.perf_counter() - began)
     tell("its reconstructions", training.apply(Autoencoder.reconstruct, model, test), dataset, x, space)
     unlabelled = generation.sample(model, generation.fit(model, x), count)
     tell("the same without labels", unlabelled, dataset, x, space)
@@ -85,24 +81,6 @@ def samples(dataset: Dataset, x: np.ndarray, labels: np.ndarray, space: FeatureS
     pixels = CodePrior.fit(x, labels, dataset.classes)
     made = np.clip(pixels.sample(count), 0, 1)
     tell("mixture on 128 components", made, dataset, x, space, time.perf_counter() - began)
-
-
-def mixtures(dataset: Dataset, x: np.ndarray, labels: np.ndarray, space: FeatureSpace, epochs: int) -> None:
-    """A normal for each cluster of k-means beside mixtures fitted by expectation maximisation, on the same codes."""
-    model = trained(presets.vanilla(64), dataset, x, epochs)
-    codes = training.apply(Autoencoder.encode, model, x)
-    ways: dict[str, Callable[..., Mixture]] = {"clusters": Mixture.of_clusters, "maximisation": Mixture.fit}
-    for name, fit in ways.items():
-        for components in (10, 30, 60):
-            began = time.perf_counter()
-            groups = [codes[labels == label] for label in range(len(dataset.classes))]
-            drawn = [
-                fit(own, components=min(components, len(own) // 2)).sample(1000, seed=i) for i, own in enumerate(groups)
-            ]
-            seconds = time.perf_counter() - began
-            z = np.random.default_rng(0).permutation(np.concatenate(drawn))
-            made = training.apply(Autoencoder.decode, model, z)
-            tell(f"{name}, {components} a class", made, dataset, x, space, seconds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python run.py --exp generate
 
-trains an autoencoder on the embedded MNIST, fits a mixture of normals to its codes, with components of its own for each
+trains an autoencoder on the embedded MNIST, fits a mixture to its codes, with components of its own for each
 class, and draws samples, in about three minutes on two CPU cores. It compares them with test images in the features of
 a small classifier (Fréchet distance, KID, precision, recall), and shows them beside the nearest training images. A
 trained run of any experiment is sampled by
@@ -26,7 +26,7 @@ from flaxae import autoencoder, data, density, experiments, generation, objectiv
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
-from flaxae.generation import CodePrior, FeatureSpace, Quality, tables
+from flaxae.generation import CodePrior, FeatureSpace, Quality, quality, tables
 from flaxae.nn import heads
 from flaxae.nn.heads import Variational
 from flaxae.objectives import Binarised
@@ -37,7 +37,7 @@ from flaxae.runs.report import Column, Table
 from flaxae.training import History
 
 COLUMNS, ROWS = 10, 5
-LATENT = 128  # of the default model: samples are as sharp as what it reconstructs
+LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
@@ -76,8 +76,8 @@ def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
     dataset = _steps.whole(_steps.load(config), config)
     if config.model is None:
-        config = dataclasses.replace(config, model="variational" if dataset.kind == "tabular" else "vanilla")
-    model = _steps.preset(config, dataset, latent=config.latent or (LATENT if config.model == "vanilla" else None))
+        config = dataclasses.replace(config, model=default_model(dataset))
+    model = _steps.preset(config, dataset, latent=config.latent or LATENTS.get(config.model))
     binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))
@@ -90,6 +90,14 @@ def train(config: _flags.Generate) -> None:
         processes.leave_to_first()
         evaluate(config, run, network, history, _steps.in_memory(dataset), binarise=binarise)
     dataset.check()
+
+
+def default_model(dataset: Dataset) -> str:
+    """The preset whose samples are best for data of that kind."""
+    if dataset.kind == "tabular":
+        return "variational"
+    is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= quality.SIDES
+    return "mixer" if is_image else "vanilla"
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:
@@ -132,7 +140,7 @@ def evaluate(
     table, results = judged(config, model, dataset, samples, space)
     made, summary = (
         [table],
-        f"Samples are drawn from a mixture of normals fitted to the codes; {ROWS * COLUMNS} of them ",
+        f"Samples are drawn from a mixture fitted to the codes; {ROWS * COLUMNS} of them ",
     )
     summary += f"are in {run.folder}."
     if dataset.kind == "tabular":

@@ -71,19 +71,27 @@ def test_a_model_without_a_posterior_is_refused(linear_gaussian):
             function(model, linear_gaussian[1])
 
 
-@pytest.mark.parametrize("fit", [density.Mixture.fit, density.Mixture.of_clusters])
-def test_a_mixture_gives_back_its_codes_distribution(fit):
+def test_a_mixture_gives_back_its_codes_distribution():
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 5.0, 0.0], [4.0, 0.0, 0.0]])
     codes = np.concatenate([centres[0] + rng.standard_normal((600, 3)), centres[1] + rng.standard_normal((300, 3))])
     codes[:, 2] = 0.0  # a unit that is always off
-    mixture = fit(codes, components=2)
+    mixture = density.Mixture.fit(codes, components=2)
     drawn = mixture.sample(20_000, seed=1)
     np.testing.assert_allclose(drawn.mean(0), codes.mean(0), atol=0.1)
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(codes.T), atol=0.25)
     np.testing.assert_array_equal(drawn[:5], mixture.sample(20_000, seed=1)[:5])
     with pytest.raises(errors.ConfigError, match="components"):
-        fit(codes[:5], components=3)
+        density.Mixture.fit(codes[:5], components=3)
+
+
+def test_directions_and_noise_of_a_mixture_add_up_to_the_variance(rng):
+    codes = rng.standard_normal((4000, 2)) @ rng.standard_normal((2, 6)) * 3 + 0.2 * rng.standard_normal((4000, 6))
+    mixture = density.Mixture.fit(codes, components=1, factors=2)
+    assert mixture.factors.shape == (1, 2, 6)
+    found = mixture.factors[0].T @ mixture.factors[0] + np.diag(mixture.deviations[0] ** 2)
+    np.testing.assert_allclose(found, np.cov(codes.T), atol=0.05)
+    np.testing.assert_allclose(np.diag(found), codes.var(axis=0, ddof=1), rtol=1e-9)
 
 
 def test_samples_are_the_priors(linear_gaussian):

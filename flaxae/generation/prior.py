@@ -1,4 +1,4 @@
-"""A prior fitted to the codes of a trained model, so that any model can be sampled: a mixture of normals.
+"""A prior fitted to the codes of a trained model, so that any model can be sampled: a mixture.
 
 With labels, each class has components of its own, so that a class can be asked for. Large codes, such as grids, are
 first projected on their principal components; what these leave is normal noise of the deviation that it had.
@@ -20,13 +20,13 @@ from flaxae import batches, data, errors, manifest, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Examples
 from flaxae.columns import Columns
-from flaxae.density import Mixture
+from flaxae.density import FACTORS, Mixture
 from flaxae.nn.heads import Probabilistic
 
 MOST_CODES = 60_000  # that a prior is fitted to
-MOST_AXES = 128  # principal components of larger codes that the mixture is of
-CODES_EACH = 100  # codes for each component
-MOST_COMPONENTS = 600  # for all classes together
+MOST_AXES = 256  # principal components of larger codes that the mixture is of
+CODES_EACH = 50  # codes for each component
+MOST_COMPONENTS = 1200  # for all classes together
 FILES = frozenset({"prior.npz", "prior.json"})
 
 Flat = Float[np.ndarray, "examples latent"]
@@ -34,7 +34,7 @@ Flat = Float[np.ndarray, "examples latent"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodePrior:
-    """A density of codes: a mixture of normals on principal axes, where each component may belong to a class.
+    """A density of codes: a mixture on principal axes, where each component may belong to a class.
 
     `fit` makes one from the examples, `CodePrior.fit` from the codes.
     """
@@ -113,7 +113,7 @@ class CodePrior:
             raise errors.ConfigError(errors.unknown("class", label, named))
         chosen = self.of_class == self.classes.index(label)
         mixture = self.mixture
-        return Mixture(mixture.weights[chosen], mixture.means[chosen], mixture.covariances[chosen])
+        return Mixture(*(getattr(mixture, field.name)[chosen] for field in dataclasses.fields(Mixture)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Into a folder of its own, with a manifest: arrays in `.npz`, the rest in JSON."""
@@ -143,7 +143,7 @@ class CodePrior:
             shapes = tuple(tuple(shape) for shape in about["shapes"])
             prior = cls(mixture, shapes, classes=tuple(about["classes"]), **arrays)
             size = sum(map(math.prod, shapes))
-            fits = prior.mean.shape == (size,) and mixture.means.shape[1] == len(mixture.covariances[0])
+            fits = prior.mean.shape == (size,) and mixture.means.shape == mixture.deviations.shape
             if not fits or (prior.axes is not None and prior.axes.shape != (mixture.means.shape[1], size)):
                 raise ValueError("its arrays don't fit together")
         except (OSError, KeyError, TypeError, ValueError, IndexError, errors.DataError) as error:
@@ -226,9 +226,10 @@ def _of_classes(
         mixtures.append(_mixture(own, min(max(1, number), max(1, len(own) // 2)), seed))
         shares.append(mixtures[-1].weights * (len(own) / len(codes)))
         of_class += [label] * len(shares[-1])
-    means = np.concatenate([mixture.means for mixture in mixtures])
-    covariances = np.concatenate([mixture.covariances for mixture in mixtures])
-    return Mixture(np.concatenate(shares), means, covariances), np.array(of_class, np.int64)
+    others = [
+        np.concatenate([getattr(mixture, name) for mixture in mixtures]) for name in ("means", "factors", "deviations")
+    ]
+    return Mixture(np.concatenate(shares), *others), np.array(of_class, np.int64)
 
 
 def _rounded(mixture: Mixture) -> Mixture:
@@ -238,8 +239,8 @@ def _rounded(mixture: Mixture) -> Mixture:
 
 def _mixture(codes: Flat, components: int, seed: int) -> Mixture:
     if len(codes) > 1:
-        return Mixture.of_clusters(codes, components=components, seed=seed)
-    return Mixture(np.ones(1), codes, np.zeros((1, codes.shape[1], codes.shape[1])) + 1e-12 * np.eye(codes.shape[1]))
+        return Mixture.fit(codes, components=components, seed=seed)
+    return Mixture(np.ones(1), codes, np.zeros((1, min(FACTORS, codes.shape[1]), codes.shape[1])), np.zeros_like(codes))
 
 
 def _principal_axes(codes: Flat, seed: int) -> tuple[Float[np.ndarray, "axes latent"], Float[np.ndarray, " latent"]]:
