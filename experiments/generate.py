@@ -39,6 +39,7 @@ from flaxae.training import History
 COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
+MIXED = 128  # pixels a side up to which patches are mixed: the weights grow with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
 
@@ -97,7 +98,7 @@ def default_model(dataset: Dataset) -> str:
     if dataset.kind == "tabular":
         return "variational"
     is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= quality.SIDES
-    return "mixer" if is_image else "vanilla"
+    return "mixer" if is_image and max(dataset.shape[:2]) <= MIXED else "vanilla"
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:

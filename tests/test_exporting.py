@@ -17,7 +17,7 @@ from jax import export
 import flaxae
 from flaxae import anomaly, command, errors, exporting, finetuning, presets
 from flaxae.data import Encoding, Scaling
-from flaxae.exporting import onnx, stablehlo, tracing
+from flaxae.exporting import onnx, saved_model, stablehlo, tracing
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.unet import UNet
 from flaxae.trained import Trained, TrainedClassifier, TrainedDetector
@@ -26,6 +26,13 @@ try:
     import onnxruntime
 except ImportError:
     onnxruntime = None
+
+try:
+    with warnings.catch_warnings():  # of its own
+        warnings.simplefilter("ignore")
+        import tensorflow
+except ImportError:
+    tensorflow = None
 
 BYTES = Scaling((0.0,), (255.0,), "uint8")
 
@@ -55,9 +62,13 @@ def of_table():
 
 
 def agree(program):
-    """Compare a program, written and read, with flaxae: in StableHLO, and in ONNX where that is installed."""
+    """Compare a program, written and read, with flaxae: in StableHLO, and by other runtimes that are there."""
     called = export.deserialize(bytearray(stablehlo.exported(program).serialize())).call
-    runtimes = [called, *([] if onnxruntime is None else [by_onnx(program)])]
+    runtimes = [called]
+    if onnxruntime is not None:
+        runtimes.append(by_onnx(program))
+    if tensorflow is not None:
+        runtimes.append(by_tensorflow(program))
     for x in program.examples():
         expected = program.reference(x)
         for run in runtimes:
@@ -76,6 +87,14 @@ def by_onnx(program):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda x: dict(zip(names, session.run(None, {"x": x}), strict=True))
+
+
+def by_tensorflow(program):
+    with tempfile.TemporaryDirectory() as folder:
+        saved_model.write(program, pathlib.Path(folder, "program"))
+        loaded = tensorflow.saved_model.load(str(pathlib.Path(folder, "program")))
+    call = loaded.signatures["serving_default"]
+    return lambda x, _=loaded: {name: value.numpy() for name, value in call(x=tensorflow.constant(x)).items()}
 
 
 # Presets of the same networks, which differ only in what they are trained by, are exported alike.

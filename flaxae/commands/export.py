@@ -22,8 +22,9 @@ class Flags:
 
     run: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, or one that `flaxae.save` wrote."""
-    format: Literal["stablehlo", "onnx", "safetensors"] = "stablehlo"
-    """stablehlo runs by jax alone, on CPU, GPU and TPU; onnx by onnxruntime; safetensors are the weights."""
+    format: Literal["stablehlo", "onnx", "saved-model", "safetensors"] = "stablehlo"
+    """stablehlo runs by jax alone, on CPU, GPU and TPU; onnx by onnxruntime; saved-model by TensorFlow; safetensors are
+    the weights."""
     programs: tuple[str, ...] = ()
     """Which to write, of encode, decode, reconstruct, score and probabilities; by default all that the model has."""
     threshold: float | None = None

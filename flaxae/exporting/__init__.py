@@ -26,11 +26,11 @@ import numpy as np
 
 import flaxae
 from flaxae import errors, manifest
-from flaxae.exporting import onnx, stablehlo, weights
+from flaxae.exporting import onnx, saved_model, stablehlo, weights
 from flaxae.exporting.tracing import Program, programs
 from flaxae.printing import say
 
-FORMATS = {"stablehlo": stablehlo, "onnx": onnx}
+FORMATS = {"stablehlo": stablehlo, "onnx": onnx, "saved-model": saved_model}
 CLOSE = 3e-3  # of the largest value: rounding in another order of adding up, as distances magnify it
 PROGRAMS = ("encode", "decode", "reconstruct", "score", "probabilities")
 SECONDS = 600  # that a runtime may take
@@ -52,8 +52,8 @@ def export(
         names: of the programs to export, such as "encode", "decode", "reconstruct", "score", "probabilities"; by
             default all that the model has.
         folder: a new one, an empty one, or one of an earlier export, which is replaced.
-        format: stablehlo or onnx, or safetensors for the weights, with a model card, as the Hugging Face hub has them,
-            which `flaxae.load` reads.
+        format: stablehlo, onnx or saved-model (TensorFlow's), or safetensors for the weights, with a model card, as the
+            Hugging Face hub has them, which `flaxae.load` reads.
         threshold: see `tracing.programs`.
 
     Raises:

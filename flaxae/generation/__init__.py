@@ -5,9 +5,9 @@
     space = generation.learn(x, labels)                          # features to judge samples by
     generation.compare(space, samples, x_test)
 
-`fit` gives any model a prior: a mixture of factor analysers fitted to its codes, with components of its own for each class. It
-is saved with the model, and `Trained.sample` draws from it. A variational model is sampled so too: its codes, taken all
-together, seldom have the distribution of the prior that it was trained with.
+`fit` gives any model a prior: a mixture of factor analysers fitted to its codes, with components of its own for each
+class. It is saved with the model, and `Trained.sample` draws from it. A variational model is sampled so too: its codes,
+taken all together, seldom have the distribution of the prior that it was trained with.
 """
 
 from flaxae.generation.prior import CodePrior, codes, fit, sample
