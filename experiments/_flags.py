@@ -392,6 +392,8 @@ class Recommend(Flags):
     """Sizes of the variational encoder's hidden layers; by default encoder and decoder are linear."""
     beta: float | None = None
     """The weight of the variational model's KL after its warm-up; by default 0.2."""
+    rounds: int | None = None
+    """Rounds that the variational model's training is divided into; from 2 on, the prior is RecVAE's; by default 1."""
     batch_size: int = 100
     """Users per step."""
     learning_rate: float | None = None
@@ -405,11 +407,11 @@ class Recommend(Flags):
         refuse_others(self, "label", "time", "id", "drop", "keep", "window", "stride", "size")
         if self.from_ is None and not self.data:
             raise ConfigError("Say who chose what: --data ratings.csv, a table with the columns user and item.")
-        for flag in ("latent", "batch_size", "count"):
+        for flag in ("latent", "rounds", "batch_size", "count"):
             if (value := getattr(self, flag)) is not None and value < 1:
                 raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it has to be at least 1.")
-        if self.model == "linear" and (self.hidden or self.beta is not None):
-            raise ConfigError("--hidden and --beta are for the variational model: --model variational.")
+        if self.model == "linear" and (self.hidden or self.beta is not None or self.rounds is not None):
+            raise ConfigError("--hidden, --beta and --rounds are for the variational model: --model variational.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

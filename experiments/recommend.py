@@ -96,7 +96,7 @@ def train(config: _flags.Recommend) -> None:
     digest = hashlib.sha256(ratings.x.indices.tobytes() + ratings.x.indptr.tobytes()).hexdigest()
     about = {"users": users, "items": items, "choices": ratings.x.nnz, "sha256": digest}
     settings = {"settings": _steps.settings(config), "model": trained.ESTIMATOR, "data": about}
-    given = ("latent", "hidden", "beta", "learning_rate", "batch_size")
+    given = ("latent", "hidden", "beta", "rounds", "learning_rate", "batch_size")
     chosen = {name: value for name in given if (value := getattr(config, name)) not in (None, ())}
     enough = _steps.enough_epochs(known.shape[0], config.batch_size, epochs=EPOCHS, steps=STEPS)
     recommender = MODELS[config.model](**chosen, epochs=config.epochs or enough, random_state=config.seed)

@@ -10,6 +10,8 @@ are deleted from what the encoder is given, all are reconstructed, and the weigh
 be those of `fit`. Beside them: popularity, EASE (Steck 2019) and implicit alternating least squares (Hu et al. 2008).
 """
 
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -104,8 +106,14 @@ class _ItemEstimator(NetworkEstimator):
         """What the encoder is given of the rows."""
         raise NotImplementedError
 
-    def _fit(self, X: Any, schedules: Callable[[int], dict[str, Any]], settings: dict[str, Any]) -> Any:
-        """Train anew; `schedules` are those of `training.fit` for so many steps."""
+    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _ _"]]:
+        """What the objective is given of each user besides, in that round of the training."""
+        return {}
+
+    def _fit(
+        self, X: Any, schedules: Callable[[int], dict[str, Any]], settings: dict[str, Any], *, rounds: int = 1
+    ) -> Any:
+        """Train anew; `schedules` are those of `training.fit` for so many steps, which are a round's."""
         x = self._checked(X)
         x = x[x.getnnz(axis=1) > 0]
         if x.shape[0] < 2:
@@ -115,18 +123,24 @@ class _ItemEstimator(NetworkEstimator):
         seed, size = estimators.seed_of(self.random_state), min(int(self.batch_size), x.shape[0] - 1)
         model = autoencoder.build(self.config_, (self.n_features_in_,), seed=seed)
         shuffled = x[np.random.default_rng(seed).permutation(x.shape[0])]  # a stream is read in stretches
-        rows = {"x": sparse.examples(self._given(shuffled)), "target": sparse.examples(shuffled)}
-        steps = int(self.epochs) * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
-        history = training.fit(
-            model,
-            rows,
-            epochs=int(self.epochs),
-            batch_size=size,
-            learning_rate=float(self.learning_rate),
-            schedules=schedules(steps),
-            **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
-        )
-        self._keep(model, history)
+        given = self._given(shuffled)
+        rows = {"x": sparse.examples(given), "target": sparse.examples(shuffled)}
+        epochs = max(1, int(self.epochs) // rounds)
+        steps = epochs * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
+        losses = training.History()
+        for number in range(rounds):
+            history = training.fit(
+                model,
+                rows | self._more(model, given, number),
+                epochs=epochs,
+                batch_size=size,
+                learning_rate=float(self.learning_rate),
+                schedules=schedules(steps),
+                **{"validation": VALIDATION, "seed": seed, "show": False, **settings},
+            )
+            for name, values in history.items():
+                losses.setdefault(name, []).extend(values)
+        self._keep(model, losses)
         return self
 
     def _checked(self, X: Any) -> Matrix:
@@ -236,9 +250,10 @@ class VariationalRecommender(_ItemEstimator):
         hidden: sizes of the encoder's hidden layers, mirrored in the decoder; () makes both linear.
         beta: the weight of the KL after its warm-up.
         deletion: the probability that an item is hidden from the encoder in training.
+        rounds: into which the epochs are divided. With more than one, the prior is RecVAE's: see `CompositeELBO`.
         epochs: passes over the users.
         batch_size: users per step.
-        learning_rate: the peak of Adam's, after a warm-up and before a cosine decay.
+        learning_rate: the peak of Adam's, after a warm-up and before a cosine decay, in each round.
         random_state: a number for the same results each time; a `RandomState`; or None.
 
     Attributes:
@@ -255,6 +270,7 @@ class VariationalRecommender(_ItemEstimator):
         hidden: Sequence[int] = (),
         beta: float = 0.2,
         deletion: float = 0.5,
+        rounds: int = 1,
         epochs: int = 40,
         batch_size: int = 100,
         learning_rate: float = 1e-3,
@@ -264,6 +280,7 @@ class VariationalRecommender(_ItemEstimator):
         self.hidden = hidden
         self.beta = beta
         self.deletion = deletion
+        self.rounds = rounds
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -280,7 +297,15 @@ class VariationalRecommender(_ItemEstimator):
         def schedules(steps: int) -> dict[str, Any]:
             return {"beta": warm_up(float(self.beta), max(1, round(WARM_UP * steps)))}
 
-        return self._fit(X, schedules, settings)
+        return self._fit(X, schedules, settings, rounds=int(self.rounds))
+
+    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _ _"]]:
+        if int(self.rounds) < 2:
+            return {}
+        if not round:
+            return {"previous": np.zeros((given.shape[0], 2, int(self.latent)), np.float32)}
+        parts = [given[start : start + AT_ONCE].toarray() for start in range(0, given.shape[0], AT_ONCE)]
+        return {"previous": np.concatenate([training.apply(posterior, model, part) for part in parts])}
 
     @staticmethod
     def _score(model: Autoencoder, x: Float[Array, "users items"]) -> Float[Array, "users items"]:
@@ -295,7 +320,7 @@ class VariationalRecommender(_ItemEstimator):
         return Config(
             body=MLP(tuple(np.atleast_1d(self.hidden).astype(int).tolist()), "tanh"),
             head=Variational(int(self.latent)),
-            objective=ELBO(float(self.beta)),
+            objective=ELBO(float(self.beta)) if int(self.rounds) < 2 else CompositeELBO(float(self.beta)),
             corruption=Deletion(float(self.deletion)),
             likelihood=Multinomial(),
         )
@@ -303,6 +328,52 @@ class VariationalRecommender(_ItemEstimator):
     def _given(self, x: Matrix) -> Matrix:
         made: Matrix = normalize(x)
         return made * np.float32(LENGTH)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class CompositeELBO:
+    """−log p(x | z) + β KL to RecVAE's composite prior (Shenbin et al. 2020, eq. 6), estimated at the z that is drawn.
+
+    The prior of each number of a user's code is a mixture of N(0, 1), of the posterior that an earlier model gave that
+    user, and of a wide normal. The batch has that posterior's means and log-variances, {"previous": [users, 2,
+    latent]}; zeros are N(0, 1).
+
+    Args:
+        beta: the weight of the KL.
+        shares: of the three in the mixture, which add up to 1.
+        wide: the log-variance of the third.
+    """
+
+    beta: float = 0.2
+    shares: tuple[float, ...] = (0.15, 0.75, 0.1)
+    wide: float = 10.0
+
+    def __post_init__(self) -> None:
+        specs.check_not_negative(self, "beta")
+        if len(self.shares) != 3 or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise errors.ConfigError(f"CompositeELBO.shares is {self.shares}; expected three above 0 that add up to 1.")
+
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, " batch"]:
+        previous, batch = jnp.asarray(batch["previous"]), Batch.of(batch)
+        params, latent = model(batch, key)
+        means = jnp.stack([jnp.zeros_like(latent.z), previous[:, 0], jnp.zeros_like(latent.z)])
+        logvars = jnp.stack([jnp.zeros_like(latent.z), previous[:, 1], jnp.full_like(latent.z, self.wide)])
+        each = _log_normal(latent.z[None], means, logvars)
+        shares = jnp.broadcast_to(jnp.log(jnp.array(self.shares))[:, None, None], each.shape)
+        kl = _log_normal(latent.z, latent.mean, latent.logvar) - jax.nn.logsumexp(each + shares, axis=0)
+        return -model.log_likelihood(params, batch) + self.beta * kl.sum(axis=1)
+
+
+def _log_normal(z: Array, mean: Array, logvar: Array) -> Array:
+    """log N(z; mean, exp(logvar)) of each number."""
+    return -0.5 * (jnp.square(z - mean) * jnp.exp(-logvar) + logvar + math.log(2 * math.pi))
+
+
+def posterior(model: Any, x: Float[Array, "users items"]) -> Float[Array, "users 2 latent"]:
+    """The means and log-variances of q(z | x)."""
+    latent = model.head(model.features(x))
+    return jnp.stack([latent.mean, latent.logvar], axis=1)
 
 
 def warm_up(beta: float, steps: int) -> Callable[[Any], Any]:

@@ -19,12 +19,14 @@ from sklearn.metrics import ndcg_score
 import flaxae
 from flaxae import autoencoder, data, errors, recommendation, training
 from flaxae.autoencoder import Config
+from flaxae.batches import Batch
 from flaxae.command import main as command_line
 from flaxae.corruptions import Deletion
 from flaxae.data import sparse
 from flaxae.data.sparse import Rows
 from flaxae.likelihoods import Gaussian, Multinomial
-from flaxae.nn.heads import Deterministic, Identity
+from flaxae.nn.heads import Deterministic, Identity, Variational
+from flaxae.nn.mlp import MLP
 from flaxae.nn.shallow import Shallow
 from flaxae.recommendation import HeldOut, Recommender, VariationalRecommender
 from flaxae.training.fitting import keys
@@ -199,6 +201,41 @@ def test_it_beats_popularity_on_new_users(tastes):
     popular = recommendation.measure(recommendation.popularity(tastes[:60]), held_out)["ndcg_100"]
     for name, method in methods.items():
         assert recommendation.measure(method, held_out)["ndcg_100"] > popular + 0.05, name
+
+
+def test_the_composite_prior_is_a_mixture_of_three(rng):
+    objective = recommendation.CompositeELBO(beta=1.0)
+    model = autoencoder.build(
+        Config(body=MLP(()), head=Variational(3), objective=objective, likelihood=Gaussian()), (5,)
+    )
+    x = rng.random((4, 5)).astype(np.float32)
+    previous = rng.standard_normal((4, 2, 3)).astype(np.float32)
+    loss = objective(model, {"x": jnp.asarray(x), "previous": previous}, keys(0)[0])
+    params, latent = model(Batch(jnp.asarray(x)), keys(0)[0])
+    z, scale = np.asarray(latent.z), np.exp(0.5 * np.asarray(latent.logvar))
+    mixed = 0.15 * stats.norm.pdf(z) + 0.75 * stats.norm.pdf(z, previous[:, 0], np.exp(0.5 * previous[:, 1]))
+    mixed += 0.1 * stats.norm.pdf(z, scale=np.exp(5.0))
+    kl = (stats.norm.logpdf(z, latent.mean, scale) - np.log(mixed)).sum(axis=1)
+    np.testing.assert_allclose(loss, kl - model.log_likelihood(params, Batch(jnp.asarray(x))), rtol=1e-4)
+    for shares in ((0.5, 0.5), (0.5, 0.4, 0.2), (1.0, 0.0, 0.0)):
+        with pytest.raises(errors.ConfigError, match="shares"):
+            recommendation.CompositeELBO(shares=shares)
+
+
+def test_rounds_hand_on_what_they_found_of_each_user(tastes, monkeypatch):
+    given = []
+    more = VariationalRecommender._more
+    monkeypatch.setattr(VariationalRecommender, "_more", lambda *a: given.append(more(*a)["previous"]) or more(*a))
+    made = VariationalRecommender(3, rounds=3, epochs=6, batch_size=16, random_state=0).fit(tastes)
+    assert [part.shape for part in given] == 3 * [(90, 2, 3)]
+    assert not given[0].any()
+    assert (np.ptp(given[1], axis=0) > 1e-3).all()
+    assert not np.allclose(given[1], given[2])
+    assert len(made.loss_curve_) == 6
+    assert isinstance(made.config_.objective, recommendation.CompositeELBO)
+    monkeypatch.setattr(sparse, "DENSE_BYTES", 0)
+    streamed = VariationalRecommender(3, rounds=2, epochs=2, batch_size=16, random_state=0).fit(tastes)
+    assert np.isfinite(streamed.loss_curve_).all()
 
 
 def test_it_is_an_estimator_that_saves(recommender, tastes, tmp_path):
