@@ -30,7 +30,7 @@ from flaxae import autoencoder, data, errors, estimators, specs, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.batches import Batch, Examples
 from flaxae.corruptions import Deletion
-from flaxae.data import sparse
+from flaxae.data import Stream, sparse
 from flaxae.data.sparse import Matrix
 from flaxae.estimators import NetworkEstimator, no_type_check
 from flaxae.likelihoods import Gaussian, Multinomial
@@ -106,7 +106,7 @@ class _ItemEstimator(NetworkEstimator):
         """What the encoder is given of the rows."""
         raise NotImplementedError
 
-    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _ _"]]:
+    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _"]]:
         """What the objective is given of each user besides, in that round of the training."""
         return {}
 
@@ -129,9 +129,12 @@ class _ItemEstimator(NetworkEstimator):
         steps = epochs * max(1, round((1 - VALIDATION) * x.shape[0]) // size)
         losses = training.History()
         for number in range(rounds):
+            more = self._more(model, given, number)
+            if isinstance(rows["x"], Stream):
+                more = {name: Stream(array) for name, array in more.items()}
             history = training.fit(
                 model,
-                rows | self._more(model, given, number),
+                rows | more,
                 epochs=epochs,
                 batch_size=size,
                 learning_rate=float(self.learning_rate),
@@ -299,11 +302,11 @@ class VariationalRecommender(_ItemEstimator):
 
         return self._fit(X, schedules, settings, rounds=int(self.rounds))
 
-    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _ _"]]:
+    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _"]]:
         if int(self.rounds) < 2:
             return {}
         if not round:
-            return {"previous": np.zeros((given.shape[0], 2, int(self.latent)), np.float32)}
+            return {"previous": np.zeros((given.shape[0], 2 * int(self.latent)), np.float32)}
         parts = [given[start : start + AT_ONCE].toarray() for start in range(0, given.shape[0], AT_ONCE)]
         return {"previous": np.concatenate([training.apply(posterior, model, part) for part in parts])}
 
@@ -336,7 +339,7 @@ class CompositeELBO:
     """−log p(x | z) + β KL to RecVAE's composite prior (Shenbin et al. 2020, eq. 6), estimated at the z that is drawn.
 
     The prior of each number of a user's code is a mixture of N(0, 1), of the posterior that an earlier model gave that
-    user, and of a wide normal. The batch has that posterior's means and log-variances, {"previous": [users, 2,
+    user, and of a wide normal. The batch has that posterior's means and log-variances, {"previous": [users, 2
     latent]}; zeros are N(0, 1).
 
     Args:
@@ -355,10 +358,10 @@ class CompositeELBO:
             raise errors.ConfigError(f"CompositeELBO.shares is {self.shares}; expected three above 0 that add up to 1.")
 
     def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, " batch"]:
-        previous, batch = jnp.asarray(batch["previous"]), Batch.of(batch)
+        previous, batch = jnp.split(jnp.asarray(batch["previous"]), 2, axis=1), Batch.of(batch)
         params, latent = model(batch, key)
-        means = jnp.stack([jnp.zeros_like(latent.z), previous[:, 0], jnp.zeros_like(latent.z)])
-        logvars = jnp.stack([jnp.zeros_like(latent.z), previous[:, 1], jnp.full_like(latent.z, self.wide)])
+        means = jnp.stack([jnp.zeros_like(latent.z), previous[0], jnp.zeros_like(latent.z)])
+        logvars = jnp.stack([jnp.zeros_like(latent.z), previous[1], jnp.full_like(latent.z, self.wide)])
         each = _log_normal(latent.z[None], means, logvars)
         shares = jnp.broadcast_to(jnp.log(jnp.array(self.shares))[:, None, None], each.shape)
         kl = _log_normal(latent.z, latent.mean, latent.logvar) - jax.nn.logsumexp(each + shares, axis=0)
@@ -370,10 +373,10 @@ def _log_normal(z: Array, mean: Array, logvar: Array) -> Array:
     return -0.5 * (jnp.square(z - mean) * jnp.exp(-logvar) + logvar + math.log(2 * math.pi))
 
 
-def posterior(model: Any, x: Float[Array, "users items"]) -> Float[Array, "users 2 latent"]:
-    """The means and log-variances of q(z | x)."""
+def posterior(model: Any, x: Float[Array, "users items"]) -> Float[Array, "users _"]:
+    """The means and log-variances of q(z | x), [users, 2 latent]."""
     latent = model.head(model.features(x))
-    return jnp.stack([latent.mean, latent.logvar], axis=1)
+    return jnp.concatenate([latent.mean, latent.logvar], axis=1)
 
 
 def warm_up(beta: float, steps: int) -> Callable[[Any], Any]:

@@ -209,11 +209,11 @@ def test_the_composite_prior_is_a_mixture_of_three(rng):
         Config(body=MLP(()), head=Variational(3), objective=objective, likelihood=Gaussian()), (5,)
     )
     x = rng.random((4, 5)).astype(np.float32)
-    previous = rng.standard_normal((4, 2, 3)).astype(np.float32)
+    previous = rng.standard_normal((4, 6)).astype(np.float32)
     loss = objective(model, {"x": jnp.asarray(x), "previous": previous}, keys(0)[0])
     params, latent = model(Batch(jnp.asarray(x)), keys(0)[0])
     z, scale = np.asarray(latent.z), np.exp(0.5 * np.asarray(latent.logvar))
-    mixed = 0.15 * stats.norm.pdf(z) + 0.75 * stats.norm.pdf(z, previous[:, 0], np.exp(0.5 * previous[:, 1]))
+    mixed = 0.15 * stats.norm.pdf(z) + 0.75 * stats.norm.pdf(z, previous[:, :3], np.exp(0.5 * previous[:, 3:]))
     mixed += 0.1 * stats.norm.pdf(z, scale=np.exp(5.0))
     kl = (stats.norm.logpdf(z, latent.mean, scale) - np.log(mixed)).sum(axis=1)
     np.testing.assert_allclose(loss, kl - model.log_likelihood(params, Batch(jnp.asarray(x))), rtol=1e-4)
@@ -227,7 +227,7 @@ def test_rounds_hand_on_what_they_found_of_each_user(tastes, monkeypatch):
     more = VariationalRecommender._more
     monkeypatch.setattr(VariationalRecommender, "_more", lambda *a: given.append(more(*a)["previous"]) or more(*a))
     made = VariationalRecommender(3, rounds=3, epochs=6, batch_size=16, random_state=0).fit(tastes)
-    assert [part.shape for part in given] == 3 * [(90, 2, 3)]
+    assert [part.shape for part in given] == 3 * [(90, 6)]
     assert not given[0].any()
     assert (np.ptp(given[1], axis=0) > 1e-3).all()
     assert not np.allclose(given[1], given[2])
