@@ -35,7 +35,7 @@ EPOCHS = 20  # of a map that keeps neighbours
 SCORED = 2000  # test examples to measure trustworthiness on, whose time grows with their square
 NEIGHBOURS = 10
 COLOURED = 20  # columns of a table that the map may be coloured by
-DECODED = 16  # steps of the grid of decoded codes, each way
+DECODED = {2: 16, 3: 9}  # by the code's size: steps of the grid of decoded codes, each way
 
 
 def apply(config: _flags.Reduce) -> None:
@@ -128,7 +128,7 @@ def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -
         f"{len(np.concatenate(codes)):,} codes of {dimensions} numbers are in {run.folder / 'codes.npz'} and .csv."
     )
     usage = experiments.command("reduce", from_=run.folder, input=_steps.new_file(dataset), output="codes.csv")
-    explore = to_explore(model, codes[1], dataset) if dimensions == 2 else None
+    explore = to_explore(model, codes[1], dataset) if dimensions in DECODED else None
     title = f"A map of {dataset.name}"
     _steps.finish(run, title, summary, [table], figures, results, usage, history=history, explore=explore)
 
@@ -151,7 +151,10 @@ def to_explore(model: Autoencoder, codes: np.ndarray, dataset: Dataset) -> repor
     rows = range(len(test)) if dataset.test_rows is None else dataset.test_rows[: len(test)]
     names = [f"row {row}" for row in rows] if dataset.test_files is None else dataset.test_files[: len(test)].tolist()
     low, high = codes.min(axis=0), codes.max(axis=0)
-    steps = np.stack(np.meshgrid(*np.linspace(low, high, DECODED).T), axis=-1).reshape(-1, 2).astype(np.float32)
+    axes = np.linspace(low, high, DECODED[codes.shape[1]], dtype=np.float32).T
+    steps = np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], axis=-1).reshape(
+        -1, len(axes)
+    )  # first axis fastest
     decoded = training.apply(Autoencoder.decode, model, steps) if is_image else None
     return report.Explore(codes[:SCORED], names, colours, test, made, columns, decoded)
 

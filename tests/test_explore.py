@@ -125,6 +125,37 @@ def test_a_map_is_explored_by_clicks_and_keys(browser, tmp_path, explore, width)
     context.close()
 
 
+def test_a_map_of_three_numbers_is_turned(browser, tmp_path, rng):
+    images = np.linspace(0, 1, 27, dtype=np.float32)[:, None, None, None] * np.ones((1, 4, 4, 1), np.float32)
+    points = np.stack(np.meshgrid(*3 * [[-1.0, 0.0, 1.0]], indexing="ij")[::-1], axis=-1).reshape(-1, 3)
+    names = [f"row {i}" for i in range(27)]
+    explore = report.Explore(points, names, {"i": np.arange(27)}, images, images, decoded=images)
+    write(tmp_path / "report.html", explore)
+    page = browser.new_page(viewport={"width": 900, "height": 900})
+    said = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    canvas, detail = page.locator('[data-part="map"]'), page.locator('[data-part="detail"]')
+    picture = "document.querySelector('[data-part=map]').toDataURL()"
+    before = page.evaluate(picture)
+    page.locator('[data-part="turn"]').fill("90")
+    assert page.evaluate(picture) != before
+    box = canvas.bounding_box()
+    page.mouse.click(
+        box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    )  # turned, the middle of the first number
+    assert detail.locator("p").first.inner_text().split(" · ")[0] in {"row 12", "row 13", "row 14"}
+    assert detail.locator("button").count() == 8
+    for name, value in (("z0", "2"), ("z1", "0"), ("z2", "1")):
+        page.locator(f'[data-part="{name}"]').fill(value)
+    assert "decoded from 1.00, -1.00, 0.00" in page.locator('[data-part="decoded"]').inner_text()
+    page.wait_for_timeout(100)
+    shown = "[...document.querySelector('[data-part=decoded] canvas').getContext('2d').getImageData(1, 1, 1, 1).data]"
+    assert page.evaluate(shown)[0] == round(255 * 11 / 26)  # 2 + 3 * 0 + 9 * 1
+    assert said == []
+    page.close()
+
+
 def test_without_scripts_the_page_says_so(browser, tmp_path, explore):
     write(tmp_path / "report.html", explore)
     context = browser.new_context(java_script_enabled=False)

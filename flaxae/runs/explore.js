@@ -7,7 +7,7 @@
   const find = (name) => section.querySelector(`[data-part="${name}"]`);
   const canvas = find("map"), detail = find("detail"), colourBy = find("colour"), mode = find("mode");
   const context = canvas.getContext("2d");
-  const points = data.points, count = points.length;
+  const points = data.points, count = points.length, axes = count ? points[0].length : 2;
   const PALETTE = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#999933", "#777777"];
   let view = { x: 0, y: 0, scale: 1 }, current = -1, near = [], selected = new Set(), box = null, colours = [];
   section.hidden = false;
@@ -63,15 +63,30 @@
     return item;
   };
 
-  // ---- the view
-  const reach = [0, 1].map((axis) => [Math.min(...points.map((p) => p[axis])), Math.max(...points.map((p) => p[axis]))]);
+  // ---- the view: three coordinates are turned around the second, and seen from the front
+  const range = (axis) => [Math.min(...points.map((p) => p[axis])), Math.max(...points.map((p) => p[axis]))];
+  let reach = [range(0), range(1)], flat = points, depth = points.map(() => 0);
+  if (axes === 3) {
+    const middle = [0, 1, 2].map((axis) => (range(axis)[0] + range(axis)[1]) / 2);
+    const centred = points.map((p) => p.map((value, axis) => value - middle[axis]));
+    const radius = Math.max(...centred.map((p) => Math.hypot(...p))) || 1;
+    reach = [[-radius, radius], [-radius, radius]];
+    find("turned").hidden = false;
+    const turn = () => {
+      const angle = Number(find("turn").value) * Math.PI / 180, cos = Math.cos(angle), sin = Math.sin(angle);
+      flat = centred.map((p) => [p[0] * cos + p[2] * sin, p[1]]);
+      depth = centred.map((p) => (p[2] * cos - p[0] * sin) / radius);
+    };
+    turn();
+    find("turn").addEventListener("input", () => { turn(); draw(); });
+  }
   const reset = () => {
     const { width, height } = canvas, [[left, right], [low, high]] = reach;
     view.scale = 0.92 * Math.min(width / (right - left || 1), height / (high - low || 1));
     view.x = width / 2 - view.scale * (left + right) / 2;
     view.y = height / 2 + view.scale * (low + high) / 2;
   };
-  const place = (i) => [view.x + view.scale * points[i][0], view.y - view.scale * points[i][1]];
+  const place = (i) => [view.x + view.scale * flat[i][0], view.y - view.scale * flat[i][1]];
   const zoom = (factor, x = canvas.width / 2, y = canvas.height / 2) => {
     view.x = x + (view.x - x) * factor; view.y = y + (view.y - y) * factor; view.scale *= factor;
     draw();
@@ -92,7 +107,7 @@
     const ratio = window.devicePixelRatio || 1, ink = getComputedStyle(section).color;
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.globalAlpha = 0.75;
-    for (let i = 0; i < count; i++) { context.fillStyle = colours[i] || "#888"; disc(i, 2.6 * ratio); }
+    for (let i = 0; i < count; i++) { context.fillStyle = colours[i] || "#888"; disc(i, (2.6 + depth[i]) * ratio); }
     context.globalAlpha = 1; context.strokeStyle = ink; context.lineWidth = 1.5 * ratio;
     for (const i of selected) { context.fillStyle = ink; disc(i, 2 * ratio); }
     for (const i of near) { context.fillStyle = colours[i]; disc(i, 5 * ratio); context.stroke(); }
@@ -109,7 +124,7 @@
     }
     return best;
   };
-  const neighbours = (i) => points.map((p, j) => [(p[0] - points[i][0]) ** 2 + (p[1] - points[i][1]) ** 2, j])
+  const neighbours = (i) => points.map((p, j) => [Math.hypot(...p.map((value, axis) => value - points[i][axis])), j])
     .filter(([, j]) => j !== i).sort((a, b) => a[0] - b[0]).slice(0, 8).map(([, j]) => j);
   const captioned = (figure, caption) => {
     const made = document.createElement("figure");
@@ -164,7 +179,7 @@
   };
   find("save").addEventListener("click", () => {
     const names = Object.keys(data.colours);
-    const lines = [["row", ...names, "z0", "z1"], ...[...selected].sort((a, b) => a - b).map((i) =>
+    const lines = [["row", ...names, ...points[0].map((_, axis) => `z${axis}`)], ...[...selected].sort((a, b) => a - b).map((i) =>
       [data.rows[i], ...names.map((name) => data.colours[name][i]), ...points[i]])];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n"], { type: "text/csv" }));
@@ -253,12 +268,14 @@
 
   // ---- decoded codes
   if (data.decoded) {
-    const side = data.decoded.across, sliders = [find("z0"), find("z1")], shown = find("decoded");
+    const side = data.side, sliders = ["z0", "z1", "z2"].slice(0, axes).map(find), shown = find("decoded");
     find("codes").hidden = false;
+    find("third").hidden = axes < 3;
     const decode = () => {
-      const [column, row] = sliders.map((slider) => Number(slider.value));
-      const code = [column, row].map((step, axis) => data.reach[0][axis] + step / (side - 1) * (data.reach[1][axis] - data.reach[0][axis]));
-      shown.replaceChildren(captioned(tile("decoded", row * side + column, 128, "decoded"), `decoded from ${code.map((z) => z.toFixed(2)).join(", ")}`));
+      const steps = sliders.map((slider) => Number(slider.value));
+      const code = steps.map((step, axis) => data.reach[0][axis] + step / (side - 1) * (data.reach[1][axis] - data.reach[0][axis]));
+      const index = steps.reduceRight((sum, step) => sum * side + step, 0);
+      shown.replaceChildren(captioned(tile("decoded", index, 128, "decoded"), `decoded from ${code.map((z) => z.toFixed(2)).join(", ")}`));
     };
     for (const slider of sliders) { slider.max = String(side - 1); slider.value = String(side >> 1); slider.addEventListener("input", decode); }
     decode();

@@ -32,17 +32,17 @@ class Explore:
     """A map to explore. If there are more than `MOST` points, the first ones are shown.
 
     Args:
-        points: places in the map.
+        points: places in the map, of two or three coordinates.
         rows: what each is called, such as its row or its file; it is what is saved of selected points.
         colours: by name, what points may be coloured by: texts, such as labels, or numbers.
         examples, made: pictures [n, height, width, channels] in [0, 1], or values [n, features], of the examples and
             their reconstructions.
         columns: the names of the values.
-        decoded: of pictures, those decoded on a grid of side × side places over the map, [side * side, height, width,
-            channels], the rows from the least second coordinate to the greatest.
+        decoded: of pictures, those decoded on a grid over the map, with as many places along each coordinate, [places,
+            height, width, channels]; from one to the next, the first coordinate changes, after all of it the second.
 
     Raises:
-        DataError: the parts are not of the same examples, or the points don't have two coordinates.
+        DataError: the parts are not of the same examples, or the points don't have two or three coordinates.
     """
 
     points: Float[np.ndarray, "points axes"]
@@ -55,10 +55,10 @@ class Explore:
 
     def __post_init__(self) -> None:
         sizes = {len(part) for part in (self.points, self.rows, self.examples, self.made, *self.colours.values())}
-        if len(sizes) != 1 or self.points.shape[1:] != (2,):
+        if len(sizes) != 1 or self.points.shape[1:] not in ((2,), (3,)):
             raise DataError(
                 f"A map to explore has points of shape {self.points.shape}, and parts of {sorted(sizes)} examples; "
-                "expected [n, 2], and n of all."
+                "expected [n, 2] or [n, 3], and n of all."
             )
 
     def to_json(self) -> str:
@@ -78,6 +78,7 @@ class Explore:
             content["values"] = [_rounded(part[:n]) for part in (self.examples, self.made)]
         if self.decoded is not None:
             content["decoded"] = _sheet(self.decoded)
+            content["side"] = round(len(self.decoded) ** (1 / self.points.shape[1]))
             content["reach"] = np.stack([self.points.min(axis=0), self.points.max(axis=0)]).astype(float).tolist()
         text = json.dumps(content, allow_nan=False)
         return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
