@@ -41,7 +41,7 @@ def test_reduce_has_a_row_an_image(classes, capsys):
 
 
 def test_reconstruct_takes_images_of_any_size(classes, capsys, monkeypatch):
-    monkeypatch.setattr("flaxae.experiments._steps.PIECES_BYTES", 500 * 4 * 64 * 64 * 3)
+    monkeypatch.setattr("flaxae.experiments._steps.PIECES_BYTES", 60 * 4 * 64 * 64 * 3)
     for i, size in enumerate([(100, 70), (80, 90), (70, 70)]):
         save(pathlib.Path("photos", f"{i}.jpg"), i, size)
     flags = ["--data", "photos", *QUICK, "--name", "1", "--batch-size", "256", "--model", "convolutional"]
