@@ -27,6 +27,7 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.generation import CodePrior, FeatureSpace, Quality, quality, tables
+from flaxae.generation.prior import MOST_COMPONENTS
 from flaxae.nn import heads
 from flaxae.nn.heads import Variational
 from flaxae.objectives import Binarised
@@ -39,6 +40,7 @@ from flaxae.training import History
 COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
+IMAGES_EACH = 25  # for each component of the prior: images are many, and of rows so few would tell of single ones
 MIXED = 128  # pixels a side up to which patches are mixed: the weights grow with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
@@ -99,6 +101,13 @@ def default_model(dataset: Dataset) -> str:
         return "variational"
     is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= quality.SIDES
     return "mixer" if is_image and max(dataset.shape[:2]) <= MIXED else "vanilla"
+
+
+def default_components(dataset: Dataset) -> int | None:
+    """Components of the prior; None for as many as `CodePrior.fit` takes."""
+    if dataset.kind != "image":
+        return None
+    return max(1, min(MOST_COMPONENTS, len(dataset.train) // IMAGES_EACH))
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:
@@ -167,7 +176,8 @@ def evaluate(
 def fit_prior(config: _flags.Generate, run: Run, model: Autoencoder, dataset: Dataset) -> CodePrior:
     """A prior of the codes of the training examples, saved as a part of the run."""
     x = dataset.scaling(dataset.train)
-    prior = generation.fit(model, x, *known_classes(dataset), components=config.components, seed=config.seed)
+    components = config.components or default_components(dataset)
+    prior = generation.fit(model, x, *known_classes(dataset), components=components, seed=config.seed)
     prior.save(run.folder / trained.PRIOR)
     return prior
 

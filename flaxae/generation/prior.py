@@ -25,8 +25,8 @@ from flaxae.nn.heads import Probabilistic
 
 MOST_CODES = 60_000  # that a prior is fitted to
 MOST_AXES = 256  # principal components of larger codes that the mixture is of
-CODES_EACH = 50  # codes for each component
-MOST_COMPONENTS = 1200  # for all classes together
+CODES_EACH = 100  # codes for each component
+MOST_COMPONENTS = 2400  # for all classes together
 FILES = frozenset({"prior.npz", "prior.json"})
 
 Flat = Float[np.ndarray, "examples latent"]
