@@ -1,6 +1,6 @@
 """Compression of images that nothing was chosen on: lossless beside PNG, WebP, JPEG XL, lossy beside JPEG and WebP.
 
-    python -m benchmarks.compression --data mnist [--steps 6000]
+    python -m benchmarks.compression --data mnist [--steps 12000]
     python -m benchmarks.compression --data /usr/share/datasets/fashion-mnist
     python -m benchmarks.compression --data photos/colour --every 10
     python -m benchmarks.compression lossy --data photos/colour --every 10 [--codec FOLDER]

@@ -1,7 +1,7 @@
 """Speech denoising: SI-SDR (dB), PESQ and STOI on a speaker who was left out of training, beside simple methods.
 
     pip install pesq pystoi noisereduce
-    python -m benchmarks.speech --data /path/to/clips --leave-out lucas [--steps 2000]
+    python -m benchmarks.speech --data /path/to/clips --leave-out lucas [--steps 4000]
 
 `--data` is a folder of clips whose names hold the speaker's, as the Free Spoken Digit Dataset has them
 (7_jackson_32.wav). Utterances of eight clips of that speaker are mixed at 5 dB with white noise, and with babble: six
