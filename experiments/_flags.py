@@ -353,8 +353,8 @@ class Generate(SweepFlags):
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
-    """Components of the Gaussian mixture fitted to the codes, which is sampled; by default one for every 100 codes,
-    and 600 at most."""
+    """Components of the mixture fitted to the codes, which is sampled; by default one for every 25 images or 100 other
+    examples, and 2,400 at most."""
     count: Annotated[
         int,
         tyro.conf.arg(

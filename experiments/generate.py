@@ -2,8 +2,8 @@
 
     python run.py --exp generate
 
-trains an autoencoder on the embedded MNIST, fits a mixture to its codes, with components of its own for each
-class, and draws samples, in about five minutes on two CPU cores. It compares them with test images in the features of
+trains an autoencoder on the embedded MNIST, fits a mixture to its codes, with components of its own for each class,
+and draws samples, in about five minutes on two CPU cores. It compares them with test images in the features of
 a small classifier (Fréchet distance, KID, precision, recall), and shows them beside the nearest training images. A
 trained run of any experiment is sampled by
 
@@ -26,8 +26,7 @@ from flaxae import autoencoder, data, density, experiments, generation, objectiv
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
-from flaxae.generation import CodePrior, FeatureSpace, Quality, quality, tables
-from flaxae.generation.prior import MOST_COMPONENTS
+from flaxae.generation import CodePrior, FeatureSpace, Quality, tables
 from flaxae.nn import heads
 from flaxae.nn.heads import Variational
 from flaxae.objectives import Binarised
@@ -40,7 +39,7 @@ from flaxae.training import History
 COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
-IMAGES_EACH = 25  # for each component of the prior: images are many, and of rows so few would tell of single ones
+IMAGES_EACH = 25  # for each component of the prior; for rows of a table so few would give single ones away
 MIXED = 128  # pixels a side up to which patches are mixed: the weights grow with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
@@ -64,7 +63,8 @@ def prior_on_data(config: _flags.Generate, model: trained.Trained) -> trained.Tr
     source = dataclasses.replace(config, label=None)
     dataset = _steps.in_memory(_steps.whole(_steps.load(source), source))
     say(f"{config.from_} has no prior yet: it is fitted to the codes of {dataset.name} (--data).")
-    return model.with_prior(dataset.train, *known_classes(dataset), seed=config.seed)
+    components = config.components or default_components(dataset)
+    return model.with_prior(dataset.train, *known_classes(dataset), components=components, seed=config.seed)
 
 
 def known_classes(dataset: Dataset) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def default_model(dataset: Dataset) -> str:
     """The preset whose samples are best for data of that kind."""
     if dataset.kind == "tabular":
         return "variational"
-    is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= quality.SIDES
+    is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= generation.quality.SIDES
     return "mixer" if is_image and max(dataset.shape[:2]) <= MIXED else "vanilla"
 
 
@@ -107,7 +107,7 @@ def default_components(dataset: Dataset) -> int | None:
     """Components of the prior; None for as many as `CodePrior.fit` takes."""
     if dataset.kind != "image":
         return None
-    return max(1, min(MOST_COMPONENTS, len(dataset.train) // IMAGES_EACH))
+    return max(1, min(generation.prior.MOST_COMPONENTS, len(dataset.train) // IMAGES_EACH))
 
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:

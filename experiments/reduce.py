@@ -152,9 +152,8 @@ def to_explore(model: Autoencoder, codes: np.ndarray, dataset: Dataset) -> repor
     names = [f"row {row}" for row in rows] if dataset.test_files is None else dataset.test_files[: len(test)].tolist()
     low, high = codes.min(axis=0), codes.max(axis=0)
     axes = np.linspace(low, high, DECODED[codes.shape[1]], dtype=np.float32).T
-    steps = np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], axis=-1).reshape(
-        -1, len(axes)
-    )  # first axis fastest
+    slowest_first = np.meshgrid(*axes[::-1], indexing="ij")
+    steps = np.stack(slowest_first[::-1], axis=-1).reshape(-1, len(axes))
     decoded = training.apply(Autoencoder.decode, model, steps) if is_image else None
     return report.Explore(codes[:SCORED], names, colours, test, made, columns, decoded)
 

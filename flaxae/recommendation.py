@@ -11,7 +11,6 @@ be those of `fit`. Beside them: popularity, EASE (Steck 2019) and implicit alter
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 from flax import nnx
+from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, Key
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
@@ -106,7 +106,7 @@ class _ItemEstimator(NetworkEstimator):
         """What the encoder is given of the rows."""
         raise NotImplementedError
 
-    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _"]]:
+    def _more(self, model: Autoencoder, given: Matrix, number: int) -> dict[str, Float[np.ndarray, "users _"]]:
         """What the objective is given of each user besides, in that round of the training."""
         return {}
 
@@ -302,10 +302,10 @@ class VariationalRecommender(_ItemEstimator):
 
         return self._fit(X, schedules, settings, rounds=int(self.rounds))
 
-    def _more(self, model: Autoencoder, given: Matrix, round: int) -> dict[str, Float[np.ndarray, "users _"]]:
+    def _more(self, model: Autoencoder, given: Matrix, number: int) -> dict[str, Float[np.ndarray, "users _"]]:
         if int(self.rounds) < 2:
             return {}
-        if not round:
+        if number == 0:
             return {"previous": np.zeros((given.shape[0], 2 * int(self.latent)), np.float32)}
         parts = [given[start : start + AT_ONCE].toarray() for start in range(0, given.shape[0], AT_ONCE)]
         return {"previous": np.concatenate([training.apply(posterior, model, part) for part in parts])}
@@ -339,8 +339,8 @@ class CompositeELBO:
     """−log p(x | z) + β KL to RecVAE's composite prior (Shenbin et al. 2020, eq. 6), estimated at the z that is drawn.
 
     The prior of each number of a user's code is a mixture of N(0, 1), of the posterior that an earlier model gave that
-    user, and of a wide normal. The batch has that posterior's means and log-variances, {"previous": [users, 2
-    latent]}; zeros are N(0, 1).
+    user, and of a wide normal. The batch has "previous", [users, 2 latent]: that posterior's means, then its
+    log-variances. Zeros are N(0, 1).
 
     Args:
         beta: the weight of the KL.
@@ -362,15 +362,10 @@ class CompositeELBO:
         params, latent = model(batch, key)
         means = jnp.stack([jnp.zeros_like(latent.z), previous[0], jnp.zeros_like(latent.z)])
         logvars = jnp.stack([jnp.zeros_like(latent.z), previous[1], jnp.full_like(latent.z, self.wide)])
-        each = _log_normal(latent.z[None], means, logvars)
+        each = norm.logpdf(latent.z[None], means, jnp.exp(0.5 * logvars))
         shares = jnp.broadcast_to(jnp.log(jnp.array(self.shares))[:, None, None], each.shape)
-        kl = _log_normal(latent.z, latent.mean, latent.logvar) - jax.nn.logsumexp(each + shares, axis=0)
+        kl = norm.logpdf(latent.z, latent.mean, jnp.exp(0.5 * latent.logvar)) - jax.nn.logsumexp(each + shares, axis=0)
         return -model.log_likelihood(params, batch) + self.beta * kl.sum(axis=1)
-
-
-def _log_normal(z: Array, mean: Array, logvar: Array) -> Array:
-    """log N(z; mean, exp(logvar)) of each number."""
-    return -0.5 * (jnp.square(z - mean) * jnp.exp(-logvar) + logvar + math.log(2 * math.pi))
 
 
 def posterior(model: Any, x: Float[Array, "users items"]) -> Float[Array, "users _"]:

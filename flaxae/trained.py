@@ -173,12 +173,13 @@ class Trained:
         labels: Int[np.ndarray, " examples"] | None = None,
         classes: tuple[str, ...] = (),
         *,
+        components: int | None = None,
         seed: int = 0,
     ) -> "Trained":
         """The same model with a prior fitted to its codes of x, in the data's units. See `generation.CodePrior.fit`."""
         from flaxae import generation
 
-        prior = generation.fit(self.model, self.scaled(x), labels, classes, seed=seed)
+        prior = generation.fit(self.model, self.scaled(x), labels, classes, components=components, seed=seed)
         return dataclasses.replace(self, prior=prior)
 
     def impute(self, frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -141,9 +141,7 @@ def test_a_map_of_three_numbers_is_turned(browser, tmp_path, rng):
     page.locator('[data-part="turn"]').fill("90")
     assert page.evaluate(picture) != before
     box = canvas.bounding_box()
-    page.mouse.click(
-        box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    )  # turned, the middle of the first number
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # on those in a row behind each other
     assert detail.locator("p").first.inner_text().split(" · ")[0] in {"row 12", "row 13", "row 14"}
     assert detail.locator("button").count() == 8
     for name, value in (("z0", "2"), ("z1", "0"), ("z2", "1")):

@@ -88,8 +88,9 @@ def test_a_loaded_model_samples_in_its_data_s_units(digits, tmp_path):
     known = flaxae.Trained(model, dataset.scaling, dataset.shape, dataset.kind, dataset.columns)
     with pytest.raises(errors.ConfigError, match="with_prior"):
         known.sample(2)
-    trained.save(known.with_prior(x, labels, ("even", "odd")), tmp_path / "model")
+    trained.save(known.with_prior(x, labels, ("even", "odd"), components=6), tmp_path / "model")
     loaded = flaxae.load(tmp_path / "model")
+    assert len(loaded.prior.mixture.weights) == 6
     samples = loaded.sample(5, label="odd", seed=3)
     assert (samples.shape, samples.dtype) == ((5, 8, 8, 1), np.uint8)
     np.testing.assert_array_equal(samples, loaded.sample(5, label="odd", seed=3))

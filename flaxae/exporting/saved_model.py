@@ -75,7 +75,7 @@ def write(program: Program, path: pathlib.Path) -> None:
 
 
 def _older(program: bytes) -> bytes:
-    """The program in `VERSION`, with calls for what is composed of others, whose sizes TensorFlow finds only so."""
+    """The program in `VERSION`. Composite operations become calls: only of those can TensorFlow find the sizes."""
     with ir.Context() as context, ir.Location.unknown():
         module = dialect.deserialize_portable_artifact(context, program)
         composed = []
