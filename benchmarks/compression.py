@@ -4,6 +4,7 @@
     python -m benchmarks.compression --data /usr/share/datasets/fashion-mnist
     python -m benchmarks.compression --data photos/colour --every 10
     python -m benchmarks.compression lossy --data photos/colour --every 10 [--codec FOLDER]
+    … --steps 7000 --batch 16 --channels 128 192 --blocks 3        on a GPU
 
 A set with a test part of its own is tested on all of it, in one file of the codec's. Of a folder of photographs every
 tenth (`--every`), in the order of their names, is kept from the training and tested on, a file each. `--test FOLDER`
@@ -17,6 +18,7 @@ interpolation of those means. With `--codec` the codec is kept in that folder, a
 """
 
 import argparse
+import dataclasses
 import io
 import lzma
 import pathlib
@@ -32,6 +34,7 @@ from PIL import Image
 
 from flaxae import compression, data
 from flaxae.compression import Codec, fitting, peers
+from flaxae.compression.transforms import Transforms
 from flaxae.data import images
 from flaxae.data.images import Images
 
@@ -131,16 +134,29 @@ def photographs(source: str, test: str | None, every: int, steps: int, seed: int
     report(sizes, sum(x.size for x in arrays), f"{len(arrays)} photographs")
 
 
-def lossy(source: str, test: str | None, every: int, steps: int, seed: int, folder: str | None) -> None:
-    """A lossy codec on a folder of photographs."""
+def lossy(
+    source: str,
+    test: str | None,
+    every: int,
+    steps: int,
+    seed: int,
+    folder: str | None,
+    batch: int | None,
+    body: Transforms | None,
+) -> None:
+    """A lossy codec on a folder of photographs, with `body` in place of the product's."""
     known, tested = parts(source, test, every)
     if folder and pathlib.Path(folder).exists():
         codec = compression.load(folder)
     else:
         began, cpu = time.perf_counter(), time.process_time()
-        codec, _ = compression.fit_lossy(known, steps=steps, seed=seed, show=False)
+        config = dataclasses.replace(fitting.LOSSY, body=body) if body else None
+        codec, _ = compression.fit_lossy(known, config=config, batch_size=batch, steps=steps, seed=seed, show=False)
         taken = time.process_time() - cpu
-        print(f"trained: {steps:,} steps in {time.perf_counter() - began:.0f} s, {taken:.0f} s of the processor's")
+        print(
+            f"trained: {steps:,} steps in {time.perf_counter() - began:.0f} s, {taken:.0f} s of the processor's",
+            flush=True,
+        )
         if folder:
             codec.save(folder)
     arrays = [tested.stored(i) for i in range(len(tested))]
@@ -197,11 +213,15 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--codec")
+    parser.add_argument("--batch", type=int, help="of a lossy codec")
+    parser.add_argument("--channels", type=int, nargs="+", help="of other transforms than the product's")
+    parser.add_argument("--blocks", type=int, default=Transforms().blocks, help="of transforms of other channels")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.kind == "lossy":
         steps = given.steps or fitting.LOSSY_STEPS
-        lossy(given.data, given.test, given.every, steps, given.seed, given.codec)
+        body = Transforms(tuple(given.channels), blocks=given.blocks) if given.channels else None
+        lossy(given.data, given.test, given.every, steps, given.seed, given.codec, given.batch, body)
     elif given.data == "mnist" or not images.holds(given.data):
         small(given.data, given.steps or fitting.STEPS, given.seed)
     else:

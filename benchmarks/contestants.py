@@ -101,7 +101,11 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
 
 
 def microbatches(network: Network, batch: int) -> int:
-    """Into how many parts flaxae cuts a batch: the least power of 2 for which a part's convolutions fit the cache."""
+    """Into how many parts flaxae cuts a batch: on CPUs the least power of 2 so that a part fits the cache."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 1
     parts = batch * 4 * math.prod(network.shape) / CACHED if network.convolutional else 1
     return 2 ** max(0, math.ceil(math.log2(parts)))
 
@@ -125,6 +129,7 @@ def torch(
     from torch.nn import functional
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # on a GPU in TF32, as JAX has it by default
     w = networks.weights(network)
     layout = torch.channels_last if last else torch.contiguous_format
 

@@ -6,9 +6,11 @@ from flax import nnx
 
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
+from flaxae.likelihoods import Gaussian
 from flaxae.nn.convnet import ConvNet
-from flaxae.nn.heads import Deterministic
+from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mlp import MLP
+from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
@@ -44,6 +46,13 @@ def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
     for rounded in ("bf16", "population"):  # in float32, members equal their solo runs to 1e-7
         assert not np.allclose(losses[rounded], losses["float32"], rtol=1e-5)
         assert losses[rounded][-1] == pytest.approx(losses["float32"][-1], rel=0.01)
+
+
+def test_codes_that_are_trees_are_rounded_too():
+    images = np.random.default_rng(0).random((8, 16, 16, 1), np.float32)
+    model = autoencoder.build(Config(body=UNet((4, 8), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
+    exact, mixed = negative_log_likelihood, MixedPrecision(negative_log_likelihood)
+    np.testing.assert_allclose(mixed(model, images, KEY), exact(model, images, KEY), rtol=0.01)
 
 
 def test_another_precision_is_refused(digits):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, PyTree
 
 from flaxae import errors
 from flaxae.batches import Examples
@@ -17,15 +17,20 @@ PRECISIONS = ("float32", "bf16")
 
 
 class InBfloat16(nnx.Module):
-    """`body`, computed with bfloat16 copies of its weights and its input; the output is float32 again."""
+    """`body`, computed with bfloat16 copies of its weights and its input, an array or a tree; the output is float32."""
 
     def __init__(self, body: nnx.Module):
         self.body = body
 
-    def __call__(self, x: Float[Array | np.ndarray, "..."], key: Key[Array, ""] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
         graphdef, params, rest = nnx.split(self.body, nnx.Param, ...)
-        params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-        return nnx.merge(graphdef, params, rest)(x.astype(jnp.bfloat16), key).astype(jnp.float32)
+        made = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)(_cast(x, jnp.bfloat16), key)
+        return _cast(made, jnp.float32)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Its floating point numbers in that type; whole numbers and keys as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 @dataclasses.dataclass(frozen=True)
