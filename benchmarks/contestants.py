@@ -42,7 +42,7 @@ class Contestant(NamedTuple):
     traffic: Callable[[], float] | None = None
 
 
-def flaxae(network: Network, batch: int, members: int | None = None) -> Contestant:
+def flaxae(network: Network, batch: int, members: int | None = None, precision: str = "float32") -> Contestant:
     """The compiled block of steps that `flaxae.fit` runs or, if `members` is given, `flaxae.fit_population`."""
     import jax
     import jax.numpy as jnp
@@ -55,6 +55,7 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     from flaxae.nn.mlp import MLP
     from flaxae.objectives import ELBO
     from flaxae.training import feed, fitting, population, step
+    from flaxae.training.precision import in_precision
 
     body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
     config = autoencoder.Config(body=body, head=Deterministic(network.latent), likelihood=Gaussian())
@@ -76,7 +77,8 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     optimizer = training.Optimizer(1000 * steps, microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
     step_key, _ = fitting.keys(0)
-    program = population.Program(graphdef, autoencoder.own_objective, optimizer, batch)
+    objective = in_precision(autoencoder.own_objective, precision)
+    program = population.Program(graphdef, objective, optimizer, batch)
     state, epoch = step.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:
         state = population.stack([state] * members)
@@ -94,10 +96,10 @@ def flaxae(network: Network, batch: int, members: int | None = None) -> Contesta
     def traffic() -> float:
         one_step = jax.jit(step.train_step, static_argnames=("graphdef", "objective", "optimizer"))
         whole = dataclasses.replace(optimizer, microbatches=1)  # in a loop over parts, XLA counts only one
-        compiled = one_step.lower(graphdef, autoencoder.own_objective, whole, state, x[:batch], step_key, 0).compile()
+        compiled = one_step.lower(graphdef, objective, whole, state, x[:batch], step_key, 0).compile()
         return compiled.cost_analysis()["bytes accessed"] / batch
 
-    return Contestant(lambda: float(model.objective(model, x[:batch], None).mean()), train, traffic)
+    return Contestant(lambda: float(objective(model, x[:batch], None).mean()), train, traffic)
 
 
 def microbatches(network: Network, batch: int) -> int:
@@ -118,8 +120,9 @@ def torch(
     compiled: bool = False,
     last: bool = False,
     loader: bool = False,
+    bfloat16: bool = False,
 ) -> Contestant:
-    """Eager, with the data preloaded and fused Adam; or compiled; or in channels-last; or from a DataLoader.
+    """Eager, with the data preloaded and fused Adam; or compiled; in channels-last; from a DataLoader; in bfloat16.
 
     Torch pads images at all sides, where flaxae and TensorFlow pad at the far ones. So it gets flipped images and
     kernels, which gives the same numbers without another copy in each step.
@@ -165,6 +168,10 @@ def torch(
         decode = nn.Sequential(*hidden, linear(w.decoder[-1]))
 
     def objective(x: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            return loss_of(x, noise)
+
+    def loss_of(x: torch.Tensor, noise: float) -> torch.Tensor:
         code = encode(x)
         kl = 0.0
         if network.variational:
@@ -273,6 +280,8 @@ CONTESTANTS: dict[str, Callable[[Network, int], Contestant]] = {
     "torch": torch,
     "torch, channels last": lambda network, batch: torch(network, batch, last=True),
     "torch.compile": lambda network, batch: torch(network, batch, compiled=True),
+    "flaxae, bfloat16": lambda network, batch: flaxae(network, batch, precision="bf16"),
+    "torch, bfloat16": lambda network, batch: torch(network, batch, bfloat16=True),
     "torch, DataLoader": lambda network, batch: torch(network, batch, fused=False, loader=True),
     "Keras, TensorFlow": lambda network, batch: keras(network, batch, "tensorflow"),
     "Keras, JAX": lambda network, batch: keras(network, batch, "jax"),

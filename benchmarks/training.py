@@ -28,7 +28,8 @@ BATCHES = {"conv": (256, 64)}  # 256 for the others
 EPOCH = 60_000
 TORCH = ("torch", "torch, channels last", "torch.compile", "torch, DataLoader")
 KERAS = ("Keras, TensorFlow", "Keras, JAX")
-PACKAGES = {**dict.fromkeys(TORCH, "torch"), "Keras, TensorFlow": "tensorflow", "Keras, JAX": "keras"}
+BFLOAT16 = ("flaxae, bfloat16", "torch, bfloat16")  # torch's by its autocast
+PACKAGES = {**dict.fromkeys((*TORCH, BFLOAT16[1]), "torch"), "Keras, TensorFlow": "tensorflow", "Keras, JAX": "keras"}
 
 
 class Worker:
@@ -56,7 +57,7 @@ class Worker:
 
 def contestants(network: networks.Network) -> list[str]:
     """The contestants that are installed and differ for this network."""
-    names = ["flaxae", *TORCH, *KERAS]
+    names = ["flaxae", *TORCH, *BFLOAT16, *KERAS]
     if not network.convolutional:
         names.remove("torch, channels last")
     return [name for name in names if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]
@@ -69,7 +70,8 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
     try:
         losses = {worker.name: worker("loss") for worker in workers}
         first = losses["flaxae"]
-        unequal = {who: loss for who, loss in losses.items() if abs(loss - first) > 1e-4 * abs(first)}
+        allowed = {who: 1e-2 if who in BFLOAT16 else 1e-4 for who in losses}
+        unequal = {who: loss for who, loss in losses.items() if abs(loss - first) > allowed[who] * abs(first)}
         if unequal:
             raise RuntimeError(f"{name}: the loss is {first} in flaxae, but {unequal}: these are not the same network.")
         compile_s = {worker.name: worker("train") for worker in workers}
@@ -103,6 +105,7 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "first_training_s": compile_s,
         "samples_per_s": rates,
         "ratios": {who: ratio(rates["flaxae"], theirs) for who, theirs in with_best_torch(rates).items()},
+        "bfloat16": {who: ratio(rates[BFLOAT16[0]], rates[who]) for who in ("flaxae", BFLOAT16[1]) if who in rates},
     }
 
 
@@ -136,6 +139,10 @@ def table(result: dict[str, Any]) -> str:
     for who, found in result["ratios"].items():
         if who not in result["samples_per_s"]:
             lines.append(f"  {who:58}{found['median']:.2f} ({found['low']:.2f} – {found['high']:.2f})")
+    for who, found in result["bfloat16"].items():
+        lines.append(
+            f"  in bfloat16 faster than {who:35}{found['median']:.2f} ({found['low']:.2f} – {found['high']:.2f})"
+        )
     return "\n".join(lines)
 
 

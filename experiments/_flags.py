@@ -118,9 +118,9 @@ class PresetFlags(Flags):
     """Fraction of the training data to validate on, which chooses the best epoch."""
     patience: int | None = None
     """Stop after so many epochs without a better validation loss."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Precision of the autoencoder's training: bf16 computes in bfloat16 with weights in float32. It is for
-    accelerators; on CPU it is slower, and only for trying it out."""
+    precision: Literal["float32", "bf16", "auto"] = "float32"
+    """Precision of the autoencoder's training: bf16 computes in bfloat16 with weights in float32, auto does so where it
+    is faster: for wide fully connected networks, on accelerators and on CPUs with instructions for it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,13 @@ from flax import nnx
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
 from flaxae.likelihoods import Gaussian
+from flaxae.nn import products
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood
+from flaxae.training import precision
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
 
@@ -37,11 +39,11 @@ def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body)
 def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
     config, settings = Config(body=MLP((32,)), head=Deterministic(8)), {"epochs": 4, "batch_size": 64, "show": False}
     losses = {}
-    for precision in ("float32", "bf16"):
+    for name in ("float32", "bf16"):
         model = autoencoder.build(config, (8, 8, 1))
-        history = training.fit(model, digits, precision=precision, **settings)
+        history = training.fit(model, digits, precision=name, **settings)
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-        losses[precision] = history["val_loss"]
+        losses[name] = history["val_loss"]
     losses["population"] = fit_population(config, digits, precision="bf16", **settings).best.history["val_loss"]
     for rounded in ("bf16", "population"):  # in float32, members equal their solo runs to 1e-7
         assert not np.allclose(losses[rounded], losses["float32"], rtol=1e-5)
@@ -53,6 +55,23 @@ def test_codes_that_are_trees_are_rounded_too():
     model = autoencoder.build(Config(body=UNet((4, 8), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
     exact, mixed = negative_log_likelihood, MixedPrecision(negative_log_likelihood)
     np.testing.assert_allclose(mixed(model, images, KEY), exact(model, images, KEY), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("body", "fast", "taken"),
+    [(MLP((2048,)), True, "bf16"), (MLP((2048,)), False, "float32"), (MLP((32,)), True, "float32")],
+)
+def test_auto_takes_bfloat16_for_wide_networks_where_its_products_are_fast(monkeypatch, body, fast, taken):
+    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: fast)
+    model = autoencoder.build(Config(body=body, head=Deterministic(8)), (8, 8, 1))
+    assert precision.chosen("auto", model) == taken
+
+
+def test_auto_leaves_convolutions_in_float32(monkeypatch):
+    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: True)
+    model = autoencoder.build(Config(body=UNet((64, 64)), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
+    assert precision.chosen("auto", model) == "float32"
+    assert precision.chosen("bf16", model) == "bf16"
 
 
 def test_another_precision_is_refused(digits):

@@ -23,7 +23,7 @@ from flaxae.parallel import distributed, processes
 from flaxae.training import feed, loop, optimizers, progress, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
-from flaxae.training.precision import in_precision
+from flaxae.training.precision import chosen, in_precision
 from flaxae.training.step import Schedule
 
 TOLD = 512  # examples that the error on the progress line is of
@@ -93,7 +93,8 @@ def fit(
             `(loss, metrics)`, the metrics go into the history.
         schedules: for hyper-parameters, by their names in `model.hyper`: functions of the step, as in optax, such as
             `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`. The model is validated, and ends, with their last values.
-        precision: "float32", or "bf16" for an encoder and a decoder in bfloat16, for accelerators.
+        precision: "float32"; "bf16" for an encoder and a decoder in bfloat16; or "auto" for the faster of them, which
+            is bfloat16 for wide fully connected networks, on accelerators and CPUs with instructions for it.
         steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
             or with several processes, which all call this, all devices of all processes.
@@ -117,6 +118,7 @@ def fit(
     processes.refuse_fork()
     rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
     check_kept(keep, score, validation)
+    precision = chosen(precision, model)
     objective = in_precision(objective or own_objective, precision)
     mesh = mesh or distributed.default_mesh()
     given = None if gives_batches(x) else (x, validation)

@@ -32,7 +32,7 @@ from flaxae.training import checkpoints, feed, fitting, loop, step
 from flaxae.training.examples import check_objective, split
 from flaxae.training.fitting import History
 from flaxae.training.optimizers import Optimizer
-from flaxae.training.precision import in_precision
+from flaxae.training.precision import chosen, in_precision
 from flaxae.training.step import Schedule, State
 
 _OF_NO_MODEL = {"seed", "learning_rate", "latent"}
@@ -145,6 +145,7 @@ def fit_population(
     source = fitting.feed_of(largest, x, batch_size, seed, mesh)
     batch_size, steps = source.batch_size, epochs * source.windows * source.steps
     fitting.check_microbatches(batch_size, microbatches, mesh)
+    precision = chosen(precision, largest)
     objective = in_precision(objective or own_objective, precision)
     metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
     update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches)

@@ -11,9 +11,11 @@ from jaxtyping import Array, Key, PyTree
 
 from flaxae import errors
 from flaxae.batches import Examples
+from flaxae.nn import products
 from flaxae.objectives import Objective
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "auto")
+LEAST_WEIGHTS = 2**18  # in matrices, for bfloat16 to pay on a CPU: see `python -m benchmarks.training`
 
 
 class InBfloat16(nnx.Module):
@@ -24,8 +26,11 @@ class InBfloat16(nnx.Module):
 
     def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
         graphdef, params, rest = nnx.split(self.body, nnx.Param, ...)
-        made = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)(_cast(x, jnp.bfloat16), key)
-        return _cast(made, jnp.float32)
+        body = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)
+        for _, module in nnx.iter_modules(body):
+            if isinstance(module, nnx.Linear):
+                module.dot_general = products.dot_general
+        return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -38,7 +43,8 @@ class MixedPrecision:
     """`objective` of the model with its encoder and decoder computed in bfloat16 (Micikevicius et al. 2018).
 
     The weights, their gradients and moments, the head and the likelihood stay float32. bfloat16 has the range of
-    float32, so that the loss needs no scaling. It is for GPU and TPU; on CPU nothing gets faster.
+    float32, so that the loss needs no scaling. It is for GPU and TPU, and for wide fully connected networks on CPUs
+    with instructions for it; what else runs on CPU gets slower.
     """
 
     objective: Objective
@@ -49,12 +55,27 @@ class MixedPrecision:
         return self.objective(model, batch, key)
 
 
-def in_precision(objective: Objective, precision: str) -> Objective:
-    """`objective` itself for "float32", `MixedPrecision` of it for "bf16".
+def chosen(precision: str, model: nnx.Module) -> str:
+    """`precision` itself, or for "auto" the one that trains this model faster: "float32" or "bf16".
 
     Raises:
-        ConfigError: `precision` is neither.
+        ConfigError: it is unknown.
     """
     if precision not in PRECISIONS:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
+    if precision != "auto":
+        return precision
+    return "bf16" if products.fast_in_bfloat16() and _is_wide(model) else "float32"
+
+
+def _is_wide(model: nnx.Module) -> bool:
+    """Whether nine in ten of its weights are in matrices of fully connected layers, and they are many."""
+    everything = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Linear)]
+    matrices = sum(layer.kernel[...].size for layer in layers)
+    return matrices >= max(LEAST_WEIGHTS, 0.9 * everything)
+
+
+def in_precision(objective: Objective, precision: str) -> Objective:
+    """`objective` itself for "float32", `MixedPrecision` of it for "bf16"."""
     return MixedPrecision(objective) if precision == "bf16" else objective
