@@ -130,12 +130,11 @@ def linear_hierarchy(levels: int) -> tuple[Autoencoder, np.ndarray, np.ndarray, 
         covariance = np.block([[covariance, cross], [cross.T, slopes.T @ cross + np.diag(variance)]])
         mean = np.append(mean, mean @ slopes + offset)
 
-    steps = []
     for prior, start, end in zip(made.priors, made.ends, made.ends[1:], strict=False):
         own = end - start
-        steps.append((rng.standard_normal((start, own)), rng.standard_normal(own), 0.4 + rng.random(own)))
-        set_normal(prior.linear, *steps[-1])
-        extend(*steps[-1])
+        step = rng.standard_normal((start, own)), rng.standard_normal(own), 0.4 + rng.random(own)
+        set_normal(prior.linear, *step)
+        extend(*step)
     weights, bias = rng.standard_normal((latent, 5)), rng.standard_normal(5)
     if levels == 2:
         weights[1:] = np.linalg.qr(weights[1:].T)[0].T  # so that z_1 has independent numbers given x and z_2
@@ -150,11 +149,8 @@ def linear_hierarchy(levels: int) -> tuple[Autoencoder, np.ndarray, np.ndarray, 
 
     seen = list(range(latent, latent + 5))
     set_normal(made.top.linear, *given(slice(0, 1), seen))
-    for posterior, start, end, step in zip(made.posteriors, made.ends, made.ends[1:], steps, strict=False):
-        slopes, offset, variance = given(slice(start, end), [*seen, *range(start)])
-        slopes[5:] -= step[0]  # in the units of the prior
-        deviation = np.sqrt(step[2])
-        set_normal(posterior.linear, slopes / deviation, (offset - step[1]) / deviation, variance / step[2])
+    for posterior, start, end in zip(made.posteriors, made.ends, made.ends[1:], strict=False):
+        set_normal(posterior.linear, *given(slice(start, end), [*seen, *range(start)]))
     x = stats.multivariate_normal(mean[latent:], covariance[latent:, latent:]).rvs(60, random_state=rng)
     return model, mean, covariance, x.astype(np.float32)
 

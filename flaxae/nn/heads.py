@@ -272,15 +272,24 @@ def kl_to_standard_normal(
     return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
 
 
+def kl_of_normals(
+    mean: Float[Array, "*batch latent"],
+    logvar: Float[Array, "*batch latent"],
+    prior_mean: Float[Array, "*batch latent"],
+    prior_logvar: Float[Array, "*batch latent"],
+) -> Float[Array, "*batch latent"]:
+    """KL(N(mean, exp(logvar)) ‖ N(prior_mean, exp(prior_logvar))) of each latent, to sum per example; nats."""
+    return kl_to_standard_normal((mean - prior_mean) * jnp.exp(-0.5 * prior_logvar), logvar - prior_logvar)
+
+
 @specs.register
 @dataclasses.dataclass(frozen=True)
 class Hierarchical:
     """Levels of latents, each under a prior that is learned from those above it: z = (z_L, …, z_1), the top first.
 
     p(z) = p(z_L) Π p(z_l | z_L … z_{l+1}) and q(z | x) = q(z_L | x) Π q(z_l | z_L … z_{l+1}, x), all normal but p(z_L)
-    (Tomczak & Welling 2018, section 4, for two levels). q is drawn from the top down, and below the top it is given in
-    the units of the prior: at q = N(0, 1) it is the prior (Vahdat & Kautz 2020, NVAE, section 3.2). With a key, z is a
-    sample; without one, the mean at each level, given the means above it.
+    (Tomczak & Welling 2018, section 4, for two levels). With a key, z is a sample, drawn from the top down; without
+    one, it is the mean at each level, given the means above it.
 
     Each level has about half as many latents as the one below it (Sønderby et al. 2016): a wide top would tell all by
     itself. The decoder is given the levels side by side, as one code, so that any body will do. In a grid, all of this
@@ -327,11 +336,11 @@ class Hierarchical:
 
 
 class Levels(NamedTuple):
-    """What the head `Hierarchical` returns."""
+    """What the head `Hierarchical` returns. Mean and log variance are [batch, *level] each."""
 
     z: Float[Array, " batch *code"]  # the levels side by side, the top first
-    mean: Float[Array, " batch *code"]  # of q at each level, given z above it; below the top in units of the prior
-    logvar: Float[Array, " batch *code"]  # likewise
+    q: tuple[tuple[Array, Array], ...]  # mean and log variance of each level, given z above it
+    p: tuple[tuple[Array, Array], ...]  # likewise, of the prior of each level below the top
     features: Features
 
 
@@ -349,14 +358,14 @@ class HierarchicalHead(nnx.Module):
     def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Levels:
         keys = [None] * len(self.ends) if key is None else jax.random.split(key, len(self.ends))
         top = self.top(self.stack(features), keys[0])
-        z, means, logvars = top.z, [top.mean], [top.logvar]
+        z, q, p = top.z, [(top.mean, top.logvar)], []
         for prior, posterior, key in zip(self.priors, self.posteriors, keys[1:], strict=True):
-            mean, logvar = posterior(jnp.concatenate([features, z], axis=-1))
+            q.append(posterior(jnp.concatenate([features, z], axis=-1)))
+            p.append(prior(z))
+            mean, logvar = q[-1]
             own = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-            z = jnp.concatenate([z, prior.scaled(z, own)], axis=-1)
-            means.append(mean)
-            logvars.append(logvar)
-        return Levels(z, jnp.concatenate(means, axis=-1), jnp.concatenate(logvars, axis=-1), features)
+            z = jnp.concatenate([z, own], axis=-1)
+        return Levels(z, tuple(q), tuple(p), features)
 
     def draw(self, latent: Levels, key: Key[Array, ""]) -> Float[Array, " batch *code"]:
         return self(latent.features, key).z
@@ -365,32 +374,29 @@ class HierarchicalHead(nnx.Module):
         top, *below = self._levels(z)
         log_q = self.top.log_q(self.top(self.stack(latent.features)), top)
         for i, own in enumerate(below):
-            above = z[..., : self.ends[i]]
-            mean, logvar = self.posteriors[i](jnp.concatenate([latent.features, above], axis=-1))
-            unscaled, volume = self.priors[i].unscaled(above, own)
-            log_q += log_normal(unscaled, mean, logvar) - volume
+            told = jnp.concatenate([latent.features, z[..., : self.ends[i]]], axis=-1)
+            log_q += log_normal(own, *self.posteriors[i](told))
         return log_q
 
     def log_prior(self, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
         top, *below = self._levels(z)
         log_p = self.top.log_prior(top)
         for i, own in enumerate(below):
-            unscaled, volume = self.priors[i].unscaled(z[..., : self.ends[i]], own)
-            log_p += log_normal(unscaled, jnp.zeros_like(own), jnp.zeros_like(own)) - volume
+            log_p += log_normal(own, *self.priors[i](z[..., : self.ends[i]]))
         return log_p
 
     def kl(self, latent: Levels) -> Float[Array, " batch levels"]:
         """The KL of each level, the top first, given the z above it; below the top it is exact."""
-        z, means, logvars = (self._levels(x) for x in latent[:3])
-        top = self.top.kl(Latent(z[0], means[0], logvars[0]))
-        below = map(kl_to_standard_normal, means[1:], logvars[1:])
+        top = self.top.kl(Latent(self._levels(latent.z)[0], *latent.q[0]))
+        below = [kl_of_normals(*q, *p) for q, p in zip(latent.q[1:], latent.p, strict=True)]
         return jnp.stack([total(each) for each in (top, *below)], axis=-1)
 
     def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *code"]:
         keys = jax.random.split(key, len(self.ends))
         z = self.top.sample(n, keys[0])
-        for prior, start, end, own in zip(self.priors, self.ends, self.ends[1:], keys[1:], strict=False):
-            z = jnp.concatenate([z, prior.scaled(z, jax.random.normal(own, (*z.shape[:-1], end - start)))], axis=-1)
+        for prior, own in zip(self.priors, keys[1:], strict=True):
+            mean, logvar = prior(z)
+            z = jnp.concatenate([z, mean + jnp.exp(0.5 * logvar) * jax.random.normal(own, mean.shape)], axis=-1)
         return z
 
     def _levels(self, x: Float[Array, " batch *code"]) -> list[Array]:
@@ -408,16 +414,6 @@ class Conditional(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> tuple[Array, Array]:
         return mean_and_logvar(self.linear(self.stack(x)))
-
-    def scaled(self, x: Float[Array, "*batch inputs"], unscaled: Float[Array, "*batch outputs"]) -> Array:
-        """mean + deviation · unscaled."""
-        mean, logvar = self(x)
-        return mean + jnp.exp(0.5 * logvar) * unscaled
-
-    def unscaled(self, x: Float[Array, "batch ..."], z: Float[Array, "batch ..."]) -> tuple[Array, Array]:
-        """(z − mean) / deviation, and the log of the volume by which it is smaller than z, [batch]."""
-        mean, logvar = self(x)
-        return (z - mean) * jnp.exp(-0.5 * logvar), total(0.5 * logvar)
 
 
 @specs.register
