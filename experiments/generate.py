@@ -28,7 +28,7 @@ from flaxae.data import Dataset
 from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.generation import CodePrior, FeatureSpace, Quality, tables
 from flaxae.nn import heads
-from flaxae.nn.heads import Variational
+from flaxae.nn.heads import Hierarchical, HierarchicalHead, Variational
 from flaxae.objectives import Binarised
 from flaxae.parallel import processes
 from flaxae.printing import say
@@ -81,7 +81,7 @@ def train(config: _flags.Generate) -> None:
     if config.model is None:
         config = dataclasses.replace(config, model=default_model(dataset))
     model = _steps.preset(config, dataset, latent=config.latent or LATENTS.get(config.model))
-    binarise = config.binarise and dataset.kind == "image" and isinstance(model.head, Variational)
+    binarise = config.binarise and dataset.kind == "image" and probabilistic(model)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))
     with _steps.start("generate", config, dataset, model) as run:
@@ -112,11 +112,16 @@ def default_components(dataset: Dataset) -> int | None:
 
 def measure(model: autoencoder.Config) -> _sweep.Measure:
     """The measure of a sweep: −ELBO at β = 1, whatever β the model was trained with; without a prior, the error."""
-    if not isinstance(model.head, Variational):
+    if not probabilistic(model):
         return _sweep.reconstruction()
     bound = objectives.ImportanceWeighted(samples=1)  # with a single sample, it is the ELBO
     objective = objectives.Binarised(bound) if isinstance(model.objective, objectives.Binarised) else bound
     return _sweep.Measure(objective, "negative_elbo_nats", "−ELBO (nats)")
+
+
+def probabilistic(model: autoencoder.Config) -> bool:
+    """Whether the model has a likelihood, because its head is one of those with q(z | x) and p(z)."""
+    return isinstance(model.head, Variational | Hierarchical)
 
 
 def evaluate(
@@ -158,15 +163,17 @@ def evaluate(
         made, results = [*made, table], results | found
     if isinstance(model.head, heads.Probabilistic):
         scores, kl = likelihood(config, model, dataset, binarise=binarise)
-        plots.bars(kl, run.figure("kl"), x_label="latent", y_label="KL (nats)")
-        figures.append(("What each latent tells of an example, on average.", "kl"))
+        of_levels = isinstance(model.head, HierarchicalHead)
+        parts = "levels" if of_levels else "latents"
+        plots.bars(kl, run.figure("kl"), x_label=parts, y_label="KL (nats)")
+        figures.append((f"What each of the {parts} tells of an example, on average.", "kl"))
         made.append(likelihood_table(config, dataset, scores))
         results |= {f"test/{name}": value for name, value in scores.items()}
         summary += (
-            f" −log p(x) of test examples is {scores['nll_nats']:.2f} nats, {scores['latents_in_use']} of {len(kl)} "
-            "latents are in use."
+            f" −log p(x) of test examples is {scores['nll_nats']:.2f} nats, {scores['latents_in_use']} of {kl.size} "
+            f"{parts} are in use."
         )
-        if kl.size == 2:
+        if kl.size == 2 and not of_levels:
             draw(latent_map(decode), run, "map")
             figures.append(("The code's plane: quantiles 5 to 95 % of both latents.", "map"))
     usage = experiments.command("generate", from_=run.folder, output=_steps.new_file(dataset, "samples"))

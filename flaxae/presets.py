@@ -15,7 +15,7 @@ from flaxae.corruptions import GaussianNoise, GaussianRange, Patches
 from flaxae.data import Encoding, Scaling
 from flaxae.likelihoods import Bernoulli, Gaussian, Laplace, Likelihood
 from flaxae.nn.convnet import ConvNet, FullyConvolutional
-from flaxae.nn.heads import Deterministic, Identity, Sparse, TopK, Variational, VectorQuantizer
+from flaxae.nn.heads import Deterministic, Hierarchical, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.recognizer import Recognizer
@@ -136,6 +136,16 @@ def importance_weighted(latent: int = 32, likelihood: Likelihood = BERNOULLI, sa
     )
 
 
+def hierarchical(latent: int = 64, likelihood: Likelihood = BERNOULLI, levels: int = 2, beta: float = 1.0) -> Config:
+    """Several levels of Gaussian codes, each under a prior learned from the levels above (Tomczak & Welling 2018)."""
+    return Config(
+        body=MLP((512,)),
+        head=Hierarchical(latent, levels),
+        objective=ELBO(beta),
+        likelihood=likelihood,
+    )
+
+
 def vector_quantized(
     latent: int = 64, likelihood: Likelihood = BERNOULLI, codebook: int = 128, width: int = 4
 ) -> Config:
@@ -225,6 +235,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "variational": variational,
     "vae": variational,
     "importance_weighted": importance_weighted,
+    "hierarchical": hierarchical,
     "vector_quantized": vector_quantized,
     "stacked": stacked,
     "masked": masked,

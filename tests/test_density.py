@@ -2,14 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
 from flaxae import autoencoder, density, errors
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
-from flaxae.nn.heads import Deterministic, Variational
+from flaxae.nn.heads import Deterministic, Hierarchical, Variational
 from flaxae.nn.mlp import MLP
-from flaxae.objectives import ELBO
+from flaxae.nn.priors import NormalMixture
+from flaxae.objectives import ELBO, ImportanceWeighted
 
 NOISE = 0.7
 
@@ -100,3 +102,110 @@ def test_samples_are_the_priors(linear_gaussian):
     weights = np.asarray(model.decoder.out.kernel[...])
     np.testing.assert_allclose(x.mean(0), model.decoder.out.bias[...], atol=0.05)
     np.testing.assert_allclose(np.cov(x.T), weights.T @ weights, atol=0.15)
+
+
+def set_normal(linear: nnx.Linear, weights: np.ndarray, offset: np.ndarray, variance: np.ndarray) -> None:
+    """Make a layer give the mean inputs · weights + offset, and the log of that variance."""
+    linear.kernel[...] = jnp.float32(np.concatenate([weights, np.zeros_like(weights)], axis=1))
+    linear.bias[...] = jnp.float32(np.concatenate([offset, 10 * np.arctanh(np.log(variance) / 10)]))
+
+
+def linear_hierarchy(levels: int) -> tuple[Autoencoder, np.ndarray, np.ndarray, np.ndarray]:
+    """A linear model of one to three levels, with x of it. Mean and covariance of (z, x), which are normal, are known.
+
+    q has the posterior's means, and its variances. With up to two levels, q is the posterior.
+    """
+    rng = np.random.default_rng(4)
+    latent = 2**levels - 1
+    head = Hierarchical(latent, levels, (), prior=NormalMixture(1))
+    model = autoencoder.build(Config(MLP(()), head, ELBO(), likelihood=Gaussian(NOISE)), (5,))
+    made = model.head
+    made.top.prior.means[...], made.top.prior.log_scales[...] = jnp.full((1, 1), 0.7), jnp.log(jnp.full((1, 1), 0.6))
+    mean, covariance = np.array([0.7]), np.array([[0.36]])
+
+    def extend(slopes: np.ndarray, offset: np.ndarray, variance: np.ndarray) -> None:
+        """Append what is normal given all before it."""
+        nonlocal mean, covariance
+        cross = covariance @ slopes
+        covariance = np.block([[covariance, cross], [cross.T, slopes.T @ cross + np.diag(variance)]])
+        mean = np.append(mean, mean @ slopes + offset)
+
+    for prior, start, end in zip(made.priors, made.ends, made.ends[1:], strict=False):
+        own = end - start
+        step = rng.standard_normal((start, own)), rng.standard_normal(own), 0.4 + rng.random(own)
+        set_normal(prior.linear, *step)
+        extend(*step)
+    weights, bias = rng.standard_normal((latent, 5)), rng.standard_normal(5)
+    if levels == 2:
+        weights[1:] = np.linalg.qr(weights[1:].T)[0].T  # so that z_1 has independent numbers given x and z_2
+    model.decoder.out.kernel[...], model.decoder.out.bias[...] = jnp.float32(weights), jnp.float32(bias)
+    extend(weights, bias, np.full(5, NOISE**2))
+
+    def given(own: slice, known: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of those numbers of z, given others of (z, x): slopes, offset and variance."""
+        slopes = np.linalg.solve(covariance[np.ix_(known, known)], covariance[known, own])
+        left = covariance[own, own] - slopes.T @ covariance[known, own]
+        return slopes, mean[own] - mean[known] @ slopes, np.diag(left)
+
+    seen = list(range(latent, latent + 5))
+    set_normal(made.top.linear, *given(slice(0, 1), seen))
+    for posterior, start, end in zip(made.posteriors, made.ends, made.ends[1:], strict=False):
+        set_normal(posterior.linear, *given(slice(start, end), [*seen, *range(start)]))
+    x = stats.multivariate_normal(mean[latent:], covariance[latent:, latent:]).rvs(60, random_state=rng)
+    return model, mean, covariance, x.astype(np.float32)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_levels_of_latents_against_a_known_likelihood(levels):
+    model, mean, covariance, x = linear_hierarchy(levels)
+    latent = len(mean) - 5
+    marginal = stats.multivariate_normal(mean[latent:], covariance[latent:, latent:])
+    log_p = marginal.logpdf(x)
+    if levels < 3:  # with the posterior for q, every importance weight is p(x)
+        np.testing.assert_allclose(-density.negative_log_likelihood(model, x, samples=3), log_p, atol=2e-3)
+    nll = density.negative_log_likelihood(model, x, samples=2000)
+    assert -nll.mean() == pytest.approx(log_p.mean(), abs=0.02)
+
+    terms = [density.elbo(model, x, seed=seed) for seed in range(100)]
+    assert terms[0].kl.shape == (60, levels)
+    assert all((t.kl[:, 1:] >= 0).all() for t in terms)
+    bound = np.mean([t.log_likelihood - t.kl.sum(-1) for t in terms])
+    if levels < 3:
+        assert bound == pytest.approx(log_p.mean(), abs=0.05)
+    else:
+        tighter = -np.mean([np.asarray(ImportanceWeighted(10)(model, x, jax.random.key(i))).mean() for i in range(20)])
+        assert bound + 0.1 < tighter < log_p.mean() + 0.05
+
+    z = np.asarray(model.head.sample(20_000, jax.random.key(0)))
+    np.testing.assert_allclose(z.mean(0), mean[:latent], atol=0.15)
+    np.testing.assert_allclose(np.cov(z.T).reshape(latent, latent), covariance[:latent, :latent], rtol=0.1, atol=0.1)
+
+
+def test_the_gradient_of_importance_weights_of_two_levels():
+    """Where q is the posterior, it leaves q as it is, and its mean for p is the gradient of log p(x)."""
+    model, mean, covariance, x = linear_hierarchy(2)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    @jax.vmap
+    def gradients(key):
+        def bound(params):
+            return -ImportanceWeighted(5)(nnx.merge(graphdef, params, rest, copy=True), x, key).mean()
+
+        return jax.grad(bound)(params)["head"]
+
+    found = gradients(jax.random.split(jax.random.key(0), 400))
+    for q in (found["top"]["linear"], found["posteriors"]):
+        jax.tree.map(lambda g: np.testing.assert_allclose(g, 0.0, atol=5e-3), q)
+    step = 1e-3 * np.asarray(model.decoder.out.kernel[1])  # of E[x], as the offset of p(z_1 | z_2) moves
+    marginal = stats.multivariate_normal(mean[3:], covariance[3:, 3:])
+    expected = (marginal.logpdf(x - step).mean() - marginal.logpdf(x + step).mean()) / 2e-3
+    own = np.asarray(found["priors"][0]["linear"]["bias"][...])[:, 0]
+    assert own.mean() == pytest.approx(expected, abs=5 * float(own.std()) / 20)
+
+
+def test_levels_are_twice_as_wide_as_those_above_them():
+    assert Hierarchical(124, 5).sizes == (4, 8, 16, 32, 64)
+    assert Hierarchical(62, 2).sizes == (20, 42)
+    with pytest.raises(errors.ConfigError, match=r"3 levels.*need 7 or more"):
+        Hierarchical(6, 3)

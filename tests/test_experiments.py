@@ -167,6 +167,16 @@ def test_generate_samples_and_scores_a_variational_model(images):
     assert data.read("again").keys() == {"0.png", "1.png"}
 
 
+def test_generate_with_levels_of_latents(images, monkeypatch):
+    monkeypatch.setattr("flaxae.experiments.generate.ROWS", 2)  # panels of the figures, which take long to draw
+    monkeypatch.setattr("flaxae.experiments.generate.COLUMNS", 3)
+    command = "generate --data digits.npz --model hierarchical --epochs 1 --batch-size 24 --latent 6 --draws 20"
+    assert command_line(f"{command} --scored 10") == 0
+    assert results(images, "generate")["test/nll_nats"] > 0
+    assert not (images / "runs/generate/1/figures/map.png").exists()  # two levels are no plane
+    assert command_line("generate --from runs/generate/1 --output again.npy --count 3") == 0
+
+
 def test_generate_samples_tables_from_a_mixture_of_codes(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flaxae.experiments.generate.ROWS", 2)  # panels of the figures, which take long to draw

@@ -185,6 +185,7 @@ def test_two_hyper_parameters_of_one_name_go_by_their_parts(digits):
         (heads.VectorQuantizer(8, codebook=6), objectives.VectorQuantization()),
         (heads.Variational(3), objectives.ELBO(beta=4.0, free_bits=0.1)),
         (heads.Variational(3, priors.NormalMixture(4)), objectives.ImportanceWeighted(3)),
+        (heads.Hierarchical(7, 3, (5,)), objectives.ELBO(beta=4.0, free_bits=0.1)),
         (heads.Sparse(5), objectives.L1()),
         (heads.Sparse(5, "sigmoid"), objectives.ActivityRate()),
         (heads.TopK(6, active=2), objectives.negative_log_likelihood),

@@ -9,6 +9,7 @@ density use only these, so that your own posterior or prior is right in all of t
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,10 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 from flaxae import errors, specs
 from flaxae.likelihoods import total
 from flaxae.nn import conv, layers
-from flaxae.nn.priors import Prior, StandardNormal, StandardNormalDensity
+from flaxae.nn.mlp import MLP, Stack
+from flaxae.nn.priors import NormalMixture, Prior, StandardNormal, StandardNormalDensity
 
 LOGVAR_BOUND = 10.0
 STANDARD_NORMAL = StandardNormal()
+MIXTURE = NormalMixture(100)
 
 Features = Float[Array, " batch *features"]
 Shape = tuple[int, ...]
@@ -225,16 +228,15 @@ class VariationalHead(nnx.Module):
         self.prior = spec.prior.make((*features[:-1], spec.latent), rngs=rngs)
 
     def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Latent:
-        mean, unbounded = jnp.split(self.linear(features), 2, axis=-1)
-        latent = Latent(z=mean, mean=mean, logvar=LOGVAR_BOUND * jnp.tanh(unbounded / LOGVAR_BOUND))
+        mean, logvar = mean_and_logvar(self.linear(features))
+        latent = Latent(z=mean, mean=mean, logvar=logvar)
         return latent if key is None else latent._replace(z=self.draw(latent, key))
 
     def draw(self, latent: Latent, key: Key[Array, ""]) -> Float[Array, " batch *code"]:
         return latent.mean + jnp.exp(0.5 * latent.logvar) * jax.random.normal(key, latent.mean.shape)
 
     def log_q(self, latent: Latent, z: Float[Array, "..."]) -> Float[Array, " batch"]:
-        square = jnp.square(z - latent.mean) * jnp.exp(-latent.logvar)
-        return total(-0.5 * (square + latent.logvar) - 0.5 * math.log(2 * math.pi))
+        return log_normal(z, latent.mean, latent.logvar)
 
     def log_prior(self, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
         return self.prior.log_prob(z)
@@ -250,11 +252,168 @@ class VariationalHead(nnx.Module):
         return self.prior.sample(n, key)
 
 
+def mean_and_logvar(both: Float[Array, "*batch double"]) -> tuple[Array, Array]:
+    """The two halves of the last axis; the second is bounded smoothly to ±`LOGVAR_BOUND`."""
+    mean, unbounded = jnp.split(both, 2, axis=-1)
+    return mean, LOGVAR_BOUND * jnp.tanh(unbounded / LOGVAR_BOUND)
+
+
+def log_normal(
+    z: Float[Array, " batch *code"], mean: Float[Array, "..."], logvar: Float[Array, "..."]
+) -> Float[Array, " batch"]:
+    """log N(z; mean, exp(logvar)) of each example; nats."""
+    return total(-0.5 * (jnp.square(z - mean) * jnp.exp(-logvar) + logvar) - 0.5 * math.log(2 * math.pi))
+
+
 def kl_to_standard_normal(
     mean: Float[Array, "*batch latent"], logvar: Float[Array, "*batch latent"]
 ) -> Float[Array, "*batch latent"]:
     """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each latent, to sum per example; nats (Kingma & Welling 2014, B)."""
     return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+def kl_of_normals(
+    mean: Float[Array, "*batch latent"],
+    logvar: Float[Array, "*batch latent"],
+    prior_mean: Float[Array, "*batch latent"],
+    prior_logvar: Float[Array, "*batch latent"],
+) -> Float[Array, "*batch latent"]:
+    """KL(N(mean, exp(logvar)) ‖ N(prior_mean, exp(prior_logvar))) of each latent, to sum per example; nats."""
+    return kl_to_standard_normal((mean - prior_mean) * jnp.exp(-0.5 * prior_logvar), logvar - prior_logvar)
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
+class Hierarchical:
+    """Levels of latents, each under a prior that is learned from those above it: z = (z_L, …, z_1), the top first.
+
+    p(z) = p(z_L) Π p(z_l | z_L … z_{l+1}) and q(z | x) = q(z_L | x) Π q(z_l | z_L … z_{l+1}, x), all normal but p(z_L)
+    (Tomczak & Welling 2018, section 4, for two levels). With a key, z is a sample, drawn from the top down; without
+    one, it is the mean at each level, given the means above it.
+
+    Each level has about half as many latents as the one below it (Sønderby et al. 2016): a wide top would tell all by
+    itself. The decoder is given the levels side by side, as one code, so that any body will do. In a grid, all of this
+    is done at each place.
+
+    Args:
+        latent: how many numbers the code has (at each place of a grid), all levels together.
+        levels: how many; 1 is `Variational` behind further hidden layers.
+        hidden: units of the hidden layers of every q and every p.
+        activation: of those.
+        prior: p(z_L), which may have weights to train.
+
+    Raises:
+        ConfigError: `latent` is too small for so many levels.
+    """
+
+    latent: int = 60
+    levels: int = 2
+    hidden: tuple[int, ...] = (300,)
+    activation: str = "relu"
+    prior: Prior = MIXTURE
+
+    def __post_init__(self) -> None:
+        specs.check_sizes(self, "latent", "levels", "hidden")
+        layers.activation(self.activation)
+        if self.latent < 2**self.levels - 1:
+            raise errors.ConfigError(
+                f"Hierarchical.latent is {self.latent}; {self.levels} levels, each twice as wide as the one above it, "
+                f"need {2**self.levels - 1} or more."
+            )
+        if not isinstance(self.prior, Prior):
+            raise errors.ConfigError(
+                f"Hierarchical.prior is {self.prior!r}; expected a prior, such as NormalMixture()."
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many latents each level has, the top first."""
+        ends = [self.latent * (2**level - 1) // (2**self.levels - 1) for level in range(self.levels + 1)]
+        return tuple(end - start for start, end in itertools.pairwise(ends))
+
+    def make(self, features: Shape, *, rngs: nnx.Rngs) -> "HierarchicalHead":
+        return HierarchicalHead(self, features, rngs=rngs)
+
+
+class Levels(NamedTuple):
+    """What the head `Hierarchical` returns. Mean and log variance are [batch, *level] each."""
+
+    z: Float[Array, " batch *code"]  # the levels side by side, the top first
+    q: tuple[tuple[Array, Array], ...]  # mean and log variance of each level, given z above it
+    p: tuple[tuple[Array, Array], ...]  # likewise, of the prior of each level below the top
+    features: Features
+
+
+class HierarchicalHead(nnx.Module):
+    def __init__(self, spec: Hierarchical, features: Shape, *, rngs: nnx.Rngs):
+        network = MLP(spec.hidden, spec.activation)
+        self.ends = tuple(itertools.accumulate(spec.sizes))  # of the levels in z
+        self.stack = Stack((features[-1], *spec.hidden), network, rngs=rngs)
+        inner = (*features[:-1], (features[-1], *spec.hidden)[-1])
+        self.top = VariationalHead(Variational(spec.sizes[0], spec.prior), inner, rngs=rngs)
+        below = [*zip(self.ends, spec.sizes[1:], strict=False)]
+        self.priors = nnx.List([Conditional(above, own, network, rngs=rngs) for above, own in below])
+        self.posteriors = nnx.List([Conditional(features[-1] + above, own, network, rngs=rngs) for above, own in below])
+
+    def __call__(self, features: Features, key: Key[Array, ""] | None = None) -> Levels:
+        keys = [None] * len(self.ends) if key is None else jax.random.split(key, len(self.ends))
+        top = self.top(self.stack(features), keys[0])
+        z, q, p = top.z, [(top.mean, top.logvar)], []
+        for prior, posterior, key in zip(self.priors, self.posteriors, keys[1:], strict=True):
+            q.append(posterior(jnp.concatenate([features, z], axis=-1)))
+            p.append(prior(z))
+            mean, logvar = q[-1]
+            own = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+            z = jnp.concatenate([z, own], axis=-1)
+        return Levels(z, tuple(q), tuple(p), features)
+
+    def draw(self, latent: Levels, key: Key[Array, ""]) -> Float[Array, " batch *code"]:
+        return self(latent.features, key).z
+
+    def log_q(self, latent: Levels, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
+        top, *below = self._levels(z)
+        log_q = self.top.log_q(self.top(self.stack(latent.features)), top)
+        for i, own in enumerate(below):
+            told = jnp.concatenate([latent.features, z[..., : self.ends[i]]], axis=-1)
+            log_q += log_normal(own, *self.posteriors[i](told))
+        return log_q
+
+    def log_prior(self, z: Float[Array, " batch *code"]) -> Float[Array, " batch"]:
+        top, *below = self._levels(z)
+        log_p = self.top.log_prior(top)
+        for i, own in enumerate(below):
+            log_p += log_normal(own, *self.priors[i](z[..., : self.ends[i]]))
+        return log_p
+
+    def kl(self, latent: Levels) -> Float[Array, " batch levels"]:
+        """The KL of each level, the top first, given the z above it; below the top it is exact."""
+        top = self.top.kl(Latent(self._levels(latent.z)[0], *latent.q[0]))
+        below = [kl_of_normals(*q, *p) for q, p in zip(latent.q[1:], latent.p, strict=True)]
+        return jnp.stack([total(each) for each in (top, *below)], axis=-1)
+
+    def sample(self, n: int, key: Key[Array, ""]) -> Float[Array, " n *code"]:
+        keys = jax.random.split(key, len(self.ends))
+        z = self.top.sample(n, keys[0])
+        for prior, own in zip(self.priors, keys[1:], strict=True):
+            mean, logvar = prior(z)
+            z = jnp.concatenate([z, mean + jnp.exp(0.5 * logvar) * jax.random.normal(own, mean.shape)], axis=-1)
+        return z
+
+    def _levels(self, x: Float[Array, " batch *code"]) -> list[Array]:
+        """What of it belongs to each level, the top first."""
+        return jnp.split(x, self.ends[:-1], axis=-1)
+
+
+class Conditional(nnx.Module):
+    """A normal distribution, given some numbers. [*batch, inputs] -> mean and log variance, [*batch, outputs] each."""
+
+    def __init__(self, inputs: int, outputs: int, network: MLP, *, rngs: nnx.Rngs):
+        sizes = (inputs, *network.hidden)
+        self.stack = Stack(sizes, network, rngs=rngs)
+        self.linear = nnx.Linear(sizes[-1], 2 * outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> tuple[Array, Array]:
+        return mean_and_logvar(self.linear(self.stack(x)))
 
 
 @specs.register
