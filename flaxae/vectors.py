@@ -6,7 +6,8 @@
     embedder = PretrainedEmbedder(32, encoder="minilm").fit(sentences)   # the extra `minilm`, or a model's folder
 
 A linear autoencoder is trained to keep the cosines of pairs, of near ones above all: these are what is looked for
-later, and among random pairs there are hardly any. Principal components keep the variance of all instead.
+later, and among random pairs there are hardly any. Principal components, where training begins, keep the variance of
+all instead.
 """
 
 import functools
@@ -92,6 +93,7 @@ class VectorCompressor(NetworkEstimator):
             body=MLP(()), head=Deterministic(int(self.latent)), likelihood=Gaussian(), objective=KeepCosines()
         )
         model = autoencoder.build(self.config_, x.shape[1:], seed=seed)
+        _begin_at_components(model, x)
         size = min(int(self.batch_size), len(x))
         history = training.fit(
             model,
@@ -124,6 +126,14 @@ class VectorCompressor(NetworkEstimator):
 
     def _arrays_like(self) -> dict[str, Any]:
         return {**super()._arrays_like(), "mean_": np.empty(self.n_features_in_, np.float32)}
+
+
+def _begin_at_components(model: Any, x: Vectors) -> None:
+    """Begin with the principal components of the vectors: from random weights, training comes less far."""
+    known = min(model.config.latent, *x.shape)
+    components = PCA(known, svd_solver="covariance_eigh").fit(x).components_
+    model.head.linear.kernel[...] = model.head.linear.kernel[...].at[:, :known].set(components.T)
+    model.decoder.out.kernel[...] = model.decoder.out.kernel[...].at[:known].set(components)
 
 
 def _checked(X: Any, least: int) -> Vectors:
