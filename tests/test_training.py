@@ -160,6 +160,16 @@ def test_patience_stops_early(digits):
     assert len(history["val_loss"]) == best + 4 < 200
 
 
+def test_a_loss_that_rises_and_rises_is_said_once(digits):
+    def rising(model, batch, key):
+        return 1.0 + 100 * model.decoder.out.bias[...][0] + 0 * negative_log_likelihood(model, batch, key)
+
+    settings = {"optimizer": optax.sgd(-1e-3), "epochs": 20, "validation": 0.0, "keep": "last", "show": False}
+    with pytest.warns(UserWarning, match="The loss rose from .* A lower learning rate") as said:
+        training.fit(tiny(), digits, objective=rising, **settings)
+    assert len(said) == 1
+
+
 def test_a_diverging_run_stops_with_the_last_good_weights(digits):
     model = tiny()
 

@@ -28,6 +28,7 @@ from flaxae.training.examples import fingerprint
 
 BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
 SAVE_SECONDS = 10.0  # between checkpoints
+RISE = 10.0  # times the first epoch's loss that a later one may be above it, unless the training is lost
 FIGURES_AFTER = 5.0  # seconds of training: in less, it isn't worth compiling what measures them
 
 Metrics = dict[str, float | str]
@@ -122,7 +123,7 @@ def train(
     clock = (began, step, 0.0)
     window, examples = -1, ()
     ran_on = distributed.describe(mesh)
-    stopping, figures = False, ""
+    stopping, risen, figures = False, False, ""
     scores = history[work.chosen_by]
     ended = np.zeros(scores.shape[1:], bool)
     for epoch in range(step // steps_per_epoch):
@@ -173,6 +174,7 @@ def train(
             if step_in_epoch == steps_per_epoch:
                 for name, total in sums.items():
                     history[name][epoch] = np.where(ok, total / step_in_epoch, np.nan)
+                risen = risen or _warn_of_rise(history["loss"][: epoch + 1])
                 state = work.begin(state)
                 now = work.weights(state)
                 better = np.asarray(ok & ~ended)
@@ -209,6 +211,19 @@ def train(
         if any(processes.agree(interrupted())):
             raise Interrupted(snapshot())
     return snapshot()
+
+
+def _warn_of_rise(losses: Float[np.ndarray, " epochs *members"]) -> bool:
+    """Warn if the last epoch's loss is far above the first's, for every member; say whether it is."""
+    first, last = losses[0], losses[-1]
+    if not np.all(last > first + RISE * np.abs(first)):
+        return False
+    warnings.warn(
+        f"The loss rose from {np.nanmin(first):.4g} in the first epoch to {np.nanmin(last):.4g}. "
+        "A lower learning rate may do; or the data have extreme values.",
+        stacklevel=4,
+    )
+    return True
 
 
 def done(history: Mapping[str, Float[np.ndarray, " epochs *members"]]) -> int:
