@@ -45,8 +45,17 @@ from flaxae.training import History
 
 EPOCHS = 3  # the default for a large data set
 NOISE, BATCH_SIZE, LEARNING_RATE = 0.5, 64, 3e-3
+FILTERED = 500  # training examples that the filters of signals are chosen on
 MOST_VALUES_FOR_LINEAR = 4096  # per example: the linear baselines take time with the cube of this number
-LABELS = {"noisy": "noisy", "median": "median filter", "pca": "PCA", "linear": "best linear map", "flaxae": "flaxae"}
+LABELS = {
+    "noisy": "noisy",
+    "median": "median filter",
+    "savgol": "Savitzky-Golay filter",
+    "wiener": "local Wiener filter",
+    "pca": "PCA",
+    "linear": "best linear map",
+    "flaxae": "flaxae",
+}
 
 
 def apply(config: _flags.Denoise) -> None:
@@ -160,9 +169,15 @@ def filtered(model: Autoencoder, dataset: Dataset, noisy: np.ndarray, *, seed: i
     """The noisy test examples denoised by simple filters, which are fitted and chosen on the training part alone."""
     low, high = model.likelihood.support
     outputs = {"median": baselines.median_filter(noisy)} if dataset.kind == "image" else {}
-    if noisy[0].size <= MOST_VALUES_FOR_LINEAR:
-        train = dataset.scaling(dataset.train_sample)
-        train_noisy = np.asarray(model.corrupt(train, jax.random.fold_in(jax.random.key(seed), 1)))
+    is_small = noisy[0].size <= MOST_VALUES_FOR_LINEAR
+    if not is_small and dataset.kind != "signal":
+        return {name: np.clip(x, low, high) for name, x in outputs.items()}
+    train = dataset.scaling(dataset.train_sample)
+    train_noisy = np.asarray(model.corrupt(train, jax.random.fold_in(jax.random.key(seed), 1)))
+    if dataset.kind == "signal":
+        few = slice(0, FILTERED)
+        outputs["savgol"], outputs["wiener"] = baselines.smoothed(noisy, train=train[few], train_noisy=train_noisy[few])
+    if is_small:
         held_out = max(1, len(train) // 10)
         outputs["pca"], _ = baselines.pca_denoise(
             noisy, train=train[held_out:], held_out=train[:held_out], held_out_noisy=train_noisy[:held_out]

@@ -1,14 +1,21 @@
-"""What an autoencoder has to beat: a median filter, the principal subspace, the best linear map.
+"""What an autoencoder has to beat: simple filters, the principal subspace, the best linear map.
 
 scipy and scikit-learn do the work. Nothing is fitted or chosen on the examples being denoised, and the
 linear ones don't clip what they return to the range of the data.
 """
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from flaxae.errors import ConfigError, DataError
 
+WINDOWS, DEGREES = (3, 5, 7, 9, 13, 17, 25, 33, 49), (1, 2, 3, 4)
+
+Signals = Float[Array | np.ndarray, "_ _ _"]  # [n, time, channels]
 _Examples = Float[Array | np.ndarray, "_ *features"]  # images, signals or tables: any number of any one shape
 
 _UNPAIRED = "{} clean and {} noisy examples: give the noisy version of each clean example, in the same order."
@@ -42,6 +49,43 @@ def non_local_means(
         given, patch_size=5, patch_distance=6, h=0.6 * level, sigma=level, fast_mode=True, channel_axis=-1
     )
     return clean.reshape(given.shape)  # a single channel's axis is gone
+
+
+def smoothed(
+    noisy: Signals, *, train: Signals, train_noisy: Signals
+) -> tuple[Float[np.ndarray, "n time channels"], Float[np.ndarray, "n time channels"]]:
+    """Signals by a Savitzky-Golay filter (1964), and by a local Wiener filter (Lim 1990, eq. 9.26).
+
+    How many moments each looks at, and the degree of the former's polynomials, are those with the least squared error
+    when `train_noisy` is denoised towards `train`. Raises DataError if their shapes differ.
+    """
+    from scipy import signal
+
+    clean, corrupted, _ = _matrices(train, train_noisy, noisy)
+    if clean.shape != corrupted.shape:
+        raise DataError(_UNPAIRED.format(len(clean), len(corrupted)))
+    windows = [window for window in WINDOWS if window <= noisy.shape[1]]
+    polynomials = [
+        functools.partial(signal.savgol_filter, window_length=window, polyorder=degree, axis=1)
+        for window in windows
+        for degree in DEGREES
+        if degree < window
+    ]
+    means = [functools.partial(_wiener, window=window) for window in windows]
+
+    def best(filters: Sequence[Callable[[Any], np.ndarray]]) -> np.ndarray:
+        wrong = [np.square(filtered(np.asarray(train_noisy)) - np.asarray(train)).mean() for filtered in filters]
+        return filters[int(np.argmin(wrong))](np.asarray(noisy)).astype(np.float32)
+
+    return best(polynomials), best(means)
+
+
+def _wiener(x: Signals, window: int) -> np.ndarray:
+    from scipy import signal
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing changes, it divides 0 by 0
+        made = [signal.wiener(channel, window) for example in np.asarray(x, np.float64) for channel in example.T]
+    return np.nan_to_num(np.stack(made).reshape(len(x), x.shape[2], -1).swapaxes(1, 2))
 
 
 def pca_reconstruct(examples: _Examples, *, train: _Examples, components: int) -> _Examples:

@@ -131,7 +131,7 @@ class VectorCompressor(NetworkEstimator):
 def _begin_at_components(model: Any, x: Vectors) -> None:
     """Begin with the principal components of the vectors: from random weights, training comes less far."""
     known = min(model.config.latent, *x.shape)
-    components = PCA(known, svd_solver="covariance_eigh").fit(x).components_
+    components = np.asarray(PCA(known, svd_solver="covariance_eigh").fit(x).components_)
     model.head.linear.kernel[...] = model.head.linear.kernel[...].at[:, :known].set(components.T)
     model.decoder.out.kernel[...] = model.decoder.out.kernel[...].at[:known].set(components)
 

@@ -86,3 +86,17 @@ def test_what_does_not_fit_together_is_refused(monkeypatch, digits):
         baselines.linear_denoise(noisy, train=clean, train_noisy=noisy[:4])
     with pytest.raises(ConfigError, match="odd"):
         baselines.median_filter(clean, 2)
+
+
+def test_filters_of_signals_are_chosen_on_the_training_part_and_smooth_what_is_smooth():
+    rng = np.random.default_rng(0)
+    clean = np.sin(np.linspace(0, 6, 200) + rng.uniform(0, 6, (40, 1)))[..., None].astype(np.float32)
+    noisy = clean + rng.normal(0, 0.3, clean.shape).astype(np.float32)
+    made = baselines.smoothed(noisy[30:], train=clean[:30], train_noisy=noisy[:30])
+    for x, least in zip(made, (0.1, 0.3), strict=True):
+        assert x.shape == (10, 200, 1)
+        assert np.square(x - clean[30:]).mean() < least * 0.09
+    still = np.zeros((2, 20, 1), np.float32)
+    assert all((x == 0).all() for x in baselines.smoothed(still, train=still, train_noisy=still))
+    with pytest.raises(DataError):
+        baselines.smoothed(noisy, train=clean[:2], train_noisy=noisy[:3])
