@@ -1,12 +1,18 @@
 """Nothing that comes from outside does harm: to a terminal, a spreadsheet, the memory, or what is waited for."""
 
+import argparse
+import gzip
+import io
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 
 import flaxae
 from flaxae import anomaly, batches, data, errors, printing, training
@@ -72,6 +78,88 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(monkeyp
     np.save(tmp_path / "x.npy", np.zeros((200, 1000), np.float32))
     with pytest.raises(errors.DataError, match=r"x\.npy would take 1 MiB of memory, of which 1 MiB are free"):
         data.load(tmp_path / "x.npy")
+
+
+def many_ones(path):
+    with gzip.open(path, "wb") as file:
+        file.write(b"1\n" * 2**20)
+
+
+def one_long_text(path):
+    frame = pd.DataFrame({"text": ["y" * 2**20] * 64, "number": np.arange(64)})
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_feather(path)
+
+
+def long_texts(path):
+    path.write_bytes(b"text,number\n" + (b"y" * 2**20 + b",1\n") * 3)
+
+
+def one_string_of_a_workbook(path):
+    pd.DataFrame({"text": ["y" * 30_000] * 300}).to_excel(path, index=False)
+
+
+def zeros_of_matlab(path):
+    scipy.io.savemat(path, {"x": np.zeros((2**20, 1))}, do_compression=True)
+
+
+def zeros_of_hdf5(path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.create_dataset("x", (2**40, 2), "f4", chunks=(2**10, 2))  # nothing of it is stored
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+
+
+def one_long_category(path):
+    path.write_text(f"@relation r\n@attribute a {{p,{'q' * 2**16}}}\n@data\n" + "p\n" * 100)
+
+
+def many_objects(path):
+    path.write_text("[" + ",".join(['{"a": 1}'] * 50_000) + "]")
+
+
+def zeros_in_an_archive(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", bytes(2**24))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv.gz", many_ones),
+        ("a.csv", long_texts),
+        ("a.parquet", one_long_text),
+        ("a.feather", one_long_text),
+        ("a.xlsx", one_string_of_a_workbook),
+        ("a.mat", zeros_of_matlab),
+        ("b.mat", zeros_of_hdf5),
+        ("a.arff", one_long_category),
+        ("a.json", many_objects),
+        ("a.zip", zeros_in_an_archive),
+    ],
+)
+def test_a_small_file_that_becomes_large_is_refused_before_it_does(tmp_path, monkeypatch, name, write):
+    write(tmp_path / name)
+    monkeypatch.setattr(memory, "available", lambda: 2**23)
+    with pytest.raises(errors.DataError, match=r"would take [\d,]+\.?\d* .iB of memory"):
+        data.load(tmp_path / name)
+
+
+def test_an_archive_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("0.png")
+        member.size = 2**22
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: argparse.Namespace(free=2**20))
+    with pytest.raises(errors.DataError, match="would take 4 MiB on the disk"):
+        data.load(tmp_path / "a.tar.gz")
+
+
+def test_the_middle_of_a_long_message_is_left_out():
+    message = str(errors.DataError("given: " + "(" * 10_000 + " expected: a number"))
+    assert message.startswith("given: (")
+    assert message.endswith("( expected: a number")
+    assert len(message) < 1600
 
 
 def test_the_limit_on_address_space_counts():

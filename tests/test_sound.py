@@ -179,6 +179,11 @@ def test_training_lowers_the_error_and_what_is_saved_does_the_same(tmp_path, cli
     assert sound.si_sdr(trained.denoise(noisy), np.tile(clips[1], 3)) > sound.si_sdr(noisy, np.tile(clips[1], 3))
     trained.save(tmp_path / "saved")
     np.testing.assert_array_equal(sound.load(tmp_path / "saved").denoise(noisy), trained.denoise(noisy))
+    (tmp_path / "saved" / "sound.json").write_text('{"rate": 16000}')
+    with pytest.raises(RunError, match=r"sound\.json is damaged"):
+        sound.load(tmp_path / "saved")
+    trained.save(tmp_path / "saved")
+    assert sound.load(tmp_path / "saved").rate == RATE
     with pytest.raises(RunError, match="no denoiser of sound"):
         sound.load(tmp_path)
     with pytest.raises(DataError, match="2 at least"):

@@ -625,5 +625,5 @@ def _whatever_goes_wrong(name: str) -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} can't be read: it is damaged, or no image of a format that is known.") from error
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise DataError(f"{name} can't be read: {reason}. It may be damaged or of another format.") from error
