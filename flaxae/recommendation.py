@@ -430,8 +430,8 @@ def read_ratings(
     kept = frame.dropna(subset=[who, what])
     if least is not None:
         column = _column(columns, rating, ("rating", "score"), 2, path)
-        spelled = data.delimited.as_numbers(kept[column], path)
-        marks = pd.to_numeric(spelled, errors="coerce").to_numpy(float)
+        spelled: Any = data.delimited.as_numbers(kept[column], path)
+        marks = np.asarray(pd.to_numeric(spelled, errors="coerce"), np.float64)
         other = spelled[spelled.notna().to_numpy() & np.isnan(marks)]
         if len(other):
             raise errors.DataError(

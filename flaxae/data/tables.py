@@ -192,10 +192,11 @@ def _text_bytes(column: Any) -> int:
     """What the texts of a column take, each written out, whose chunks keep each one once."""
     import pyarrow.compute
 
+    compute: Any = pyarrow.compute  # whose functions are made when it is imported
     total = 0
     for chunk in column.chunks:
-        lengths = pyarrow.compute.binary_length(chunk.dictionary).cast("int64").take(chunk.indices)
-        total += pyarrow.compute.sum(lengths).as_py() or 0
+        lengths = compute.binary_length(chunk.dictionary).cast("int64").take(chunk.indices)
+        total += compute.sum(lengths).as_py() or 0
     return total
 
 
