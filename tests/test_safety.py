@@ -15,9 +15,10 @@ import pytest
 import scipy.io
 
 import flaxae
-from flaxae import anomaly, batches, data, errors, printing, training
+from flaxae import anomaly, batches, compression, data, errors, printing, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.data import formats, memory, tables
+from flaxae.data.images import codec
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
@@ -153,6 +154,18 @@ def test_an_archive_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monk
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: argparse.Namespace(free=2**20))
     with pytest.raises(errors.DataError, match="would take 4 MiB on the disk"):
         data.load(tmp_path / "a.tar.gz")
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(errors.DataError, match="claims 0 × 9 pixels"):
+        codec.check_pixels(codec.Header(9, 0, 3, "uint16", False, "TIFF"), "a.tif", 100)
+
+
+def test_a_codec_whose_arrays_are_no_archive_is_one_message(tmp_path):
+    (tmp_path / "codec.json").write_text('{"format": 1}')
+    (tmp_path / "weights.npz").write_bytes(b"PK\3\4 no archive")
+    with pytest.raises(errors.RunError, match="holds no codec that can be read"):
+        compression.load(tmp_path)
 
 
 def test_the_middle_of_a_long_message_is_left_out():

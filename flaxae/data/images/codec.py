@@ -84,11 +84,13 @@ def headers(content: Content, *, max_pixels: int = MAX_PIXELS) -> list[Header]:
 
 
 def check_pixels(header: Header, name: str, max_pixels: int) -> None:
-    """Refuses what claims more pixels than that.
+    """Refuses what claims more pixels than that, or none.
 
     Raises:
         DataError: it does.
     """
+    if min(header.shape) < 1:
+        raise DataError(f"{name} can't be read: it claims {header.width} × {header.height} pixels. It may be damaged.")
     if header.height * header.width > max_pixels:
         raise DataError(
             f"{name} is too large: {header.width:,} × {header.height:,} pixels, where at most {max_pixels:,} are read, "
