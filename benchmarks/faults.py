@@ -265,12 +265,12 @@ def killed_at(operation: int, root: str, work: Callable[[], Any]) -> Callable[[]
     return start
 
 
-def kills(count: int, chance: random.Random) -> dict[str, int]:
+def kills(count: int, chance: random.Random, only: list[str]) -> dict[str, int]:
     """Kill each experiment and save in turn, at a random moment or operation."""
     found: collections.Counter[str] = collections.Counter()
     wholes: dict[str, tuple[str, float]] = {}
     saves = {name: how for name, how in saved_things().items() if how.over}
-    names = [*EXPERIMENTS, *saves]
+    names = only or [*EXPERIMENTS, *saves]
     for number in range(count):
         name = names[number % len(names)]
         if name in saves:
@@ -462,11 +462,11 @@ def without_a_line(good: bytes, chance: random.Random) -> bytes:
     return b"".join(lines)
 
 
-def faults(count: int, chance: random.Random) -> dict[str, int]:
+def faults(count: int, chance: random.Random, only: list[str]) -> dict[str, int]:
     """Damage one file at a time, and use what it belongs to. All in one child, which compiles each program once."""
     kept = pathlib.Path("kept")
     kept.mkdir()
-    for name in uses():
+    for name in only or uses():
         for seed in (3, 4):
             keep(name, seed, kept / f"{name}-{seed}")
     table = collections.Counter()
@@ -475,7 +475,7 @@ def faults(count: int, chance: random.Random) -> dict[str, int]:
         known: dict[tuple[str, str], Any] = {}
         every = uses()
         for number in range(count):
-            name = chance.choice(list(every))
+            name = chance.choice(only or list(every))
             use = chance.choice(sorted(every[name]))
             if (name, use) not in known:
                 known[name, use] = used(name, every[name][use], None)
@@ -720,6 +720,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("kills", "faults", "inputs"))
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="names of what to kill or damage")
     parser.add_argument("--keep", type=pathlib.Path, default="faults-found", help="a folder for what went wrong")
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -738,5 +739,5 @@ if __name__ == "__main__":
             kept.mkdir(parents=True, exist_ok=True)
             table = inputs(given.count, chance, kept)
         else:
-            table = {"kills": kills, "faults": faults}[given.what](given.count, chance)
+            table = {"kills": kills, "faults": faults}[given.what](given.count, chance, given.only)
         print(f"{given.what}, {given.count} with seed {given.seed}: {table}, in {time.perf_counter() - began:,.0f} s")

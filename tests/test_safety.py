@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
+import tifffile
 
 import flaxae
 from flaxae import anomaly, batches, compression, data, errors, printing, training
@@ -159,6 +160,19 @@ def test_an_archive_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monk
 def test_an_image_without_pixels_is_refused():
     with pytest.raises(errors.DataError, match="claims 0 × 9 pixels"):
         codec.check_pixels(codec.Header(9, 0, 3, "uint16", False, "TIFF"), "a.tif", 100)
+
+
+def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((9, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"
+    )
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[end : end + 4] = content[4:8]
+    (tmp_path / "a.tif").write_bytes(content)
+    with (tmp_path / "a.tif").open("rb") as file, pytest.raises(errors.DataError, match="follow itself"):
+        codec._tiff_headers(codec.Content(file, "a.tif"))
 
 
 def test_a_codec_whose_arrays_are_no_archive_is_one_message(tmp_path):
