@@ -149,9 +149,13 @@ class Mixtures:
     voices: Sequence[Sequence[Samples]] = ()  # the clips at several speeds
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        rng = np.random.default_rng(self.seed)
+        return self.batches(0)
+
+    def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from a step of the training on, so that it can be resumed."""
         while True:
-            yield self.draw(self.batch, rng)
+            yield self.draw(self.batch, np.random.default_rng((self.seed, step)))
+            step += 1
 
     def draw(self, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """So many mixtures."""
@@ -432,7 +436,7 @@ def fit(
     each = min(steps, EPOCH)
     training.fit(
         model,
-        known,
+        known.batches,
         epochs=max(1, round(steps / each)),
         steps_per_epoch=each,
         validation=validation,

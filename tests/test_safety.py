@@ -11,6 +11,7 @@ import zipfile
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow.feather
 import pytest
 import scipy.io
 import tifffile
@@ -173,6 +174,17 @@ def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path):
     (tmp_path / "a.tif").write_bytes(content)
     with (tmp_path / "a.tif").open("rb") as file, pytest.raises(errors.DataError, match="follow itself"):
         codec._tiff_headers(codec.Content(file, "a.tif"))
+
+
+def test_damaged_places_of_texts_in_a_feather_file_are_refused(tmp_path):
+    path = tmp_path / "a.feather"
+    frame = pd.DataFrame({"text": [f"{i:03}" for i in range(50)]})
+    pyarrow.feather.write_feather(pyarrow.Table.from_pandas(frame), path, compression="uncompressed")
+    content = path.read_bytes()
+    assert content.count((75).to_bytes(4, "little")) == 1  # where the 25th text begins
+    path.write_bytes(content.replace((75).to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
+    with pytest.raises(errors.DataError, match=r"a\.feather can't be read"):
+        data.read_table(path)
 
 
 def test_a_codec_whose_arrays_are_no_archive_is_one_message(tmp_path):

@@ -1,6 +1,5 @@
 """Tables: their files (text of any dialect is `delimited`), and what of a table is learnt from (`prepare`)."""
 
-import contextlib
 import json
 import pathlib
 import re
@@ -208,9 +207,11 @@ def read_feather(path: pathlib.Path) -> "pd.DataFrame":
     with reading(path):
         check_size(path.stat().st_size, path)
         size = 0
-        with contextlib.suppress(pyarrow.ArrowInvalid), pyarrow.ipc.open_file(path) as file:  # or of the first version
+        with pyarrow.ipc.open_file(path) as file:
             for i in range(file.num_record_batches):
-                size += file.get_batch(i).get_total_buffer_size()
+                batch = file.get_batch(i)
+                batch.validate(full=True)  # or damaged offsets of texts would end the process
+                size += batch.get_total_buffer_size()
                 check_size(size, path)
         return pd.read_feather(path)
 
