@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from flaxae import (
+    atomic,
     autoencoder,
     baselines,
     corruptions,
@@ -60,7 +61,7 @@ LABELS = {
 
 def apply(config: _flags.Denoise) -> None:
     """Denoise --input with the model of --from, and write the result to --output."""
-    if (config.from_ / "sound").is_dir():
+    if atomic.settled(config.from_ / "sound").is_dir():
         _sound.apply(config)
         return
     model = trained.autoencoder_of(config.from_)

@@ -46,8 +46,9 @@ def apply(config: _flags.Embed) -> None:
         write(config, texts, embedder.transform(texts))
         say(f"Wrote {len(texts):,} vectors of {embedder.config_.latent} numbers into {config.output}.")
     if config.query:
-        texts = data.read_table(config.from_ / "sentences.csv")["sentence"].map(str).tolist()
-        codes = np.asarray(data.read(config.from_ / "vectors.npz"))
+        run = runs.open(config.from_)
+        texts = data.read_table(run.file("sentences.csv"))["sentence"].map(str).tolist()
+        codes = np.asarray(data.read(run.file("vectors.npz")))
         _steps.print_table(answers(config, embedder, texts, codes))
 
 

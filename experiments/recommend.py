@@ -38,7 +38,7 @@ def apply(config: _flags.Recommend) -> None:
         raise RunError(
             f"{config.from_} holds a {type(recommender).__name__}; expected a run of the experiment recommend."
         )
-    items = data.read_table(config.from_ / "items.csv")["item"].map(str).tolist()
+    items = data.read_table(runs.open(config.from_).file("items.csv"))["item"].map(str).tolist()
     ratings = read(config, str(config.input), items)
     write(config.output, recommender, ratings, config.count)
     say(f"Wrote the best {config.count} items for {len(ratings.users):,} users into {config.output}.")

@@ -7,9 +7,15 @@ message alone and exits with status 2; from Python the same classes are raised.
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1500  # characters of a message: what is given, which it quotes, may be of any length
+
 
 class FlaxaeError(Exception):
-    """Base of every error that flaxae raises on purpose."""
+    """Base of every error that flaxae raises on purpose. The middle of a long message is left out."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
 
 
 class DataError(FlaxaeError, ValueError):

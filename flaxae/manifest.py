@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxae import atomic
-from flaxae.errors import CheckpointError, RunError
+from flaxae.errors import CheckpointError, ConfigError, RunError
 
 NAME = "manifest"
 
@@ -93,6 +93,20 @@ def content(folder: Path, name: str) -> bytes:
     if manifest is not None and name in manifest["files"]:
         _compare(path, hashlib.sha256(found).hexdigest(), manifest["files"][name])
     return found
+
+
+@contextlib.contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """Turns anything that is raised while a saved thing is read, or put together, into a RunError.
+
+    What is downloaded has no manifest, or one that was changed as well, and libraries raise many types on such files.
+    """
+    try:
+        yield
+    except (RunError, ConfigError, CheckpointError):
+        raise
+    except Exception as error:
+        raise RunError(f"{folder} holds no {what} that can be read: {error!r}.") from error
 
 
 def replace(folder: Path, name: str, text: str) -> None:

@@ -429,8 +429,15 @@ def read_ratings(
     )
     kept = frame.dropna(subset=[who, what])
     if least is not None:
-        marks = data.delimited.as_numbers(kept[_column(columns, rating, ("rating", "score"), 2, path)], path)
-        kept = kept[marks.to_numpy() >= least]
+        column = _column(columns, rating, ("rating", "score"), 2, path)
+        spelled: Any = data.delimited.as_numbers(kept[column], path)
+        marks = np.asarray(pd.to_numeric(spelled, errors="coerce"), np.float64)
+        other = spelled[spelled.notna().to_numpy() & np.isnan(marks)]
+        if len(other):
+            raise errors.DataError(
+                f"{path}: the column {column!r} holds {other.iloc[0]!r}; expected ratings, which are numbers."
+            )
+        kept = kept[marks >= least]
     if items is not None:
         kept = kept[kept[what].map(str).isin(set(items))]
     if len(kept) < len(frame):

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Complex, Float
 
-from flaxae import atomic, autoencoder, data, errors, training
+from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Identity
@@ -149,9 +149,13 @@ class Mixtures:
     voices: Sequence[Sequence[Samples]] = ()  # the clips at several speeds
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        rng = np.random.default_rng(self.seed)
+        return self.batches(0)
+
+    def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from a step of the training on, so that it can be resumed."""
         while True:
-            yield self.draw(self.batch, rng)
+            yield self.draw(self.batch, np.random.default_rng((self.seed, step)))
+            step += 1
 
     def draw(self, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """So many mixtures."""
@@ -364,28 +368,33 @@ class SoundDenoiser:
             data.sound.write_blocks(file, target, made, head.rate, head.channels, head.subtype)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Its settings and weights, into a folder of its own."""
-        folder = pathlib.Path(folder)
-        checkpoints.save(folder / "model", 0, nnx.split(self.model, nnx.Param, ...)[1:], keep=1)
-        with atomic.replacing(folder / "sound.json") as unfinished:
-            settings = {"rate": self.rate, "model": self._config.to_dict()}
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        """Its settings and weights, into a folder of its own, whole or not at all, with a manifest.
+
+        Raises:
+            RunError: the folder can't be written, or holds something else.
+        """
+        settings = {"rate": self.rate, "model": self._config.to_dict()}
+        try:
+            with manifest.replacing(pathlib.Path(folder), frozenset({"sound.json", "model"})) as unfinished:
+                checkpoints.save(unfinished / "model", 0, nnx.split(self.model, nnx.Param, ...)[1:], keep=1)
+                (unfinished / "sound.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
 
 def load(folder: str | os.PathLike[str]) -> SoundDenoiser:
     """What `SoundDenoiser.save` wrote.
 
     Raises:
-        RunError: the folder holds no such model, or its settings are damaged.
+        RunError: the folder holds no such model, or a file was changed after it was saved.
         CheckpointError: it has no good weights.
     """
-    folder = pathlib.Path(folder)
-    try:
+    folder = atomic.settled(pathlib.Path(folder))
+    manifest.check(folder)
+    with manifest.reading(folder, "denoiser of sound"):
         settings = json.loads((folder / "sound.json").read_text(encoding="utf-8"))
         config, rate = Config.from_dict(settings["model"]), int(settings["rate"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise errors.RunError(f"{folder} holds no denoiser of sound that can be read: {error!r}.") from error
-    abstract = nnx.eval_shape(lambda: autoencoder.build(config, (64, 2 * Framing.at(rate).bins)))
+        abstract = nnx.eval_shape(lambda: autoencoder.build(config, (64, 2 * Framing.at(rate).bins)))
     graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
     _, (params, rest) = checkpoints.restore(folder / "model", (params, rest))
     return SoundDenoiser(nnx.merge(graphdef, *jax.device_put((params, rest))), rate)
@@ -427,7 +436,7 @@ def fit(
     each = min(steps, EPOCH)
     training.fit(
         model,
-        known,
+        known.batches,
         epochs=max(1, round(steps / each)),
         steps_per_epoch=each,
         validation=validation,

@@ -409,8 +409,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
 
     Returns:
         A `Trained`, a `TrainedDetector` (of --exp anomaly) or a `TrainedClassifier` (of --exp finetune), all in the
-        data's own units; a `compression.Codec` or `LossyCodec` (of --exp compress); an `anomaly.Detector`; or the
-        estimator that was saved.
+        data's own units; a `compression.Codec` or `LossyCodec` (of --exp compress); a `sound.SoundDenoiser` (of --exp
+        denoise, of sound); an `anomaly.Detector`; or the estimator that was saved.
 
     Raises:
         RunError: the folder holds neither, or a file was changed after it was saved.
@@ -441,6 +441,10 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from flaxae import compression
 
         return compression.load(folder / "codec")
+    if "sound" in saved:
+        from flaxae import sound
+
+        return sound.load(folder / "sound")
     if saved.get("detector") == "series":
         from flaxae.anomaly import series
 

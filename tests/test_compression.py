@@ -372,6 +372,17 @@ def sealed(body: bytes) -> bytes:
     return body + hashlib.sha256(body).digest()[: container.DIGEST]
 
 
+def test_parts_that_are_not_there_are_not_decoded(grey, rng, monkeypatch):
+    """As of an image of many channels, each of which has a length of its own in the file."""
+    body = bytearray(grey.compress(rng.integers(0, 256, (2, 6, 6, 1), np.uint8))[: -container.DIGEST])
+    body[20:24] = (8193).to_bytes(4, "little")
+    decoded = []
+    monkeypatch.setattr("flaxae.compression.coding.decode", lambda *given: decoded.append(given))
+    with pytest.raises(DataError, match="can't be decoded"):
+        grey.decompress(sealed(bytes(body)))
+    assert not decoded
+
+
 def test_a_hostile_shape_a_newer_version_and_another_codec_are_told(grey, colour, lossy, rng):
     content = grey.compress(rng.integers(0, 256, (6, 6), np.uint8))
     body = bytearray(content[: -container.DIGEST])

@@ -79,7 +79,7 @@ def test_sparse_matrices_are_read_and_trained_on_a_part_at_a_time(tmp_path, monk
     if name == "x.npz":
         scipy.sparse.save_npz(path, tastes.tocsc())
     elif name == "x.mtx":
-        scipy.io.mmwrite(path, tastes)
+        scipy.io.mmwrite(path, tastes, comment="two\nlines")
     else:
         h5py = pytest.importorskip("h5py")
         with h5py.File(path, "w") as file:
@@ -115,7 +115,11 @@ def test_damaged_sparse_matrices_are_refused(tmp_path, tastes):
     (tmp_path / "x.mtx").write_text("%%MatrixMarket matrix coordinate real general\n5 5 99999999999\n1 1 1\n")
     np.savez(tmp_path / "y.npz", x=np.ones(3))
     (tmp_path / "x.h5ad").write_bytes(b"no HDF5")
-    for name in ("x.npz", "y.npz", "x.mtx", "x.h5ad", "z.mtx"):
+    head = "%%MatrixMarket matrix coordinate real general\n5 5 "
+    (tmp_path / "more.mtx").write_text(f"{head}1\n1 1 1\n2 2 2\n")  # SciPy's reader would end the process
+    (tmp_path / "beyond.mtx").write_text(f"{head}1\n1 6 1\n")
+    (tmp_path / "words.mtx").write_text(f"{head}1\n1 1 one\n")
+    for name in ("x.npz", "y.npz", "x.mtx", "x.h5ad", "z.mtx", "more.mtx", "beyond.mtx", "words.mtx"):
         with pytest.raises(errors.DataError, match=name):
             sparse.read(tmp_path / name)
     with pytest.raises(errors.DataError, match="not finite"):
@@ -264,6 +268,9 @@ def test_ratings_are_read_by_the_names_or_places_of_columns(tmp_path, capsys):
         recommendation.read_ratings(path, item="film")
     with pytest.raises(errors.DataError, match="no choices left"):
         recommendation.read_ratings(path, least=9)
+    pd.DataFrame({"user": [1, 2], "item": [3, 4], "rating": ["5", "good"]}).to_csv(path, index=False)
+    with pytest.raises(errors.DataError, match="holds 'good'; expected ratings"):
+        recommendation.read_ratings(path, least=4)
 
 
 def test_recommend_trains_measures_and_writes(tmp_path, monkeypatch, tastes, capsys):
@@ -296,3 +303,7 @@ def test_recommend_trains_measures_and_writes(tmp_path, monkeypatch, tastes, cap
     assert command_line(["recommend", *used]) == 0
     assert "1 of 2 rows" in capsys.readouterr().out
     assert list(data.read_table("top.csv")["rank"]) == [1, 2, 3, 4]
+    known = (folder / "items.csv").read_text()
+    (folder / "items.csv").write_text(known.replace("i3", "i4"))
+    assert command_line(["recommend", *used]) == 2
+    assert "items.csv is damaged" in capsys.readouterr().err

@@ -1,17 +1,26 @@
 """Nothing that comes from outside does harm: to a terminal, a spreadsheet, the memory, or what is waited for."""
 
+import argparse
+import gzip
+import io
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow.feather
 import pytest
+import scipy.io
+import tifffile
 
 import flaxae
-from flaxae import anomaly, batches, data, errors, printing, training
+from flaxae import anomaly, batches, compression, data, errors, printing, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.data import formats, memory, tables
+from flaxae.data.images import codec
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
@@ -72,6 +81,124 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(monkeyp
     np.save(tmp_path / "x.npy", np.zeros((200, 1000), np.float32))
     with pytest.raises(errors.DataError, match=r"x\.npy would take 1 MiB of memory, of which 1 MiB are free"):
         data.load(tmp_path / "x.npy")
+
+
+def many_ones(path):
+    with gzip.open(path, "wb") as file:
+        file.write(b"1\n" * 2**20)
+
+
+def one_long_text(path):
+    frame = pd.DataFrame({"text": ["y" * 2**20] * 64, "number": np.arange(64)})
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_feather(path)
+
+
+def long_texts(path):
+    path.write_bytes(b"text,number\n" + (b"y" * 2**20 + b",1\n") * 3)
+
+
+def one_string_of_a_workbook(path):
+    pd.DataFrame({"text": ["y" * 30_000] * 300}).to_excel(path, index=False)
+
+
+def zeros_of_matlab(path):
+    scipy.io.savemat(path, {"x": np.zeros((2**20, 1))}, do_compression=True)
+
+
+def zeros_of_hdf5(path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.create_dataset("x", (2**40, 2), "f4", chunks=(2**10, 2))  # nothing of it is stored
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+
+
+def one_long_category(path):
+    path.write_text(f"@relation r\n@attribute a {{p,{'q' * 2**16}}}\n@data\n" + "p\n" * 100)
+
+
+def many_objects(path):
+    path.write_text("[" + ",".join(['{"a": 1}'] * 50_000) + "]")
+
+
+def zeros_in_an_archive(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", bytes(2**24))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv.gz", many_ones),
+        ("a.csv", long_texts),
+        ("a.parquet", one_long_text),
+        ("a.feather", one_long_text),
+        ("a.xlsx", one_string_of_a_workbook),
+        ("a.mat", zeros_of_matlab),
+        ("b.mat", zeros_of_hdf5),
+        ("a.arff", one_long_category),
+        ("a.json", many_objects),
+        ("a.zip", zeros_in_an_archive),
+    ],
+)
+def test_a_small_file_that_becomes_large_is_refused_before_it_does(tmp_path, monkeypatch, name, write):
+    write(tmp_path / name)
+    monkeypatch.setattr(memory, "available", lambda: 2**23)
+    with pytest.raises(errors.DataError, match=r"would take [\d,]+\.?\d* .iB of memory"):
+        data.load(tmp_path / name)
+
+
+def test_an_archive_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("0.png")
+        member.size = 2**22
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: argparse.Namespace(free=2**20))
+    with pytest.raises(errors.DataError, match="would take 4 MiB on the disk"):
+        data.load(tmp_path / "a.tar.gz")
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(errors.DataError, match="claims 0 × 9 pixels"):
+        codec.check_pixels(codec.Header(9, 0, 3, "uint16", False, "TIFF"), "a.tif", 100)
+
+
+def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((9, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"
+    )
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[end : end + 4] = content[4:8]
+    (tmp_path / "a.tif").write_bytes(content)
+    with (tmp_path / "a.tif").open("rb") as file, pytest.raises(errors.DataError, match="follow itself"):
+        codec._tiff_headers(codec.Content(file, "a.tif"))
+
+
+def test_damaged_places_of_texts_in_a_feather_file_are_refused(tmp_path):
+    path = tmp_path / "a.feather"
+    frame = pd.DataFrame({"text": [f"{i:03}" for i in range(50)]})
+    pyarrow.feather.write_feather(pyarrow.Table.from_pandas(frame), path, compression="uncompressed")
+    content = path.read_bytes()
+    assert content.count((75).to_bytes(4, "little")) == 1  # where the 25th text begins
+    path.write_bytes(content.replace((75).to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
+    with pytest.raises(errors.DataError, match=r"a\.feather can't be read"):
+        data.read_table(path)
+
+
+def test_a_codec_whose_arrays_are_no_archive_is_one_message(tmp_path):
+    (tmp_path / "codec.json").write_text('{"format": 1}')
+    (tmp_path / "weights.npz").write_bytes(b"PK\3\4 no archive")
+    with pytest.raises(errors.RunError, match="holds no codec that can be read"):
+        compression.load(tmp_path)
+
+
+def test_the_middle_of_a_long_message_is_left_out():
+    message = str(errors.DataError("given: " + "(" * 10_000 + " expected: a number"))
+    assert message.startswith("given: (")
+    assert message.endswith("( expected: a number")
+    assert len(message) < 1600
 
 
 def test_the_limit_on_address_space_counts():

@@ -166,6 +166,9 @@ def test_embed_trains_finds_and_writes(tmp_path, monkeypatch, capsys):
     assert np.load("new.npz")["x"].shape == (2, 8)
     assert command_line(["embed", "--from", "runs/embed/1", "--query", TEXTS[5], "--count", "1"]) == 0
     assert TEXTS[5] in capsys.readouterr().out.splitlines()[-2]
+    np.savez(folder / "vectors.npz", x=vectors[::-1])
+    assert command_line(["embed", "--from", "runs/embed/1", "--query", TEXTS[5]]) == 2
+    assert "vectors.npz is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,15 @@ def test_false_alarms_are_as_promised(seed):
 
 
 def test_what_is_saved_scores_the_same(tmp_path, on_cycle):
+    tmp_path /= "saved"
     on_cycle.save(tmp_path)
     x = data.windows(cycle(200, seed=4), 30, 10)
     np.testing.assert_array_equal(series.load(tmp_path).score(x), on_cycle.score(x))
+    on_cycle.save(tmp_path)  # over itself
     (tmp_path / "series.json").write_text("{}")
+    with pytest.raises(flaxae.errors.RunError, match=r"series\.json is damaged"):
+        series.load(tmp_path)
+    (tmp_path / "manifest").unlink()
     with pytest.raises(flaxae.errors.RunError, match="no detector of series"):
         series.load(tmp_path)
 

@@ -130,6 +130,12 @@ def test_a_detector_scores_and_flags(detector):
         (b'{"x": []}', JSON, 400, "no examples"),
         (b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}", JSON, 400, "is no application/json"),
         (npy(pixels().astype(object)), NPY, 400, "is no application/x-npy"),  # a pickle
+        (
+            npy(pixels()).replace(b"'shape': (", b"'shape': (("),
+            NPY,
+            400,
+            "is no application/x-npy",
+        ),  # NumPy raises a TokenError
         (npy(pixels())[:-9], NPY, 400, "is cut off"),
         (b"a" + b",a" * 10_000, {"content-type": "text/csv"}, 400, "has 10,001 columns"),
         (npy(pixels() / 7.0), NPY, 400, "there are fractions"),

@@ -1,5 +1,7 @@
 """Sound: files of any kind come back as they were, spectra are undone exactly, and noise is taken out of any length."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soundfile
@@ -168,6 +170,15 @@ def test_files_and_folders_are_converted(tmp_path, denoiser, rng, capsys):
         denoiser.convert(tmp_path / "in/a.wav", tmp_path / "out.csv")
 
 
+def test_a_training_can_be_resumed_from_any_step(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(sound, "default_config", lambda: SMALL)
+    mixed = sound.mixtures(clips, [], RATE, seed=1, batch=2)
+    np.testing.assert_array_equal(next(mixed.batches(2))["x"], next(itertools.islice(mixed, 2, None))["x"])
+    whole = sound.fit(clips, RATE, steps=2, show=False, folder=tmp_path)
+    resumed = sound.fit(clips, RATE, steps=2, show=False, folder=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed.denoise(clips[0]), whole.denoise(clips[0]))
+
+
 def test_training_lowers_the_error_and_what_is_saved_does_the_same(tmp_path, clips, rng, monkeypatch):
     monkeypatch.setattr(sound, "default_config", lambda: SMALL)
     history = []
@@ -179,6 +190,11 @@ def test_training_lowers_the_error_and_what_is_saved_does_the_same(tmp_path, cli
     assert sound.si_sdr(trained.denoise(noisy), np.tile(clips[1], 3)) > sound.si_sdr(noisy, np.tile(clips[1], 3))
     trained.save(tmp_path / "saved")
     np.testing.assert_array_equal(sound.load(tmp_path / "saved").denoise(noisy), trained.denoise(noisy))
+    (tmp_path / "saved" / "sound.json").write_text('{"rate": 16000}')
+    with pytest.raises(RunError, match=r"sound\.json is damaged"):
+        sound.load(tmp_path / "saved")
+    trained.save(tmp_path / "saved")
+    assert sound.load(tmp_path / "saved").rate == RATE
     with pytest.raises(RunError, match="no denoiser of sound"):
         sound.load(tmp_path)
     with pytest.raises(DataError, match="2 at least"):

@@ -281,11 +281,9 @@ def load(folder: str | os.PathLike[str]) -> Detector:
     """
     folder = atomic.settled(pathlib.Path(folder))
     manifest.check(folder)
-    try:
+    with manifest.reading(folder, "anomaly detector"):
         settings = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         arrays = data.arrays.read_npz(folder / "detector.npz")
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise errors.RunError(f"{folder} holds no anomaly detector that can be read: {error!r}.") from error
     return restored(settings, arrays, lambda like: checkpoints.restore(folder / "models", like)[1], folder)
 
 
@@ -297,19 +295,16 @@ def restored(
     Raises:
         RunError: they are no detector's; the message names the `source`.
     """
-    try:
+    with manifest.reading(source, "anomaly detector"):
         config, views = Config.from_dict(settings["config"]), Views(**settings["views"])
         members, score, neighbours = int(settings["members"]), settings["score"], int(settings["neighbours"])
         check_score(score)
         references, calibration = arrays["references"], arrays["calibration"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise errors.RunError(f"{source} holds no anomaly detector that can be read: {error!r}.") from error
-    shape = views(references[:1]).shape[1:]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
-    models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
-    fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
-    if "centre" in arrays:  # from before held-out examples were references too; older ones have none
-        try:
+        shape = views(references[:1]).shape[1:]
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, shape)))
+        models = tuple(nnx.merge(graphdef, jax.device_put(part)) for part in weights([state] * members))
+        fitted = tuple(_fit_score(model, views, score, neighbours, references) for model in models)
+        if "centre" in arrays:  # from before held-out examples were references too; older ones have none
             usual = zip(arrays["centre"], arrays["spread"], strict=True)
             fitted = tuple(
                 own._replace(
@@ -317,14 +312,12 @@ def restored(
                 )
                 for own, (centre, spread) in zip(fitted, usual, strict=True)
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise errors.RunError(f"{source} holds no anomaly detector that can be read: {error!r}.") from error
-    contamination = float(settings.get("contamination", 0.0))
-    peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
-    local = None if peaks is None else Local.fit(references)
-    return Detector(
-        config, models, views, score, neighbours, references, calibration, fitted, contamination, local, peaks
-    )
+        contamination = float(settings.get("contamination", 0.0))
+        peaks = arrays.get("peaks")  # not there before detectors had heat maps, whose calibration is without
+        local = None if peaks is None else Local.fit(references)
+        return Detector(
+            config, models, views, score, neighbours, references, calibration, fitted, contamination, local, peaks
+        )
 
 
 def default_config(kind: str, shape: tuple[int, ...]) -> Config:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from flaxae import atomic, data, errors
+from flaxae import atomic, data, errors, manifest
 from flaxae.anomaly import conformal
 from flaxae.anomaly.findings import CONTRIBUTORS, Findings, Rule, TimeLine
 from flaxae.data import Framing, Signal
@@ -168,18 +168,23 @@ class SeriesDetector:
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Into a folder of its own: settings in JSON, arrays in `.npz`."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(folder / "series.npz") as unfinished:
-            arrays = {name: getattr(self, name) for name in _ARRAYS}
-            np.savez(unfinished, **arrays)
+        """Into a folder of its own, whole or not at all, with a manifest: settings in JSON, arrays in `.npz`.
+
+        Raises:
+            RunError: the folder can't be written, or holds something else.
+        """
         settings = {"spaces": [dataclasses.asdict(space) for space in self.spaces]}
         settings |= {name: getattr(self, name) for name in ("worth", "left_out", "drifts")}
-        with atomic.replacing(folder / "series.json") as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        try:
+            with manifest.replacing(pathlib.Path(folder), _FILES) as unfinished:
+                np.savez(unfinished / "series.npz", **arrays)
+                (unfinished / "series.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.RunError(f"Can't write {folder}: {error}.") from error
 
 
+_FILES = frozenset({"series.json", "series.npz"})
 _ARRAYS = ("references", "begins", "centre", "spread", "calibration")
 
 
@@ -187,16 +192,15 @@ def load(folder: str | os.PathLike[str]) -> SeriesDetector:
     """What `SeriesDetector.save` wrote.
 
     Raises:
-        RunError: the folder holds no such detector, or a part of it is damaged.
+        RunError: the folder holds no such detector, or a file was changed after it was saved.
     """
-    folder = pathlib.Path(folder)
-    try:
+    folder = atomic.settled(pathlib.Path(folder))
+    manifest.check(folder)
+    with manifest.reading(folder, "detector of series"):
         settings = json.loads((folder / "series.json").read_text(encoding="utf-8"))
         spaces = tuple(Space(**space) for space in settings.pop("spaces"))
         arrays = data.arrays.read_npz(folder / "series.npz")
         return SeriesDetector(spaces, **{name: arrays[name] for name in _ARRAYS}, **settings)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise errors.RunError(f"{folder} holds no detector of series that can be read: {error!r}.") from error
 
 
 def fit(

@@ -79,11 +79,13 @@ class Codec:
         made = np.empty(file.shape, np.uint16 if file.dtype == "int16" else file.dtype)
         parts = self._parts(made)
         try:
-            starts = [0]
+            starts = [0, len(file.content)]
             if len(parts) > 1:
-                lengths = np.frombuffer(file.content[: 4 * len(parts)], "<u4").tolist()
-                starts = [4 * len(parts) + sum(lengths[:k]) for k in range(len(parts))]
-            for part, start, end in zip(parts, starts, [*starts[1:], len(file.content)], strict=True):
+                lengths = np.frombuffer(file.content, "<u4", len(parts))
+                starts = (4 * len(parts) + np.cumsum([0, *lengths.tolist()])).tolist()
+            if starts[-1] != len(file.content):
+                raise ValueError("it has other parts than its shape says")
+            for part, start, end in zip(parts, starts[:-1], starts[1:], strict=True):
                 part[...] = coding.decode(self.contexts, self.network, file.content[start:end], part.shape)
         except (AssertionError, ValueError, IndexError) as error:
             raise errors.DataError(f"{name} is damaged: its content can't be decoded.") from error

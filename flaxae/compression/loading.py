@@ -1,16 +1,14 @@
 """Codecs of either kind from their folders."""
 
-import io
 import json
 import os
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from flaxae import atomic, errors, manifest
 from flaxae.compression.codec import SETTINGS, WEIGHTS, Codec
 from flaxae.compression.lossy import LossyCodec
+from flaxae.data.arrays import read_npz
 
 
 def load(folder: str | os.PathLike[str]) -> Codec | LossyCodec:
@@ -20,13 +18,10 @@ def load(folder: str | os.PathLike[str]) -> Codec | LossyCodec:
         RunError: the folder holds no codec, or a file was changed after it was saved.
     """
     folder = atomic.settled(pathlib.Path(folder))
-    settings, weights = manifest.content(folder, SETTINGS), manifest.content(folder, WEIGHTS)
-    try:
-        about: dict[str, Any] = json.loads(settings)
+    manifest.check(folder)
+    with manifest.reading(folder, "codec"):
+        about: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())
         if about.pop("format") != 1:
-            raise ValueError("the codec is of a newer format; install a newer flaxae")
-        with np.load(io.BytesIO(weights), allow_pickle=False) as file:
-            arrays = dict(file)
+            raise errors.RunError(f"{folder} holds a codec of a newer format; install a newer flaxae.")
+        arrays = read_npz(folder / WEIGHTS)
         return LossyCodec.of(about, arrays) if about.get("kind") == "lossy" else Codec.of(about, arrays)
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise errors.RunError(f"{folder} holds no codec that can be read: {error}.") from error

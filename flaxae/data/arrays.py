@@ -20,6 +20,7 @@ from flaxae.errors import DataError, FlaxaeError
 
 MAX_BYTES = 16 * 2**30  # the most that one source may take in memory
 MAP_BYTES = 2 * 2**30  # larger .npy files are mapped instead of read
+_NESTED = ("cell", "struct", "object", "function", "opaque", "char", "sparse")  # MATLAB's, which hold no array
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: no deflate stream unpacks to more
 Readable = io.BufferedIOBase | IO[bytes]  # a member of an archive is the first, but is typed as the second
 
@@ -38,13 +39,14 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DataError(f"{path} can't be read: {reason}. It may be damaged or of another format.") from error
 
 
-def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int = MAX_BYTES) -> None:
+def check_size(claimed: int, path: str | os.PathLike[str], *, at_most: int | None = None) -> None:
     """Refuses a file that claims more bytes than it can hold, or than there is memory for.
 
     Raises:
         DataError: `claimed` is above `at_most` or MAX_BYTES, or would take too much of the free memory.
     """
-    check_claim(claimed, path, at_most=at_most)
+    if at_most is not None:
+        check_claim(claimed, path, at_most=at_most)
     memory.check(claimed, path, advice="Load a part of it, or save it as .npy, which may be larger than memory.")
     if claimed > MAX_BYTES:
         raise DataError(
@@ -133,7 +135,7 @@ def load_mat(path: pathlib.Path) -> Parts:
     Raises:
         DataError: the file is unreadable, damaged or too large, or no array has such a name.
     """
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     with reading(path):
         check_size(path.stat().st_size, path)
@@ -143,9 +145,13 @@ def load_mat(path: pathlib.Path) -> Parts:
             import h5py
 
             with h5py.File(path) as file:
-                held = {name: np.asarray(part).T for name, part in file.items() if isinstance(part, h5py.Dataset)}
+                found = {name: part for name, part in file.items() if isinstance(part, h5py.Dataset)}
+                check_size(sum(part.nbytes for part in found.values()), path)
+                held = {name: np.asarray(part).T for name, part in found.items()}
         else:
-            held = loadmat(path)
+            known = [(name, shape) for name, shape, kind in whosmat(path) if kind not in _NESTED]
+            check_size(sum(8 * math.prod(shape) for _, shape in known), path)
+            held = loadmat(path, variable_names=[name for name, _ in known])
     arrays = {name: np.asarray(array) for name, array in held.items() if not name.startswith("__")}
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "buif" and array.size > 1}
     return _parts(numeric or arrays, path)

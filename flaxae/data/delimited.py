@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from flaxae.data import memory
 from flaxae.data.arrays import check_size, reading
 from flaxae.errors import DataError
 
@@ -29,6 +30,7 @@ SAMPLE_BYTES = 2**18
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # and .zip, of one member
 SEPARATORS = ("\t", ";", "|", ",")  # in this order: what is consistent and comes first is it
 WHITESPACE = r"\s+"
+CELL_BYTES, TEXT_BYTES = 24, 200  # that pandas takes at most while it reads a cell, and a text unlike others
 MISSING = ("", "?", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "#N/A", "#DIV/0!", "#VALUE!")
 MISSING_AMONG_NUMBERS = (
     *MISSING,
@@ -140,6 +142,8 @@ def as_numbers(column: "pd.Series", source: object) -> "pd.Series":
     """
     import pandas as pd
 
+    name = f"{source}: the column {column.name!r} of texts"
+    memory.check(4 * int(column.memory_usage(deep=True)) + TEXT_BYTES * int(column.nunique()), name)
     text = column.astype(str).str.strip()
     text = text.mask(column.isna() | text.isin(MISSING))
     known = pd.Series(text.dropna().unique())
@@ -195,6 +199,7 @@ def parse(
         dialect = _dialect(text.read(SAMPLE_BYTES), source)
     if dialect is None:
         raise DataError(f"{source} is empty: it has no rows.")
+    _check_memory(opening, dialect, source)
     settings = {
         "sep": dialect.separator,
         "decimal": dialect.decimal,
@@ -228,6 +233,18 @@ def parse(
     for i in texts:
         frame.isetitem(i, as_numbers(frame.iloc[:, i], source))
     return frame
+
+
+def _check_memory(
+    opening: Callable[[], contextlib.AbstractContextManager[IO[bytes]]], dialect: _Dialect, source: object
+) -> None:
+    """Refuses a text, unpacked, that would take too much memory while pandas reads it."""
+    marks = (b" ", b"\t", b"\n") if dialect.separator == WHITESPACE else (dialect.separator.encode(), b"\n")
+    size = cells = 0
+    with opening() as file:
+        while block := file.read(memory.BLOCK):
+            size, cells = size + len(block), cells + sum(map(block.count, marks))
+            memory.check(2 * size + CELL_BYTES * cells, source)
 
 
 def _dialect(start: str, source: object) -> _Dialect | None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 
 from flaxae.errors import DataError
 
@@ -32,6 +33,19 @@ def available() -> int:
             pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             found.append(limit - pages * os.sysconf("SC_PAGESIZE"))
     return max(0, min(found))
+
+
+BLOCK = 2**20  # bytes that are read at once to measure what is packed
+
+
+def check_disk(size: int, folder: str | os.PathLike[str], what: object) -> None:
+    """Raise DataError if `size`, the bytes that `what` is unpacked to, is more than half of what the disk has free."""
+    free = shutil.disk_usage(folder).free
+    if size > SHARE * free:
+        raise DataError(
+            f"{what} would take {_said(size)} on the disk of {folder}, of which {_said(free)} are free. Unpack it "
+            "elsewhere, and give the folder."
+        )
 
 
 def check(size: int, what: object, *, advice: str = "Load a part of it.") -> None:

@@ -7,7 +7,6 @@ flaxae.fit(model, data.Stream(Rows(x)))       # a window is dense at a time
 import dataclasses
 import os
 import pathlib
-import warnings
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from flaxae.errors import DataError, missing
 SUFFIXES = (".npz", ".mtx", ".h5ad")
 DENSE_BYTES = 64 * 2**20  # up to which a matrix may be dense as a whole: training on an array is faster
 MOST_BYTES = 2**34  # of the numbers and their places
+MOST_LINE = 2**16  # bytes of a line of a file's header
 
 Matrix = Any  # a scipy.sparse.csr_matrix of float32, [examples, columns]; its types say too little
 
@@ -97,20 +97,39 @@ def _compressed(arrays: Any, kind: str, path: pathlib.Path) -> Matrix:
 
 
 def _read_mtx(path: pathlib.Path) -> Matrix:
-    from scipy.io import mminfo, mmread
+    """A matrix in coordinates. SciPy's own reader ends the process on some damaged files."""
+    import pandas as pd
 
     size = path.stat().st_size
     check_size(size, path)
-    rows, columns, entries, layout, *_ = mminfo(path)
-    check_size(8 * (rows + columns) + 16 * entries, path, at_most=MOST_BYTES)
-    if layout != "coordinate":
-        raise DataError(f"{path} holds a dense matrix; expected a sparse one, in coordinates.")
-    check_size(2 * entries, path, at_most=size)  # an entry takes two characters at least
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of what it will give: a matrix or an array, which are alike here
-        return mmread(path)
+    with path.open("rb") as file:
+        kind = file.readline(MOST_LINE).decode("latin-1").lower().split()
+        if len(kind) != 5 or kind[:2] != ["%%matrixmarket", "matrix"]:
+            raise DataError(f"{path} is no Matrix Market file: its first line is no header.")
+        if kind[2] != "coordinate":
+            raise DataError(f"{path} holds a dense matrix; expected a sparse one, in coordinates.")
+        if kind[3] not in ("real", "integer", "pattern") or kind[4] not in ("general", "symmetric"):
+            raise DataError(f"{path} holds {kind[3]}, {kind[4]} numbers; expected real and general ones.")
+        line = b"%"
+        while line.startswith(b"%") or line.isspace():
+            line = file.readline(MOST_LINE)
+        rows, columns, entries = map(int, line.split())
+        if min(rows, columns, entries) < 0:
+            raise DataError(f"{path} can't be read: its header claims {entries} entries of {rows} × {columns}.")
+        check_size(8 * (rows + columns) + 24 * entries, path, at_most=MOST_BYTES)
+        check_size(4 * entries, path, at_most=size)  # characters that an entry takes at least
+        numbers = 2 if kind[3] == "pattern" else 3
+        frame = pd.read_csv(file, sep=r"\s+", header=None, names=list(range(numbers)), comment="%", dtype=np.float64)
+    places = frame[[0, 1]].to_numpy()
+    if len(frame) != entries or not ((places >= 1) & (places <= (rows, columns)) & (places == np.rint(places))).all():
+        raise DataError(f"{path} is damaged: its entries are not {entries:,} places in a matrix of {rows} × {columns}.")
+    i, j = (places - 1).astype(np.int64).T
+    values = np.ones(entries, np.float32) if kind[3] == "pattern" else frame[2].to_numpy(np.float32)
+    if kind[4] == "symmetric":
+        again = i != j
+        i, j = np.concatenate([i, j[again]]), np.concatenate([j, i[again]])
+        values = np.concatenate([values, values[again]])
+    return scipy.sparse.coo_matrix((values, (i, j)), (rows, columns))
 
 
 def _read_h5ad(path: pathlib.Path) -> Matrix:

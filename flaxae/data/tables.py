@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,9 @@ from flaxae.errors import DataError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+EXCEL_TAKES, JSON_TAKES = 6, 20  # times the bytes of its XML, or of its text, while a file is read
 
 
 class Table(NamedTuple):
@@ -164,17 +168,51 @@ def read_parquet(path: pathlib.Path) -> "pd.DataFrame":
 
     with reading(path):
         with pyarrow.parquet.ParquetFile(path) as file:
-            check_size(file.metadata.num_rows * file.metadata.num_columns * 8, path)
+            known = file.metadata
+            check_size(known.num_rows * known.num_columns * 8, path)
+            check_size(sum(known.row_group(i).total_byte_size for i in range(known.num_row_groups)), path)
+            texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        size = 0
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:  # where each text is kept once
+            for i in range(known.num_row_groups if texts else 0):
+                size += sum(map(_text_bytes, file.read_row_group(i, texts).columns))
+                check_size(size, path)
         return pd.read_parquet(path)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    is_one = (pyarrow.types.is_string, pyarrow.types.is_binary, pyarrow.types.is_large_string)
+    return any(is_this(kind) for is_this in is_one)
+
+
+def _text_bytes(column: Any) -> int:
+    """What the texts of a column take, each written out, whose chunks keep each one once."""
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # whose functions are made when it is imported
+    total = 0
+    for chunk in column.chunks:
+        lengths = compute.binary_length(chunk.dictionary).cast("int64").take(chunk.indices)
+        total += compute.sum(lengths).as_py() or 0
+    return total
 
 
 def read_feather(path: pathlib.Path) -> "pd.DataFrame":
     """The table of a `.feather` file. Raises what `read_parquet` does."""
     import pandas as pd
-    import pyarrow.feather  # noqa: F401
+    import pyarrow.feather
 
     with reading(path):
         check_size(path.stat().st_size, path)
+        size = 0
+        with pyarrow.ipc.open_file(path) as file:
+            for i in range(file.num_record_batches):
+                batch = file.get_batch(i)
+                batch.validate(full=True)  # or damaged offsets of texts would end the process
+                size += batch.get_total_buffer_size()
+                check_size(size, path)
         return pd.read_feather(path)
 
 
@@ -194,9 +232,12 @@ def read_excel(path: pathlib.Path) -> "pd.DataFrame":
 
     with reading(path):
         check_size(path.stat().st_size, path)
+        with zipfile.ZipFile(path) as archive:
+            check_size(EXCEL_TAKES * sum(member.file_size for member in archive.infolist()), path)
         with pd.ExcelFile(path, engine="openpyxl") as book:
             sheets = book.sheet_names
             cells = pd.read_excel(book, sheet_name=sheets[0], header=None, dtype=object, na_filter=False)
+        check_size(2 * sum(len(cell) for cell in cells.to_numpy().flat if isinstance(cell, str)), path)
         if len(sheets) > 1:
             others = ", ".join(repr(name) for name in sheets[1:])
             warnings.warn(f"{path}: its first sheet, {sheets[0]!r}, is read; not {others}.", stacklevel=3)
@@ -212,7 +253,7 @@ def read_json(path: pathlib.Path) -> "pd.DataFrame":
     import pandas as pd
 
     with reading(path):
-        check_size(path.stat().st_size, path)
+        check_size(JSON_TAKES * path.stat().st_size, path)
         text = path.read_text(encoding="utf-8-sig")
         lines = path.suffix.lower() != ".json"
         made = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
@@ -232,6 +273,13 @@ def read_arff(path: pathlib.Path) -> "pd.DataFrame":
     with reading(path):
         check_size(path.stat().st_size, path)
         with path.open(encoding="utf-8") as file:
+            rows = longest = 0
+            for line in file:  # of categories, a cell is as long as the longest
+                rows += 1
+                if line.lstrip()[:10].lower() == "@attribute" and "{" in line:
+                    longest += max(map(len, line.partition("{")[2].split(",")))
+            check_size(rows * longest, path)
+            file.seek(0)
             try:
                 rows, _ = arff.loadarff(file)
             except (arff.ArffError, StopIteration) as error:

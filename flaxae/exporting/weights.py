@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 import flaxae
-from flaxae import autoencoder, errors, manifest, trained
+from flaxae import autoencoder, manifest, trained
 from flaxae.anomaly import detector as detectors
 from flaxae.autoencoder import Config
 from flaxae.errors import ConfigError, missing
@@ -54,7 +54,7 @@ def read(folder: pathlib.Path) -> Any:
     """
     manifest.check(folder)
     path, library = folder / ARRAYS, _library()
-    try:
+    with manifest.reading(folder, "model"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         arrays = library.load_file(path)
         detector = config.get("detector")
@@ -64,19 +64,15 @@ def read(folder: pathlib.Path) -> Any:
             return trained.TrainedDetector(trained.of_description(folder, config, made.models[0]), made)
         about = config["data"]
         shape, model = tuple(about["shape"]), Config.from_dict(config["model"])
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError, _damage()) as error:
-        if isinstance(error, errors.FlaxaeError):
-            raise
-        raise errors.RunError(f"{folder} holds no model that can be read: {error!r}.") from error
-    like = nnx.eval_shape(lambda: autoencoder.build(model, shape, conditions=about.get("conditions", 0)))
-    graphdef, state = nnx.split(like)
-    network = nnx.merge(graphdef, jax.device_put(filled(state, arrays, path, "model.")))
-    found = trained.of_description(folder, config, network)
-    if "classes" not in config:
-        return found
-    classifier = trained.unfitted_classifier(found, config["classes"])
-    nnx.update(classifier.classifier, filled(nnx.state(classifier.classifier), arrays, path, "classifier."))
-    return classifier
+        like = nnx.eval_shape(lambda: autoencoder.build(model, shape, conditions=about.get("conditions", 0)))
+        graphdef, state = nnx.split(like)
+        network = nnx.merge(graphdef, jax.device_put(filled(state, arrays, path, "model.")))
+        found = trained.of_description(folder, config, network)
+        if "classes" not in config:
+            return found
+        classifier = trained.unfitted_classifier(found, config["classes"])
+        nnx.update(classifier.classifier, filled(nnx.state(classifier.classifier), arrays, path, "classifier."))
+        return classifier
 
 
 def _arrays(what: Any) -> dict[str, np.ndarray]:
@@ -93,11 +89,6 @@ def _library() -> Any:
         return importlib.import_module("safetensors.numpy")
     except ImportError as error:
         raise ConfigError(missing("The format `safetensors`", "safetensors", error)) from error
-
-
-def _damage() -> type[Exception]:
-    """What safetensors raises of a damaged file."""
-    return importlib.import_module("safetensors").SafetensorError
 
 
 def _card(what: Any, config: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flaxae import batches, data, errors, manifest, training
+from flaxae import atomic, batches, data, errors, manifest, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Examples
 from flaxae.columns import Columns
@@ -134,9 +134,9 @@ class CodePrior:
         Raises:
             RunError: the folder holds no prior, a file was changed after it was saved, or it is of another run.
         """
-        folder = pathlib.Path(folder)
+        folder = atomic.settled(pathlib.Path(folder))
         manifest.check(folder)
-        try:
+        with manifest.reading(folder, "prior"):
             about = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
             arrays = data.arrays.read_npz(folder / "prior.npz")
             mixture = Mixture(*(arrays.pop(field.name) for field in dataclasses.fields(Mixture)))
@@ -146,8 +146,6 @@ class CodePrior:
             fits = prior.mean.shape == (size,) and mixture.means.shape == mixture.deviations.shape
             if not fits or (prior.axes is not None and prior.axes.shape != (mixture.means.shape[1], size)):
                 raise ValueError("its arrays don't fit together")
-        except (OSError, KeyError, TypeError, ValueError, IndexError, errors.DataError) as error:
-            raise errors.RunError(f"{folder} holds no prior that can be read: {error!r}.") from error
         return prior
 
 

@@ -78,6 +78,15 @@ class SavedRun:
         path = self.folder / "results.json"
         return _parse(manifest.content(self.folder, path.name), path) if path.exists() else {}
 
+    def file(self, name: str) -> Path:
+        """The path of one of its files, after checking that it is as the run wrote it.
+
+        Raises:
+            RunError: it is missing, or was changed.
+        """
+        manifest.content(self.folder, name)
+        return self.folder / name
+
     def _lines(self) -> list[bytes]:
         """The line of each epoch, then what follows the last one: nothing, or the partial line of a failed write."""
         path = self.folder / "metrics.jsonl"

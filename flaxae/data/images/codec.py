@@ -30,7 +30,7 @@ _ORIENTATION = ExifTags.Base.Orientation
 _CHANNELS = {"JPEG": (1, 3), "BMP": (1, 3), "PPM": (1, 3), "GIF": (1, 3, 4)}  # of these formats; 1 to 4 of others
 _GREY_16 = ("PNG", "TIFF", "PPM", "HEIF")  # formats in which Pillow keeps 16 bits of grey
 SEVERAL_PAGES = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif", ".dcm", "")
-for _name in ("PIL", "tifffile"):  # what is wrong with a file is said once, in the error
+for _name in ("PIL", "tifffile", "pydicom"):  # what is wrong with a file is said once, in the error
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 _LOCK = threading.Lock()  # Pillow's limit on pixels belongs to the module
 _KEPT_PNG_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
@@ -84,11 +84,13 @@ def headers(content: Content, *, max_pixels: int = MAX_PIXELS) -> list[Header]:
 
 
 def check_pixels(header: Header, name: str, max_pixels: int) -> None:
-    """Refuses what claims more pixels than that.
+    """Refuses what claims more pixels than that, or none.
 
     Raises:
         DataError: it does.
     """
+    if min(header.shape) < 1:
+        raise DataError(f"{name} can't be read: it claims {header.width} × {header.height} pixels. It may be damaged.")
     if header.height * header.width > max_pixels:
         raise DataError(
             f"{name} is too large: {header.width:,} × {header.height:,} pixels, where at most {max_pixels:,} are read, "
@@ -301,9 +303,12 @@ def _tiff_headers(content: Content) -> list[Header]:
     import tifffile
 
     content.file.seek(0)
-    found = []
+    found, seen = [], set()
     with tifffile.TiffFile(content.file, name=content.name) as file:
         for i, page in enumerate(file.pages):
+            if page.offset in seen:
+                raise DataError(f"{content.name} is damaged: one of its pages is said to follow itself.")
+            seen.add(page.offset)
             page = page.aspage()
             if page.is_reduced:
                 continue
@@ -625,5 +630,5 @@ def _whatever_goes_wrong(name: str) -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} can't be read: it is damaged, or no image of a format that is known.") from error
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise DataError(f"{name} can't be read: {reason}. It may be damaged or of another format.") from error

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from flaxae.data import formats
+from flaxae.data import formats, memory
 from flaxae.errors import DataError
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -55,8 +55,11 @@ class Files:
         """What a tar holds, copied into a folder that goes with this object: a compressed one is only read in order."""
         self._root = pathlib.Path(tempfile.mkdtemp(prefix="flaxae-"))
         weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
+        total = 0
         with tarfile.open(self.path) as archive:
             for number, member in enumerate(archive):
+                total += member.size
+                memory.check_disk(total, self._root, self.path)
                 if member.isfile() and not _is_hidden(member.name) and (file := archive.extractfile(member)):
                     name = pathlib.PurePosixPath(member.name).as_posix()
                     self._stored[name] = str(number)  # whatever the name is, nothing is written elsewhere
@@ -75,6 +78,7 @@ class Files:
 
         with reading(self.called(name)):
             if self._zip is not None:
+                memory.check(self._zip.getinfo(name).file_size, self.called(name))  # more is never unpacked
                 file: io.BufferedIOBase | IO[bytes] = io.BytesIO(self._zip.read(name))
             else:
                 file = (self._root / self._stored.get(name, name)).open("rb")
