@@ -73,7 +73,7 @@ def smoothed(
     ]
     means = [functools.partial(_wiener, window=window) for window in windows]
 
-    def best(filters: Sequence[Callable[[Any], np.ndarray]]) -> np.ndarray:
+    def best(filters: Sequence[Callable[..., Any]]) -> np.ndarray:
         wrong = [np.square(filtered(np.asarray(train_noisy)) - np.asarray(train)).mean() for filtered in filters]
         return filters[int(np.argmin(wrong))](np.asarray(noisy)).astype(np.float32)
 

@@ -28,8 +28,8 @@ Rows = Float[np.ndarray, " examples *shape"]
 Graph = Int[np.ndarray, "examples neighbours"]
 
 
-def graph(x: Rows, *, neighbours: int = NEIGHBOURS, seed: int = 0) -> Graph:
-    """For each example, its nearest others, by the distance of their first `COMPONENTS` principal components.
+def graph(x: Rows, *, neighbours: int = NEIGHBOURS, components: int | None = COMPONENTS, seed: int = 0) -> Graph:
+    """For each example, its nearest others, by the distance of their first principal components, or of all (None).
 
     Raises:
         DataError: there are fewer than three examples.
@@ -40,8 +40,8 @@ def graph(x: Rows, *, neighbours: int = NEIGHBOURS, seed: int = 0) -> Graph:
     if len(x) < 3:
         raise errors.DataError(f"A map needs at least 3 examples; there are {len(x)}.")
     flat = np.asarray(x, np.float32).reshape(len(x), -1)
-    if flat.shape[1] > COMPONENTS and len(flat) > COMPONENTS:
-        flat = PCA(COMPONENTS, svd_solver="covariance_eigh", random_state=seed).fit_transform(flat)
+    if components is not None and min(flat.shape) > components:
+        flat = PCA(components, svd_solver="covariance_eigh", random_state=seed).fit_transform(flat)
     found = NearestNeighbors(n_neighbors=min(neighbours, len(x) - 1), algorithm="brute").fit(flat)
     return found.kneighbors(return_distance=False).astype(np.int32)
 

@@ -97,7 +97,7 @@ class VectorCompressor(NetworkEstimator):
         size = min(int(self.batch_size), len(x))
         history = training.fit(
             model,
-            maps.batches(x, maps.graph(x, neighbours=int(self.near), seed=seed), size, seed),
+            maps.batches(x, maps.graph(x, neighbours=int(self.near), components=None, seed=seed), size, seed),
             steps_per_epoch=len(x) // size,
             epochs=math.ceil(int(self.steps) / (len(x) // size)),
             learning_rate=float(self.learning_rate),
