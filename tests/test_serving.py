@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import threading
 import time
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
