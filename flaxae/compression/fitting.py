@@ -21,7 +21,7 @@ from flaxae.likelihoods import Gaussian
 
 STEPS, EPOCH, BATCH, LEARNING_RATE, EMA = 12000, 250, 4096, 3e-3, 0.998
 HIDDEN, COMPONENTS = (64, 64), 5
-SMALL_HIDDEN, SMALL_REACH = (96, 64), 4  # for small images of one size
+SMALL_HIDDEN, SMALL_REACH = (256, 128), 4  # for small images of one size
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20  # images that a batch is drawn from, and their pixels
 VALIDATION = 100_000  # contexts
 HELD_OUT = 0.05  # of the images, to validate on
