@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -54,12 +54,6 @@ def evaluate(config: _flags.Compress, run: Run, codec: LossyCodec, dataset: Data
         for point in curves["flaxae"]
     ]
     caption = f"{len(images)} test images, {dataset.name}; beside it what others take for the same PSNR, where they can"
-    results = {
-        "test/bits_per_pixel": own.bits,
-        "test/psnr_db": own.psnr,
-        "test/ms_ssim": defined(own.ms_ssim),
-        **{f"test/bd_rate_{name.lower()}_percent": rate for name, rate in rates.items()},
-    }
     compared = [
         f"{abs(rate):.1f} % {'fewer' if rate < 0 else 'more'} bits than {name}"
         for name, rate in rates.items()
@@ -84,7 +78,20 @@ def evaluate(config: _flags.Compress, run: Run, codec: LossyCodec, dataset: Data
     history = run.history()
     columns = {name: [epoch[name] for epoch in history] for name in ("loss", "val_loss", "seconds")}
     table = report.Table(caption, heads, rows)
-    _steps.finish(run, f"Compressing {dataset.name}", summary, [table], figures, results, usage, history=columns)
+    _steps.finish(
+        run, f"Compressing {dataset.name}", summary, [table], figures, results(own, rates), usage, history=columns
+    )
+
+
+def results(own: Point, rates: Mapping[str, float | None]) -> dict[str, float]:
+    """What results.json has of the codec's own quality and its BD-rates, as far as there is something to tell."""
+    found = {
+        "test/bits_per_pixel": own.bits,
+        "test/psnr_db": own.psnr,
+        "test/ms_ssim": defined(own.ms_ssim),
+        **{f"test/bd_rate_{name.lower()}_percent": rate for name, rate in rates.items()},
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def tested(dataset: Dataset) -> list[Pixels]:

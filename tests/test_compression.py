@@ -33,6 +33,7 @@ from flaxae.compression import (
 )
 from flaxae.compression import lossy as lossy_codec
 from flaxae.compression.contexts import ONE
+from flaxae.compression.peers import Point
 from flaxae.errors import ConfigError, DataError, RunError
 from flaxae.experiments import _lossy
 
@@ -210,6 +211,15 @@ def test_images_of_any_shape_come_back_about(lossy, planes, shape):
     y = compression.decompress(codec, compression.compress(codec, x, quality=90))
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     assert psnr(x, y) > 22
+
+
+def test_what_can_not_be_told_of_small_images_is_left_out_of_the_results():
+    own = Point(75, 1.5, 30.0, float("nan"))
+    assert _lossy.results(own, {"JPEG": None, "WebP": -10.0}) == {
+        "test/bits_per_pixel": 1.5,
+        "test/psnr_db": 30.0,
+        "test/bd_rate_webp_percent": -10.0,
+    }
 
 
 def test_more_quality_takes_more_bytes_and_is_better(lossy):
