@@ -258,10 +258,8 @@ def mean_and_logvar(both: Float[Array, "*batch double"]) -> tuple[Array, Array]:
     return mean, LOGVAR_BOUND * jnp.tanh(unbounded / LOGVAR_BOUND)
 
 
-def log_normal(
-    z: Float[Array, " batch *code"], mean: Float[Array, "..."], logvar: Float[Array, "..."]
-) -> Float[Array, " batch"]:
-    """log N(z; mean, exp(logvar)) of each example; nats."""
+def log_normal(z: Float[Array, "..."], mean: Float[Array, "..."], logvar: Float[Array, "..."]) -> Float[Array, " _"]:
+    """log N(z; mean, exp(logvar)) of each example; nats. [batch, *code], or [1, *code], each -> [batch]."""
     return total(-0.5 * (jnp.square(z - mean) * jnp.exp(-logvar) + logvar) - 0.5 * math.log(2 * math.pi))
 
 

@@ -174,7 +174,8 @@ def train(
             if step_in_epoch == steps_per_epoch:
                 for name, total in sums.items():
                     history[name][epoch] = np.where(ok, total / step_in_epoch, np.nan)
-                risen = risen or _warn_of_rise(history["loss"][: epoch + 1])
+                if keep == "last" and not risen:  # which is then what the model ends with
+                    risen = _warn_of_rise(history["loss"][: epoch + 1])
                 state = work.begin(state)
                 now = work.weights(state)
                 better = np.asarray(ok & ~ended)
