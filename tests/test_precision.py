@@ -10,6 +10,7 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn import products
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Deterministic, Identity
+from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood
@@ -67,9 +68,16 @@ def test_auto_takes_bfloat16_for_wide_networks_where_its_products_are_fast(monke
     assert precision.chosen("auto", model) == taken
 
 
-def test_auto_leaves_convolutions_in_float32(monkeypatch):
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(body=UNet((64, 64)), head=Identity(), likelihood=Gaussian()),
+        Config(body=Mixer(), head=Deterministic(512)),  # fully connected as well, but by products of its own
+    ],
+)
+def test_auto_leaves_other_bodies_in_float32(monkeypatch, config):
     monkeypatch.setattr(products, "fast_in_bfloat16", lambda: True)
-    model = autoencoder.build(Config(body=UNet((64, 64)), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
+    model = autoencoder.build(config, (16, 16, 1))
     assert precision.chosen("auto", model) == "float32"
     assert precision.chosen("bf16", model) == "bf16"
 

@@ -8,6 +8,7 @@ import shutil
 from flaxae.errors import DataError
 
 SHARE = 0.5  # of the free memory that one source may take, as it is then scaled, copied to the device and trained on
+BLOCK = 2**20  # bytes that are read at once to measure what is packed
 
 
 def available() -> int:
@@ -33,9 +34,6 @@ def available() -> int:
             pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             found.append(limit - pages * os.sysconf("SC_PAGESIZE"))
     return max(0, min(found))
-
-
-BLOCK = 2**20  # bytes that are read at once to measure what is packed
 
 
 def check_disk(size: int, folder: str | os.PathLike[str], what: object) -> None:

@@ -12,10 +12,11 @@ from jaxtyping import Array, Key, PyTree
 from flaxae import errors
 from flaxae.batches import Examples
 from flaxae.nn import products
+from flaxae.nn.mlp import MLP
 from flaxae.objectives import Objective
 
 PRECISIONS = ("float32", "bf16", "auto")
-LEAST_WEIGHTS = 2**18  # in matrices, for bfloat16 to pay on a CPU: see `python -m benchmarks.training`
+LEAST_WEIGHTS = 2**18  # for bfloat16 to pay on a CPU: see `python -m benchmarks.training`
 
 
 class InBfloat16(nnx.Module):
@@ -55,8 +56,8 @@ class MixedPrecision:
         return self.objective(model, batch, key)
 
 
-def chosen(precision: str, model: nnx.Module) -> str:
-    """`precision` itself, or for "auto" the one that trains this model faster: "float32" or "bf16".
+def chosen(precision: str, model: Any) -> str:
+    """`precision` itself, or for "auto" the one that trains this `Autoencoder` faster: "float32" or "bf16".
 
     Raises:
         ConfigError: it is unknown.
@@ -68,12 +69,10 @@ def chosen(precision: str, model: nnx.Module) -> str:
     return "bf16" if products.fast_in_bfloat16() and _is_wide(model) else "float32"
 
 
-def _is_wide(model: nnx.Module) -> bool:
-    """Whether nine in ten of its weights are in matrices of fully connected layers, and they are many."""
-    everything = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Linear)]
-    matrices = sum(layer.kernel[...].size for layer in layers)
-    return matrices >= max(LEAST_WEIGHTS, 0.9 * everything)
+def _is_wide(model: Any) -> bool:
+    """Whether its body is an `MLP` of many weights: other bodies' products are not the fast ones."""
+    weights = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return isinstance(model.config.body, MLP) and weights >= LEAST_WEIGHTS
 
 
 def in_precision(objective: Objective, precision: str) -> Objective:
