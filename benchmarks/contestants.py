@@ -74,7 +74,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
 
     x = jnp.asarray(networks.images(network, network.samples))
     steps = network.samples // batch
-    optimizer = training.Optimizer(1000 * steps, microbatches=microbatches(network, batch))
+    optimizer = training.Optimizer(microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
     step_key, _ = fitting.keys(0)
     objective = in_precision(autoencoder.own_objective, precision)
@@ -85,7 +85,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
 
     def train() -> None:
         nonlocal state, epoch
-        block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps)
+        block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps, 1000 * steps)
         if members is None:
             state = step.train_block(*program[:4], state, *block)
         else:
@@ -96,7 +96,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     def traffic() -> float:
         one_step = jax.jit(step.train_step, static_argnames=("graphdef", "objective", "optimizer"))
         whole = dataclasses.replace(optimizer, microbatches=1)  # in a loop over parts, XLA counts only one
-        compiled = one_step.lower(graphdef, objective, whole, state, x[:batch], step_key, 0).compile()
+        compiled = one_step.lower(graphdef, objective, whole, state, x[:batch], step_key, 0, 1000 * steps).compile()
         return compiled.cost_analysis()["bytes accessed"] / batch
 
     return Contestant(lambda: float(objective(model, x[:batch], None).mean()), train, traffic)

@@ -52,7 +52,7 @@ FAR = 1e15  # standard deviations; float32 can still hold the square
 FLOATS: Any = (np.float64, np.float32)  # typed Any, because scikit-learn's default is typed as a text
 # With a constant learning rate and a moving average, the number of steps needn't be known: `partial_fit` can go on.
 CORRUPTIONS = {"gaussian": GaussianNoise, "masking": Masking}
-OPTIMIZER = training.Optimizer(steps=1, warmup=0.0, schedule="constant", ema=0.99)
+OPTIMIZER = training.Optimizer(warmup=0.0, schedule="constant", ema=0.99)
 
 Init = TypeVar("Init")
 if TYPE_CHECKING:  # the types of settings are for readers; scikit-learn may set anything, and `fit` checks it
@@ -269,9 +269,8 @@ class _TableAutoencoder(_TableEstimator):
 
         def block(state: State, shuffled: Int[np.ndarray, " n"], start: int, stop: int) -> State:
             for x, order, first, last in source.cut(shuffled, start, stop):
-                state = step.train_block(
-                    graphdef, negative_log_likelihood, OPTIMIZER, source.batch_size, state, x, order, key, first, last
-                )
+                program = graphdef, negative_log_likelihood, OPTIMIZER, source.batch_size
+                state = step.train_block(*program, state, x, order, key, first, last, last)
             return state
 
         work = loop.Work(

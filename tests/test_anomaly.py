@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -16,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from flaxae import anomaly, autoencoder, data, density, errors, presets, training
 from flaxae.anomaly import Detector, Views, conformal
+from flaxae.anomaly.detector import _filled_up
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -260,6 +262,46 @@ def test_trimming_keeps_scattered_anomalies_from_being_learned(rng):
         return 1 - roc_auc_score(np.arange(240) >= 200, fitted.score(new))
 
     assert confused(0.35) < 0.5 * confused(0.0)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 13])
+def test_what_fills_up_a_table_has_no_effect(rng, columns):
+    x = rng.normal(size=(150, columns)).astype(np.float32) @ rng.normal(size=(columns, columns)).astype(np.float32)
+    train, held_out, new = x[:90], x[90:110], x[110:]
+    detector = anomaly.fit(train, kind="tabular", epochs=20, held_out=held_out)
+    config = anomaly.default_config("tabular", (columns,))
+    assert detector.views.width > columns
+    assert detector.config.latent >= config.latent
+
+    cut = autoencoder.build(config, (columns,))
+    (network,) = detector.models
+
+    def corner(small, filled):
+        assert np.count_nonzero(filled) <= small.size  # what fills up has weights of 0 after the training too
+        return filled[tuple(slice(size) for size in small.shape)]
+
+    nnx.update(cut, jax.tree.map(corner, nnx.state(cut), nnx.state(network)))
+    alone = Detector.of(config, [cut], Views("tabular"), train, held_out, score="ensemble", contamination="auto")
+    alone = alone.with_references(held_out)
+    np.testing.assert_allclose(detector.score(new), alone.score(new), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(detector.contributions(new), alone.contributions(new), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(detector.reconstruct(new), alone.reconstruct(new), atol=1e-5)
+    np.testing.assert_allclose(detector.calibration, alone.calibration, rtol=2e-3, atol=2e-3)
+
+
+def test_the_first_weights_of_a_table_that_is_filled_up_vary_as_those_of_one_that_is_not():
+    _, wide, (network,) = _filled_up(anomaly.default_config("tabular", (33,)), 33, [0])
+    alone = autoencoder.build(anomaly.default_config("tabular", (33,)), (33,))
+    deviations = [
+        [
+            np.std(kernel[kernel != 0])
+            for kernel in map(np.asarray, jax.tree.leaves(nnx.state(model)))
+            if kernel.ndim == 2
+        ]
+        for model in (network, alone)
+    ]
+    assert wide.latent == 24
+    np.testing.assert_allclose(*deviations, rtol=0.1)
 
 
 def test_the_score_of_members_is_the_mean_of_theirs(parts):

@@ -215,6 +215,7 @@ def test_few_programs_are_compiled_whatever_the_lengths(rng):
     uses = [
         lambda n: training.apply(Autoencoder.reconstruct, model, x[:n]),
         lambda n: detector.score(x[:n]),
+        lambda n: anomaly.fit(x[: 200 + n // 2, : 1 + n % 5], kind="tabular", epochs=1).score(x[:n, : 1 + n % 5]),
     ]
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

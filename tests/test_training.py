@@ -286,7 +286,7 @@ def test_its_adam_is_optaxs(rng):
 def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     skewed = rng.standard_normal((12, 6)) * 10.0 ** np.linspace(0, 1.5, 6)
     gradient = {"kernel": jnp.float32(skewed), "bias": jnp.float32(rng.standard_normal(6))}
-    muon = training.Optimizer(steps=1, method="muon", warmup=0.0, schedule="constant")
+    muon = training.Optimizer(method="muon", warmup=0.0, schedule="constant")
     update, _ = muon.update(gradient, muon.init(gradient), gradient)
     left, _, right = np.linalg.svd(skewed, full_matrices=False)
     along = np.diag(left.T @ np.asarray(update["kernel"]) @ right.T)
@@ -300,13 +300,27 @@ def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
 def test_moments_in_one_vector_give_the_same_updates(rng):
     params = {"a": jnp.float32(rng.standard_normal((3, 4))), "b": jnp.float32(rng.standard_normal(5))}
     gradient = jax.tree.map(jnp.cos, params)
-    settings = {"steps": 3, "warmup": 0.0, "weight_decay": 0.1}
+    settings = {"warmup": 0.0, "weight_decay": 0.1}
     (apart, _), (flat, moments) = (
         update.update(gradient, update.init(params), params)
         for update in (training.Optimizer(**settings, flat=flat) for flat in (False, True))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apart, flat)
     assert moments[0].mu.shape == (17,)
+
+
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 0.1), ("cosine", 0.0), ("constant", 0.3)])
+def test_the_rate_is_as_optax_has_it(schedule, warmup):
+    ours = training.Optimizer(warmup=warmup, schedule=schedule)
+    for steps in (1, 7, 50):
+        rising = round(warmup * steps)
+        if schedule == "cosine":
+            theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, rising, max(steps, rising + 1))
+        else:
+            theirs = optax.warmup_constant_schedule(0.0 if rising else 1.0, 1.0, rising)
+        with jax.numpy_dtype_promotion("standard"):
+            expected = [float(theirs(step)) for step in range(steps + 2)]
+        np.testing.assert_allclose([float(ours.rate(step, steps)) for step in range(steps + 2)], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -319,12 +333,13 @@ def test_without_a_warm_up_the_first_step_already_moves(digits, schedule):
 
 def test_golden_step(digits):
     """One step's numbers. Change them only with a meant change of initialisation, noise, objective or optimiser."""
-    optimizer = training.Optimizer(steps=10, warmup=0.0)
+    optimizer = training.Optimizer(warmup=0.0)
     model = tiny()
     graphdef = nnx.split(model)[0]
     state = step.init(model, optimizer, 1e-2)
     one_step = jax.jit(step.train_step, static_argnums=(0, 1, 2))
-    state = one_step(graphdef, negative_log_likelihood, optimizer, state, digits[:32], jax.random.key(0), jnp.int32(0))
+    batch, key = digits[:32], jax.random.key(0)
+    state = one_step(graphdef, negative_log_likelihood, optimizer, state, batch, key, jnp.int32(0), 10)
     norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state.params))))
     assert (float(state.sums["loss"]), norm) == pytest.approx((45.91009, 11.60567), rel=1e-4)
 

@@ -75,14 +75,14 @@ def test_contract(name, digits, tmp_path):
     model.eval()
     assert eager.shape == (BATCH,)
     graphdef, _ = nnx.split(model)
-    optimizer = training.Optimizer(steps=80, warmup=0.0)
+    optimizer = training.Optimizer(warmup=0.0)
     block = functools.partial(step.train_block, graphdef, own_objective, optimizer, BATCH)
     order = jnp.arange(BATCH)
-    state = block(step.init(model, optimizer, 0.01), x, order, KEY, 0, 1)
+    state = block(step.init(model, optimizer, 0.01), x, order, KEY, 0, 1, 80)
     np.testing.assert_allclose(state.sums["loss"], eager.mean(), rtol=1e-4)
 
     # it learns one batch
-    state = block(state, x, order, KEY, 1, 80)
+    state = block(state, x, order, KEY, 1, 80, 80)
     assert state.ok
     nnx.update(model, *step.weights(state))
     assert float(model.objective(model, x, first_key).mean()) < float(eager.mean()) - 5

@@ -6,9 +6,9 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from jaxtyping import Array, Float, Int, Shaped
 from flaxae import atomic, autoencoder, data, errors, manifest, training
 from flaxae.anomaly import conformal
 from flaxae.anomaly.local import LEAST_SIDE, Local
-from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest
+from flaxae.anomaly.scores import SCORES, check_neighbours, check_score, nearest, rows_for
 from flaxae.anomaly.views import Passed, Views
 from flaxae.autoencoder import Autoencoder, Config, own_objective
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
-from flaxae.nn.mlp import MLP
+from flaxae.nn.mlp import MLP, MLPDecoder, MLPEncoder
 from flaxae.objectives import Trimmed
 from flaxae.parallel import compilation, processes
 from flaxae.training import Examples, checkpoints, population
@@ -41,6 +41,9 @@ MOST = 100.0  # deviations, of an image as a whole
 WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
 TRIMMED = 0.1  # of each batch, of tables of which nothing is told
 FOLDS = 5
+FILLED_UP = 16384  # the most rows of tables that are filled up to one of a few widths
+LEAST_WIDTH = 8
+SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # those widths, and sizes of batches
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -62,7 +65,7 @@ class Detector:
     """
 
     config: Config
-    models: tuple[Autoencoder, ...]
+    models: tuple[Autoencoder, ...]  # of the views of examples
     views: Views
     score_name: str
     neighbours: int
@@ -206,7 +209,8 @@ class Detector:
         """The first model's reconstruction of each example, in the scale of x."""
         x = self._checked(x)
         seen = training.apply(Autoencoder.reconstruct, self.models[0], self.views(x))
-        return np.square(np.clip(seen[..., : x.shape[-1]], 0, 1)) if self.views.kind == "image" else seen
+        seen = seen[..., : x.shape[-1]]
+        return np.square(np.clip(seen, 0, 1)) if self.views.kind == "image" else seen
 
     def contributions(self, x: Float[np.ndarray, " examples *shape"]) -> Float[np.ndarray, " examples *shape"]:
         """How much each value contributes to its example's strangeness, as shares that sum to 1.
@@ -217,10 +221,14 @@ class Detector:
         """
         x = self._checked(x)
         model, views = self.models[0], self.views
-        references = jnp.asarray(views(self.references))
-        typical = np.mean(np.square(_in_blocks(_residual, model, views, self.references, None)), axis=0)
-        residual = np.square(_in_blocks(_residual, model, views, x, None)) / (typical + typical.mean() + 1e-12)
-        apart = np.square(_in_blocks(_difference, model, views, x, None, self.neighbours, references))
+        values = slice(None) if views.width is None else slice(x.shape[1])
+        count = len(self.references)
+        filled = jnp.asarray(np.resize(views(self.references), (rows_for(count), *views(x[:1]).shape[1:])))
+        references = filled, np.int32(count)
+        typical = np.mean(np.square(_in_blocks(_residual, model, views, self.references, None)), axis=0)[..., values]
+        residual = np.square(_in_blocks(_residual, model, views, x, None))[..., values]
+        residual = residual / (typical + typical.mean() + 1e-12)
+        apart = np.square(_in_blocks(_difference, model, views, x, None, self.neighbours, *references))[..., values]
         shares = [part / np.maximum(part.sum(axis=(1, 2), keepdims=True), 1e-12) for part in (residual, apart)]
         return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)
 
@@ -403,8 +411,13 @@ def fit(
     if start is None:
         views, compared = Views.fit(kind, normal), normal
         seen = views(normal)
-        config = config or default_config(kind, seen.shape[1:])
-        models = [autoencoder.build(config, seen.shape[1:], seed=seed + member) for member in range(members)]
+        usual = default_config(kind, seen.shape[1:])
+        config = config or usual
+        if tabular and config == usual and len(normal) <= FILLED_UP and normal.shape[1] <= SIZES[-1]:
+            views, config, models = _filled_up(config, normal.shape[1], range(seed, seed + members))
+            seen = views(normal)
+        else:
+            models = [autoencoder.build(config, seen.shape[1:], seed=seed + member) for member in range(members)]
     else:
         apart = {row.tobytes() for row in np.asarray(calibration, np.float32)}
         known = [row for row in start.references if row.tobytes() not in apart]
@@ -414,6 +427,9 @@ def fit(
         models = [nnx.clone(model) for model in start.models]
     trimmed = TRIMMED if contamination == "auto" else contamination
     settings = training_settings(len(normal), epochs=epochs, contamination=trimmed, config=config)
+    if views.width is not None:
+        seen = {"x": seen, "observed": np.arange(views.width) < np.full((len(normal), 1), normal.shape[1])}
+        settings["batch_size"] = min(BATCH, next(size for size in SIZES[::-1] if size <= len(normal)))
     if len(models) == 1:
         own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
@@ -436,6 +452,34 @@ def fit(
     compare = {"score": score, "neighbours": neighbours, "contamination": contamination, "seed": seed}
     detector = Detector.of(config, models, views, compared, calibration, **compare)
     return detector.with_references(calibration) if tabular and len(calibration) else detector
+
+
+def _filled_up(config: Config, columns: int, seeds: Iterable[int]) -> tuple[Views, Config, list[Autoencoder]]:
+    """Networks of the default config for a table that is filled up, by zeros, to one of a few widths.
+
+    What fills it up has no effect, nor have the numbers of the code beyond `config`'s: the weights from and to them
+    are 0, and stay so, since values that are not observed have no gradient. The other weights are drawn as those of a
+    network for `columns` are.
+    """
+    width = next(size for size in SIZES if size >= max(LEAST_WIDTH, columns))
+    latent, wide = config.latent, default_config("tabular", (width,))
+    networks = [autoencoder.build(wide, (width,), seed=seed) for seed in seeds]
+    for network in networks:
+        encoder, decoder = cast(MLPEncoder, network.encoder), cast(MLPDecoder, network.decoder)
+        for linear, inputs, outputs in (
+            (encoder.stack.layers[0].linear, columns, None),
+            (network.head.linear, None, latent),
+            (decoder.stack.layers[0].linear, latent, None),
+            (decoder.out, None, columns),
+        ):
+            kernel = np.array(linear.kernel[...])
+            if inputs is not None:
+                kernel[inputs:] = 0
+                kernel *= np.float32(math.sqrt(len(kernel) / inputs))  # LeCun: the variance is 1 over the inputs
+            if outputs is not None:
+                kernel[:, outputs:] = 0
+            linear.kernel[...] = jnp.asarray(kernel)
+    return Views("tabular", width=width), wide, networks
 
 
 def fit_folds(
@@ -524,9 +568,9 @@ def _residual(views: Views, model: Autoencoder, seen: Array, own: Array) -> Floa
 
 
 def _difference(
-    views: Views, model: Autoencoder, seen: Array, own: Array, k: int, references: Array
+    views: Views, model: Autoencoder, seen: Array, own: Array, k: int, references: Array, count: Array
 ) -> Float[Array, "batch views values"]:
-    _, index = nearest(references.reshape(len(references), -1), seen.reshape(len(seen), -1), k, own)
+    _, index = nearest(references.reshape(len(references), -1), seen.reshape(len(seen), -1), k, own, count)
     return views.split(seen - references[index].mean(axis=1))
 
 
@@ -545,7 +589,8 @@ def _fit_score(
 def _fit_arrays(
     model: Autoencoder, views: Views, score: str, references: Float[np.ndarray, " references *shape"]
 ) -> Any:
-    return SCORES[score].fit(jax.tree.map(jnp.asarray, _in_blocks(_pass_only, model, views, references, None)))
+    passed = _in_blocks(_pass_only, model, views, references, None)
+    return jax.tree.map(jnp.asarray, SCORES[score].fit(passed, references[0].size))
 
 
 def _pass_only(views: Views, model: Autoencoder, seen: Array, own: Array) -> Passed:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 from sklearn.covariance import LedoitWolf
 
 from flaxae import density, errors
@@ -18,11 +18,13 @@ from flaxae.anomaly.views import Passed
 from flaxae.autoencoder import Autoencoder
 from flaxae.nn import conv
 from flaxae.nn.heads import Probabilistic
+from flaxae.training.feed import power_of_two
 
 ORDERED = 1e-3  # of the parts themselves, so that what is usual by all parts is ordered too
 GROUP = 16  # references per group; the search first compares only the nearest of each group
 SAMPLES = 256  # draws of z for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
+LEAST_ROWS = 1024  # that references are filled up to
 MAX_SAMPLE = 1024  # references for wide neighbourhoods, which are as far off in a smaller sample
 INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, rounds, and values at which one is enough
 
@@ -30,17 +32,18 @@ INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, round
 class Score(NamedTuple):
     """A score as two functions: `fit` to the references, then `of` examples, [batch, parts]; the parts are summed.
 
+    `fit` gets the references in NumPy, and how many of an example's values are not there to fill it up (see `Views`).
     The parts are logarithms, so that no part dominates the sum. With `power`, those above what is usual are raised to
     it: what is far out by one part alone stands out. `model` is for scores that run the model again.
     """
 
-    fit: Callable[[Passed], Any]
+    fit: Callable[[Passed, int], Any]
     of: Callable[[Any, Autoencoder, Passed, int, Int[Array, " batch"]], Float[Array, "batch parts"]]
     weights: tuple[float, ...] | None = None  # of the parts; None: all alike
     upper: bool = False  # parts are in the spread of their upper half: the 90th percentile over the median
     power: int = 1
 
-    def summands(self, parts: Float[np.ndarray | Array, "batch parts"]) -> Float[np.ndarray | Array, "batch parts"]:
+    def summands(self, parts: Float[Any, "batch parts"]) -> Float[Any, "batch parts"]:
         """What is summed: the parts in deviations from what is usual, by their power and weights."""
         if self.power > 1:
             parts = parts.clip(0.0) ** self.power + ORDERED * parts
@@ -56,19 +59,22 @@ def nearest(
     x: Float[Array, "batch values"],
     k: int,
     own: Int[Array, " batch"],
+    count: int | Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
     """Squared distances to the k nearest references, and their indices; `own` is one to leave out, −1 for none.
+
+    With a `count`, only so many are references, and the rest is there to fill up.
 
     Only the k groups with the smallest minimum distance are searched: for any reference outside them, there are k
     references that are at least as near.
     """
-    count = len(references)
-    references = jnp.pad(references, ((0, -count % GROUP), (0, 0)))
+    most = len(references)
+    references = jnp.pad(references, ((0, -most % GROUP), (0, 0)))
     index = jnp.arange(len(references))
-    square = jnp.where(index < count, jnp.sum(jnp.square(references), axis=-1), jnp.inf)
+    square = jnp.where(index < (most if count is None else count), jnp.sum(jnp.square(references), axis=-1), jnp.inf)
     square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
     square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > count or conv.is_portable():  # the k groups would be a large part of all, or hard to translate
+    if 8 * k * GROUP > most or conv.is_portable():  # the k groups would be a large part of all, or hard to translate
         distance, found = lax.top_k(-square, k)
     else:
         groups = square.reshape(x.shape[0], GROUP, -1)  # groups are strided, so that minima are taken over whole rows
@@ -81,14 +87,28 @@ def nearest(
 
 
 def _mean_distance(
-    references: Float[Array, "references values"], x: Float[Array, "batch values"], k: int, own: Int[Array, " batch"]
+    references: Float[Array, "references values"],
+    x: Float[Array, "batch values"],
+    k: int,
+    own: Int[Array, " batch"],
+    count: int | Int[Array, ""] | None = None,
+    within: int | Int[Array, ""] | None = None,
 ) -> Float[Array, " batch"]:
-    return jnp.log(jnp.mean(jnp.sqrt(nearest(references, x, k, own)[0]), axis=-1) + 1e-6)
+    """The log of the mean distance to the k nearest of `count` references, or to the first `within` of the k."""
+    distances = jnp.sqrt(nearest(references, x, k, own, count)[0])
+    if within is None:
+        return jnp.log(jnp.mean(distances, axis=-1) + 1e-6)
+    total = jnp.sum(jnp.where(jnp.arange(k)[None] < within, distances, 0.0), axis=-1)
+    return jnp.log(total / jnp.asarray(within, x.dtype) + 1e-6)
 
 
 def _pairs(passed: Passed) -> Float[Array, "batch views pairs"]:
     """Reconstruction and residual side by side, which are compared with those of the references."""
     return jnp.concatenate([passed.reconstruction, passed.residual], axis=-1)
+
+
+def _known_pairs(passed: Passed, values: int) -> Float[np.ndarray, "references views pairs"]:
+    return np.concatenate([passed.reconstruction, passed.residual], axis=-1)
 
 
 def _neighbours(references: Array, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
@@ -100,8 +120,12 @@ def _mean_distances(
     x: Float[Array, "batch views values"],
     k: int,
     own: Int[Array, " batch"],
+    count: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "batch views"]:
-    return jax.vmap(_mean_distance, in_axes=(1, 1, None, None), out_axes=1)(references, x, k, own)
+    def of(references: Array, x: Array) -> Array:
+        return _mean_distance(references, x, k, own, count)
+
+    return jax.vmap(of, in_axes=1, out_axes=1)(references, x)
 
 
 def _reconstruction(_: None, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
@@ -114,23 +138,26 @@ class _Spaces(NamedTuple):
     Residuals are divided by √(variance + mean variance), so that values with a tiny variance don't dominate.
     """
 
-    pairs: Float[Array, "references views pairs"]
-    deviation: Float[Array, "views values"]
-    residual: Float[Array, "references views values"]
-    features: Float[Array, "references features"]
+    pairs: Float[Any, "references views pairs"]
+    deviation: Float[Any, "views values"]
+    residual: Float[Any, "references views values"]
+    features: Float[Any, "references features"]
 
     @classmethod
-    def fit(cls, passed: Passed) -> "_Spaces":
-        variance = jnp.var(passed.residual, axis=0)
-        deviation = jnp.sqrt(variance + variance.mean(axis=-1, keepdims=True) + 1e-12)
-        return cls(_pairs(passed), deviation, passed.residual / deviation[None], passed.features)
+    def fit(cls, passed: Passed, values: int) -> "_Spaces":
+        variance = np.var(passed.residual, axis=0)
+        mean = variance.sum(axis=-1, keepdims=True) / np.float32(min(values, variance.shape[-1]))
+        deviation = np.sqrt(variance + mean + np.float32(1e-12))
+        return cls(_known_pairs(passed, values), deviation, passed.residual / deviation[None], passed.features)
 
 
-def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
+def _combined(
+    spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array, count: int | Array | None = None
+) -> Array:
     distances = (
-        _mean_distances(spaces.pairs, _pairs(passed), k, own),
-        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
-        _mean_distance(spaces.features, passed.features, k, own)[:, None],
+        _mean_distances(spaces.pairs, _pairs(passed), k, own, count),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own, count),
+        _mean_distance(spaces.features, passed.features, k, own, count)[:, None],
     )
     return jnp.concatenate(distances, axis=-1)
 
@@ -151,19 +178,19 @@ def _likelihood(_: None, model: Autoencoder, passed: Passed, k: int, own: Array)
 class _Normal(NamedTuple):
     """A normal distribution by its mean and a square root of its inverse covariance."""
 
-    mean: Float[Array, " values"]
-    whitening: Float[Array, "values kept"]
+    mean: Float[Any, " values"]
+    whitening: Float[Any, "values kept"]
 
     @classmethod
-    def fit(cls, x: Float[Array, "references values"]) -> "_Normal":
+    def fit(cls, x: Float[np.ndarray, "references values"]) -> "_Normal":
         """Fit to the rows of x, leaving out directions without variance, such as those that too few rows don't span."""
         mean = x.mean(axis=0)
         _, deviation, directions = np.linalg.svd(np.asarray(x - mean[None], np.float64), full_matrices=False)
         deviation = deviation / math.sqrt(max(1, len(x) - 1))
         kept = deviation > 1e-4 * max(deviation[0], 1e-12)
         if not kept.any():  # all references are equal: plain distances
-            return cls(mean, jnp.eye(x.shape[1]))
-        return cls(mean, jnp.asarray((directions[kept] / deviation[kept, None]).T, jnp.float32))
+            return cls(mean, np.eye(x.shape[1], dtype=np.float32))
+        return cls(mean, (directions[kept] / deviation[kept, None]).T.astype(np.float32))
 
     def log_distance(self, x: Float[Array, "batch values"]) -> Float[Array, "batch 1"]:
         """The log of the mean squared distance, in standard deviations."""
@@ -173,38 +200,58 @@ class _Normal(NamedTuple):
 class _Scaled(NamedTuple):
     """Codes in units of each number's standard deviation."""
 
-    deviation: Float[Array, " latent"]
-    codes: Float[Array, "references latent"]
+    deviation: Float[Any, " latent"]
+    codes: Float[Any, "references latent"]
 
     @classmethod
-    def fit(cls, codes: Float[Array, "references latent"]) -> "_Scaled":
-        deviation = jnp.std(codes, axis=0) + 1e-6
+    def fit(cls, codes: Float[np.ndarray, "references latent"]) -> "_Scaled":
+        deviation = np.std(codes, axis=0) + np.float32(1e-6)
         return cls(deviation, codes / deviation[None])
 
 
 class _Ensemble(NamedTuple):
-    """What `ensemble` compares with: the values as they are, in four ways, and what the autoencoder makes of them."""
+    """What `ensemble` compares with: the values as they are, in four ways, and what the autoencoder makes of them.
 
-    x: Float[Array, "references values"]
-    sample: Float[Array, "sample values"]  # of the references, for neighbours that are a fraction of them
-    sample_own: Int[Array, " sample"]  # which references they are
+    The arrays of references are filled up to one of a few lengths, so that few programs are compiled for many tables.
+    """
+
+    known: Int[Any, ""]  # how many references there are
+    x: Float[Any, "references values"]
+    sample: Float[Any, "sample values"]  # of the references, for neighbours that are a fraction of them
+    sample_own: Int[Any, " sample"]  # which references they are, −2 for none
+    wide: Int[Any, ""]  # how many of the sample are the fraction
     density: "_Robust"
-    ordered: Float[Array, "values references"]
+    ordered: Float[Any, "values references"]
     spaces: _Spaces
 
     @classmethod
-    def fit(cls, passed: Passed) -> "_Ensemble":
-        x = np.asarray(passed.x, np.float64).reshape(len(passed.x), -1)
-        density = _Robust.fit(x)
-        chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_SAMPLE)).astype(int)
+    def fit(cls, passed: Passed, values: int) -> "_Ensemble":
+        x = np.asarray(passed.x).reshape(len(passed.x), -1)
+        chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_SAMPLE)).astype(np.int32)
+        density = _Robust.fit(x[:, :values].astype(np.float64))
+        more = x.shape[1] - values
+        spaces = _Spaces.fit(passed, values)
         return cls(
-            jnp.asarray(x, jnp.float32),
-            jnp.asarray(x[chosen], jnp.float32),
-            jnp.asarray(chosen),
-            jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), density),
-            jnp.asarray(np.sort(x, axis=0).T, jnp.float32),
-            _Spaces.fit(passed),
+            np.int32(len(x)),
+            _filled(x),
+            _filled(x[chosen]),
+            _filled(chosen, -2.0),
+            np.int32(_wide(len(chosen))),
+            _Robust(
+                np.pad(density.mean, (0, more)).astype(np.float32), np.pad(density.root, (0, more)).astype(np.float32)
+            ),
+            np.ascontiguousarray(_filled(np.sort(x, axis=0), np.inf).T),
+            _Spaces(_filled(spaces.pairs), spaces.deviation, _filled(spaces.residual), _filled(spaces.features)),
         )
+
+
+def _filled(x: Shaped[np.ndarray, " references *shape"], fill: float = 0.0) -> Shaped[np.ndarray, " filled *shape"]:
+    return np.pad(x, [(0, rows_for(len(x)) - len(x)), *[(0, 0)] * (x.ndim - 1)], constant_values=fill)
+
+
+def rows_for(references: int) -> int:
+    """The number of rows, one of a few, that so many references are filled up to."""
+    return max(LEAST_ROWS, power_of_two(references))
 
 
 def _wide(count: int) -> int:
@@ -214,8 +261,8 @@ def _wide(count: int) -> int:
 class _Robust(NamedTuple):
     """A normal distribution fitted to the inner part of the references, by its mean and a root of its precision."""
 
-    mean: Float[Array | np.ndarray, " values"]
-    root: Float[Array | np.ndarray, "values values"]
+    mean: Float[Any, " values"]
+    root: Float[Any, "values values"]
 
     @classmethod
     def fit(cls, x: Float[np.ndarray, "references values"]) -> "_Robust":
@@ -236,7 +283,9 @@ class _Robust(NamedTuple):
         return _log_mean_square((x - self.mean[None]) @ self.root)
 
 
-def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch values"]) -> Float[Array, " batch"]:
+def _tails(
+    ordered: Float[Array, "values references"], count: Int[Array, ""], x: Float[Array, "batch values"]
+) -> Float[Array, " batch"]:
     """How far out the values are in their columns: the root of the mean of their squared −log p, two-sided."""
 
     method = "compare_all" if conv.is_portable() else "scan"
@@ -246,8 +295,8 @@ def _tails(ordered: Float[Array, "values references"], x: Float[Array, "batch va
             ordered, x.T
         ).astype(x.dtype)
 
-    count = ordered.shape[1]
-    below, above = (rank("right") + 0.5) / (count + 1), (count - rank("left") + 0.5) / (count + 1)
+    known = jnp.asarray(count, x.dtype)
+    below, above = (rank("right") + 0.5) / (known + 1), (known - rank("left") + 0.5) / (known + 1)
     surprise = -jnp.log(jnp.minimum(1.0, 2 * jnp.minimum(below, above)))
     return jnp.sqrt(jnp.mean(jnp.square(surprise), axis=0))
 
@@ -256,34 +305,38 @@ def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own
     x = passed.x.reshape(passed.x.shape[0], -1)
     in_sample = jnp.argmax(fitted.sample_own[None] == own[:, None], axis=1)
     in_sample = jnp.where(jnp.any(fitted.sample_own[None] == own[:, None], axis=1), in_sample, -1)
+    sampled = jnp.minimum(fitted.known, MAX_SAMPLE)
     looks = (
-        _mean_distance(fitted.x, x, k, own),
-        _mean_distance(fitted.sample, x, _wide(len(fitted.sample)), in_sample),
+        _mean_distance(fitted.x, x, k, own, fitted.known),
+        _mean_distance(fitted.sample, x, _wide(len(fitted.sample)), in_sample, sampled, fitted.wide),
         fitted.density.of(x),
-        _tails(fitted.ordered, x),
+        _tails(fitted.ordered, fitted.known, x),
     )
-    return jnp.concatenate([jnp.stack(looks, axis=1), _combined(fitted.spaces, model, passed, k, own)], axis=1)
+    combined = _combined(fitted.spaces, model, passed, k, own, fitted.known)
+    return jnp.concatenate([jnp.stack(looks, axis=1), combined], axis=1)
 
 
 SCORES: dict[str, Score] = {
     "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), upper=True, power=3),
     "combined": Score(_Spaces.fit, _combined),
-    "reconstruction": Score(lambda passed: None, _reconstruction),
-    "neighbours": Score(_pairs, _neighbours),
-    "standardised": Score(lambda passed: jnp.std(passed.residual, axis=0) + 1e-3, _standardised),
-    "likelihood": Score(lambda passed: None, _likelihood),
+    "reconstruction": Score(lambda passed, _: None, _reconstruction),
+    "neighbours": Score(_known_pairs, _neighbours),
+    "standardised": Score(lambda passed, _: np.std(passed.residual, axis=0) + np.float32(1e-3), _standardised),
+    "likelihood": Score(lambda passed, _: None, _likelihood),
     "mahalanobis": Score(
-        lambda passed: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
+        lambda passed, _: _Normal.fit(passed.z), lambda normal, model, passed, k, own: normal.log_distance(passed.z)
     ),
     "latent_neighbours": Score(
-        lambda passed: _Scaled.fit(passed.z),
+        lambda passed, _: _Scaled.fit(passed.z),
         lambda scaled, model, passed, k, own: _mean_distance(scaled.codes, passed.z / scaled.deviation[None], k, own)[
             :, None
         ],
     ),
-    "sap": Score(lambda passed: None, lambda _, model, passed, k, own: _log_mean_square(passed.pathway)[:, None]),
+    "sap": Score(
+        lambda passed, values: None, lambda _, model, passed, k, own: _log_mean_square(passed.pathway)[:, None]
+    ),
     "nap": Score(
-        lambda passed: _Normal.fit(passed.pathway),
+        lambda passed, _: _Normal.fit(passed.pathway),
         lambda normal, model, passed, k, own: normal.log_distance(passed.pathway),
     ),
 }

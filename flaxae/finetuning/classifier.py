@@ -288,7 +288,7 @@ def fit(
     place = np.arange(1 + max(dict(depth).values()), dtype=np.float32)
     joins = plan.unfreeze * plan.steps * place / max(1, place[-1])
     pace = _Pace(*map(jnp.float32, (plan.layer_decay**place, joins, plan.consistency, plan.ema)))
-    optimizer = Optimizer(plan.steps, warmup=0.05, weight_decay=plan.weight_decay)
+    optimizer = Optimizer(warmup=0.05, weight_decay=plan.weight_decay)
     runs = [init(classifier, optimizer, plan.learning_rate) for classifier in classifiers]
     state = stack([_State(run, jax.tree.map(jnp.copy, weights(run))) for run in runs])
     state = jax.device_put(state, jax.local_devices()[0])  # as restored weights are; else it compiles twice
@@ -296,7 +296,7 @@ def fit(
     program = (nnx.split(classifiers[0])[0], plan.corruption, plan.consistency > 0, optimizer, plan.batch_size, depth)
 
     def block(state: _State, start: int, stop: int) -> _State:
-        return _train_block(*program, pace, state, inputs, probabilities, cumulative, keys, start, stop)
+        return _train_block(*program, pace, state, inputs, probabilities, cumulative, keys, start, stop, plan.steps)
 
     work = loop.Work(
         block=block,
@@ -341,8 +341,9 @@ def _train_block(
     keys: Key[Array, " members"],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
+    steps: int | Int[Array, ""],
 ) -> _State:
-    """Steps `start` to `stop` of all members."""
+    """Steps `start` to `stop`, of a run's `steps`, of all members."""
 
     def body(step: Int[Array, ""], state: _State, probabilities: Array, cumulative: Array, key: Array) -> _State:
         index_key, even_key, noise_key, key = jax.random.split(jax.random.fold_in(key, step), 4)
@@ -362,7 +363,7 @@ def _train_block(
         def cross_entropy(model: Classifier, x: Array, key: Array) -> Float[Array, " batch"]:
             return weight * optax.softmax_cross_entropy(model(x, key), wanted)
 
-        run = train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step)
+        run = train_step(graphdef, cross_entropy, optimizer, state.run, seen, key, step, steps)
         run = run._replace(params=_slowed(pace, dict(depth), state.run.params, run.params, step))
         decay = jnp.minimum(pace.ema, (1 + step) / (10 + step))
         average: Any = optax.incremental_update(weights(run), state.average, 1 - decay)

@@ -26,6 +26,7 @@ from flaxae.data.stream import Stream
 from flaxae.parallel import distributed
 
 WINDOW_BYTES = 16 * 2**20  # of float32; malloc reuses blocks of this size, while larger ones cost a page fault per page
+LEAST_ROOM = 8  # batches, of short trainings
 MOST_LANES = 128  # the most chunks that a window is made of
 
 Order = Int[Array | np.ndarray, "*lanes examples"]
@@ -53,6 +54,11 @@ def shuffle(seed: int, epoch: int, examples: int) -> Int[np.ndarray, " examples"
     return np.random.default_rng([seed, epoch]).permutation(examples).astype(np.int32)
 
 
+def power_of_two(least: int) -> int:
+    """The first power of two that is not below `least`."""
+    return 1 << (least - 1).bit_length()
+
+
 @runtime_checkable
 class Source(Protocol):
     """Gives the windows of a run by their number."""
@@ -77,9 +83,25 @@ class Resident:
         self.seed, self.batch_size = seed, batch_size
         self.examples = batches.count(x)
         self.steps = self.examples // batch_size  # per window
+        self.room: int | None = None  # batches that an order has a place for; None: an order has all examples
+
+    def with_room(self) -> "Resident":
+        """The same batches from arrays of one of a few lengths, so that few programs are compiled for many data."""
+        made = Resident(self.x, self.batch_size, self.seed)
+        made.room = max(LEAST_ROOM, power_of_two(self.steps))
+        rows = max(made.room * self.batch_size, power_of_two(self.examples))
+        made.x = jax.tree.map(lambda leaf: jnp.asarray(np.resize(leaf, (rows, *leaf.shape[1:]))), self.x)
+        return made
 
     def __call__(self, window: int) -> Window:
-        return self.x, shuffle(self.seed, window, self.examples)
+        order = shuffle(self.seed, window, self.examples)
+        if self.room is None:
+            return self.x, order
+        # `batch` takes step s from place s modulo the room
+        places = (window * self.steps + np.arange(self.steps)) % self.room
+        roomy = np.zeros((self.room, self.batch_size), np.int32)
+        roomy[places] = order[: self.steps * self.batch_size].reshape(self.steps, -1)
+        return self.x, roomy.reshape(-1)
 
     def close(self) -> None:
         """Do nothing: nothing runs in the background."""

@@ -124,31 +124,34 @@ def fit(
     given = None if gives_batches(x) else (x, validation)
     x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
     batch_size = source.batch_size
-    example = batches.take(source.first if isinstance(source, feed.Iterated) else x, slice(0, 1))
-    metrics = check_objective(model, objective, example)
     steps = epochs * source.windows * source.steps
     check_microbatches(batch_size, microbatches, mesh)
     set_schedules(model, schedules or {}, steps)
     step_key, held_out_key = keys(seed)
     graphdef, params, _ = nnx.split(model, nnx.Param, ...)
     short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
-    update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
+    update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
     run_block = step.short_block if short else step.train_block
+    if short and mesh is None and isinstance(source, feed.Resident):
+        source = source.with_room()
+    some = source.first if isinstance(source, feed.Iterated) else source.x if isinstance(source, feed.Resident) else x
+    metrics = check_objective(model, objective, batches.take(some, slice(0, 1)))
     program = graphdef, objective, update, batch_size
     planned = tuple((schedules or {}).items())
 
     def block(state: step.State, x: Any, order: feed.Order, start: int, stop: int) -> step.State:
-        return run_block(*program, state, x, order, step_key, start, stop, planned)
+        return run_block(*program, state, x, order, step_key, start, stop, steps, planned)
 
     def evaluate(objective: Objective, weights: step.Weights) -> step.Sums:
         return step.evaluate(graphdef, objective, batch_size, *weights, held_out, held_out_key)
 
     validate, chosen_by = validation_of(evaluate, objective, score, held_out)
     told = held_out if held_out is not None else x if isinstance(source, feed.Resident) else None
-    told = None if told is None or mesh is not None else batches.take(told, slice(0, TOLD))
+    told = None if mesh is not None else told
 
     def figures(weights: step.Weights) -> str:
-        error = step.evaluate(graphdef, squared_error, TOLD, *weights, told, held_out_key)["loss"]
+        some = batches.take(told, slice(0, TOLD))
+        error = step.evaluate(graphdef, squared_error, TOLD, *weights, some, held_out_key)["loss"]
         return progress.figures(float(error), model.likelihood.support)
 
     work = loop.Work(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flaxae import errors
 
@@ -19,12 +19,11 @@ class Optimizer:
     """AdamW or Muon with warm-up and cosine decay (Loshchilov & Hutter 2019). It is static in the compiled step.
 
     Args:
-        steps: of the whole run, over which the schedule extends.
         method: "adam" (Kingma & Ba 2015); or "muon" (Jordan 2024), which orthogonalises the momentum of every matrix
             and kernel and trains all else with Nesterov's Adam, scaled so that learning rates mean the same for both
             (Liu et al. 2025): networks need fewer epochs, each of which takes longer. Or an optax transformation,
             which does everything: its updates are added as they are, without learning_rate or schedule.
-        warmup: fraction of `steps` over which the learning rate rises from 0.
+        warmup: fraction of a run's steps over which the learning rate rises from 0.
         schedule: "cosine" (down to 0) or "constant" after the warm-up.
         weight_decay: decoupled, on matrices and kernels; not on biases.
         ema: decay of an exponential moving average of the weights, which is then validated and kept instead of them.
@@ -34,7 +33,6 @@ class Optimizer:
         flat: keep Adam's moments in one vector. It compiles sooner and runs slower: for trainings of a second or two.
     """
 
-    steps: int
     warmup: float = 0.1
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -55,22 +53,25 @@ class Optimizer:
         return isinstance(self.method, optax.GradientTransformation)
 
     def transformation(self) -> optax.GradientTransformation:
-        """The optax transformation, with a learning rate of 1 (the rate is an array in the state) unless the user's."""
+        """The optax transformation, with a learning rate of 1 (see `rate`) unless it is the user's."""
         if isinstance(self.method, optax.GradientTransformation):
             return self.method
-        warmup = round(self.warmup * self.steps)
-        if self.schedule == "cosine":
-            shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(self.steps, warmup + 1))
-        else:
-            shape = optax.warmup_constant_schedule(0.0 if warmup else 1.0, 1.0, warmup)
         adam = optax.flatten(scale_by_adam()) if self.flat else scale_by_adam()
         return optax.chain(
             adam if self.method == "adam" else scale_by_muon(),
             optax.add_decayed_weights(
                 self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
             ),
-            optax.scale_by_schedule(shape),
         )
+
+    def rate(self, step: int | Int[Array, ""], steps: int | Int[Array, ""]) -> Float[Array, ""]:
+        """What the learning rate is multiplied by in one of a run's `steps`. They are no constant of the program."""
+        now, all_of = jnp.asarray(step, jnp.float32), jnp.asarray(steps, jnp.float32)
+        warmup = jnp.round(self.warmup * all_of)
+        rising = now / jnp.maximum(warmup, 1.0)
+        done = jnp.clip((now - warmup) / jnp.maximum(all_of - warmup, 1.0), 0.0, 1.0)
+        after = 0.5 * (1.0 + jnp.cos(jnp.pi * done)) if self.schedule == "cosine" else jnp.ones_like(done)
+        return jnp.where(now < warmup, rising, after)
 
     def init(self, params: Any) -> optax.OptState:
         """The moments at step 0."""
@@ -81,11 +82,11 @@ class Optimizer:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax relies on both
             return self.transformation().update(gradient, moments, params)
 
-    def applied(self, params: Any, updates: Any, learning_rate: Float[Array, ""]) -> Any:
-        """The parameters after the updates."""
+    def applied(self, params: Any, updates: Any, learning_rate: Float[Array, ""], rate: Float[Array, ""]) -> Any:
+        """The parameters after the updates, at that part of the learning rate."""
         if self.own:
             return optax.apply_updates(params, updates)
-        return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        return jax.tree.map(lambda p, u: p - learning_rate * (rate * u), params, updates)
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:

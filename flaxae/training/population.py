@@ -148,13 +148,13 @@ def fit_population(
     precision = chosen(precision, largest)
     objective = in_precision(objective or own_objective, precision)
     metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
-    update = Optimizer(steps, warmup, schedule, weight_decay, ema, optimizer, microbatches)
+    update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches)
     fitting.set_schedules(largest, schedules or {}, steps)  # as those of every member are set
     program = Program(nnx.split(largest)[0], objective, update, batch_size, tuple((schedules or {}).items()))
     step_key, held_out_key = fitting.keys(seed)
 
     def block(states: State, x: PyTree[Array], order: feed.Order, start: int, stop: int) -> State:
-        return train_block(program, states, x, order, step_key, start, stop)
+        return train_block(program, states, x, order, step_key, start, stop, steps)
 
     def evaluate(objective: Objective, weights: step.Weights) -> dict[str, Float[Array, " members"]]:
         return _evaluate(program._replace(objective=objective), weights, held_out, held_out_key)
@@ -259,11 +259,12 @@ def train_block(
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
+    steps: int | Int[Array, ""],
 ) -> State:
     *fixed, schedules = program
 
     def train(state: State) -> State:
-        return step.train_block(*fixed, state, x, order, key, start, stop, schedules)
+        return step.train_block(*fixed, state, x, order, key, start, stop, steps, schedules)
 
     return _members(train)(states)
 

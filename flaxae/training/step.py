@@ -81,9 +81,10 @@ def train_step(
     batch: PyTree[Array],
     key: Key[Array, ""],
     step: Int[Array, ""],
+    steps: int | Int[Array, ""],
     schedules: Schedules = (),
 ) -> State:
-    """One optimizer step on the mean of `objective` over the batch, weighted by the examples' weights. Pure."""
+    """One of a run's `steps` on the mean of `objective` over the batch, weighted by the examples' weights. Pure."""
     parts = optimizer.microbatches
     weight = _weight(batch)
     total = None if weight is None else jnp.maximum(weight.sum(), 1e-12) / parts
@@ -115,7 +116,7 @@ def train_step(
         nothing = jax.tree.map(jnp.zeros_like, (state.sums, state.params))
         means, rest, gradient = lax.fori_loop(0, parts, add, (nothing[0], state.rest, nothing[1]))
     updates, moments = optimizer.update(gradient, state.moments, state.params)
-    params = optimizer.applied(state.params, updates, state.learning_rate)
+    params = optimizer.applied(state.params, updates, state.learning_rate, optimizer.rate(step, steps))
     average = state.average
     if average is not None:
         decay = jnp.minimum(jnp.float32(optimizer.ema or 0.0), ((1 + step) / (10 + step)).astype(jnp.float32))
@@ -159,9 +160,10 @@ def _train_block(
     key: Key[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
+    steps: int | Int[Array, ""],
     schedules: Schedules = (),
 ) -> State:
-    """Steps `start` to `stop` of a run, all within one window of data: `x` and `order`, as `feed` gives them.
+    """Steps `start` to `stop` of a run of `steps`, all within one window of data: `x` and `order` are of `feed`.
 
     If the steps end with any number that is not finite, the state stays as it was before them. Checking after each step
     instead would cost a small network a fifth of its speed.
@@ -170,7 +172,7 @@ def _train_block(
     def body(step: Int[Array, ""], state: State) -> State:
         batch = feed.batch(x, order, batch_size, step)
         own_key = jax.random.fold_in(key, step)
-        return train_step(graphdef, objective, optimizer, state, batch, own_key, step, schedules)
+        return train_step(graphdef, objective, optimizer, state, batch, own_key, step, steps, schedules)
 
     new = lax.fori_loop(start, stop, body, state)
     ok = state.ok & all_finite((new.params, new.rest, new.moments, new.sums))
