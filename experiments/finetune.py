@@ -347,10 +347,10 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: Run) -> None:
     with plots.figure_style():
         figure = plots.new_figure(8.0, 5.5)
         axes = figure.add_subplot()
-        for colour, (name, by_count) in zip((*plots.COLOURS, "#1a1a1a"), errors.items(), strict=True):
+        for colour, (name, by_count) in zip((*plots.COLOURS, "#1a1a1a", "#56b4e9"), errors.items(), strict=False):
             means = [np.mean(values) for values in by_count.values()]
             deviations = [np.std(values, ddof=min(1, len(values) - 1)) for values in by_count.values()]
-            style = {"fmt": "*", "markersize": 13} if name == DISTILLED else {"fmt": "o-", "markersize": 5}
+            style = {"fmt": "*", "markersize": 13} if name in (DISTILLED, VOTED) else {"fmt": "o-", "markersize": 5}
             axes.errorbar(list(by_count), means, deviations, color=colour, label=name, capsize=3, **style)
         axes.set(xscale="log", xlabel="labels", ylabel="test error (%)")
         axes.set_yscale("symlog", linthresh=0.5, linscale=0.4)

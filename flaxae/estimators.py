@@ -27,7 +27,7 @@ from sklearn.base import (
     OneToOneFeatureMixin,
     TransformerMixin,
 )
-from sklearn.utils import Tags, check_array, check_random_state, check_scalar
+from sklearn.utils import Tags, check_array, check_consistent_length, check_random_state, check_scalar, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -174,27 +174,70 @@ class NetworkEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavedE
 
 
 class _TableEstimator(SavedEstimator):
-    """What the estimators of tables share: standardised columns."""
+    """What the estimators of tables share: columns of any kind as numbers, standardised."""
+
+    _learned: ClassVar = {
+        **SavedEstimator._learned,
+        "encoding_": lambda fields: None if fields is None else Encoding.from_dict(fields),
+    }
+
+    encoding_: Encoding | None
 
     def _arrays_like(self) -> dict[str, Any]:
-        columns = np.empty(self.n_features_in_)
+        columns = np.empty(self._inputs)
         return {"mean_": columns, "scale_": columns}
+
+    @property
+    def _inputs(self) -> int:
+        """How many numbers a row is to the network."""
+        return self.n_features_in_ if self.encoding_ is None else len(self.encoding_.features)
+
+    def _table(self, X: Any, *, reset: bool, least: int = 1) -> Float[np.ndarray, "n columns"]:
+        """The numbers of X; a table with categories, missing values or columns that aren't learnt from is encoded.
+
+        `least` is the number of rows that there have to be.
+        """
+        frame = _frame(X)
+        if reset:
+            self.encoding_ = None
+            if frame is not None and not _is_plain(frame):
+                learnt = tables.prepare(frame, "X").frame
+                self.encoding_ = Encoding.fit(learnt, np.arange(len(learnt)), "X", marks=False)
+        if self.encoding_ is None:
+            given: Any = X if frame is None else frame
+            checked: Any = validate_data(self, _plain(given), dtype=FLOATS, reset=reset, ensure_min_samples=least)
+            return checked
+        if frame is None:
+            raise errors.DataError("X is an array; the estimator was fitted on a table, whose columns have names.")
+        if reset:
+            self.n_features_in_, self.feature_names_in_ = frame.shape[1], np.array(frame.columns, object)
+        return self.encoding_(tables.checked(frame, "X"), "X").astype(np.float64)
 
     def _fit_units(self, X: Float[np.ndarray, "n columns"]) -> None:
         # A column that does not vary has no unit of its own: it comes out as its mean. A glitch moves neither.
         self.mean_, self.scale_ = robust_moments(X.astype(np.float64))
 
     def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        x = (X - self.mean_) / np.where(self.scale_ > 0, self.scale_, 1.0)
+        scale = self.scale_
+        if self.encoding_ is not None:
+            scale = np.where(self.encoding_.indicators, 1.0, scale)
+        x = (X - self.mean_) / np.where(scale > 0, scale, 1.0)
         return np.clip(x, -FAR, FAR).astype(np.float32)
 
-    def _in_units(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        return x * self.scale_ + self.mean_
+    def _in_units(self, x: Float[np.ndarray, "n columns"], dtype: Any) -> Any:
+        """Rows in the table's own units: an array of that type, or a DataFrame if the table was encoded."""
+        if self.encoding_ is None:
+            return (x * self.scale_ + self.mean_).astype(dtype)
+        return self.encoding_.undo(x * np.where(self.encoding_.indicators, 1.0, self.scale_) + self.mean_)
 
     def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
         check_is_fitted(self)
-        x: Any = validate_data(self, _unmasked(X), dtype=FLOATS, reset=False)
-        return x
+        return self._table(X, reset=False)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Any = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
 
 class _TableAutoencoder(_TableEstimator):
@@ -234,7 +277,7 @@ class _TableAutoencoder(_TableEstimator):
     def model_(self) -> Autoencoder:
         """The trained network, which takes standardised columns in float32."""
         check_is_fitted(self)
-        return nnx.merge(_graphdef(self.config_, self.n_features_in_), *step.weights(self._state))
+        return nnx.merge(_graphdef(self.config_, self._inputs), *step.weights(self._state))
 
     def _start(self, X: Float[np.ndarray, "n columns"]) -> None:
         for name, kind, least in (
@@ -260,12 +303,12 @@ class _TableAutoencoder(_TableEstimator):
         self._state = self._initial_state()
 
     def _initial_state(self) -> State:
-        model = autoencoder.build(self.config_, (self.n_features_in_,), seed=self._seed)
+        model = autoencoder.build(self.config_, (self._inputs,), seed=self._seed)
         return step.init(model, OPTIMIZER, float(self.learning_rate))
 
     def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> None:
         source = _Blocks(self._standardised(X), int(self.batch_size), self._seed, self._steps)
-        graphdef, key = _graphdef(self.config_, self.n_features_in_), jax.random.key(self._seed)
+        graphdef, key = _graphdef(self.config_, self._inputs), jax.random.key(self._seed)
 
         def block(state: State, shuffled: Int[np.ndarray, " n"], start: int, stop: int) -> State:
             for x, order, first, last in source.cut(shuffled, start, stop):
@@ -346,11 +389,14 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
     def fit(self: Transformer, X: Any, y: Any = None) -> Transformer:
         """Train anew on X, [n, columns]; y is ignored.
 
+        X is an array, a sparse matrix or a table (pandas, polars, Arrow). Of a table, categories and missing values
+        are encoded, clocks, counters and names of rows left out with a warning, and columns later found by name.
+
         Raises:
             ValueError, TypeError: X is not a table of finite numbers, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X = validate_data(self, _unmasked(X), dtype=FLOATS)
+        X = self._table(X, reset=True)
         self._start(X)
         self._train(X, int(self.epochs))
         return self
@@ -362,7 +408,7 @@ class _TableTransformer(TransformerMixin, _TableAutoencoder):
         `fit` does.
         """
         first = not hasattr(self, "config_")
-        X = validate_data(self, _unmasked(X), dtype=FLOATS, reset=first)
+        X = self._table(X, reset=first)
         if first:
             self._start(X)
         self._train(X, epochs=1)
@@ -391,6 +437,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
     Attributes:
         model_: the trained `flaxae.Autoencoder` of standardised columns. config_: its `flaxae.Config`.
         loss_curve_: each epoch's mean loss, nats per row.
+        encoding_: how the columns of a table became numbers: see `data.Encoding`; None of an array.
         mean_, scale_: the columns' means and standard deviations, [columns]; 0 for a column that does not vary.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
@@ -400,13 +447,13 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, _TableTransformer)
         X = self._checked(X)
         return self._codes(X).astype(X.dtype)
 
-    def inverse_transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
-        """The reconstructed rows of the codes X, [n, latent]."""
+    def inverse_transform(self, X: Any) -> Any:
+        """The reconstructed rows of the codes X, [n, latent]: an array, or a DataFrame if the table was encoded."""
         check_is_fitted(self)
-        X = check_array(_unmasked(X), dtype=FLOATS)
+        X = check_array(_plain(X), dtype=FLOATS)
         if X.shape[1] != self.config_.latent:
             raise ValueError(f"The codes have {X.shape[1]} numbers each; expected {self.config_.latent}.")
-        return self._in_units(training.apply(Autoencoder.decode, self.model_, X.astype(np.float32))).astype(X.dtype)
+        return self._in_units(training.apply(Autoencoder.decode, self.model_, X.astype(np.float32)), X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean squared error of the reconstruction, in units of the columns' variances; y is ignored.
@@ -456,11 +503,10 @@ class DenoisingAutoencoder(OneToOneFeatureMixin, _TableTransformer):
             random_state=random_state,
         )
 
-    def transform(self, X: Any) -> Float[np.ndarray, "n columns"]:
-        """X, [n, columns], denoised."""
+    def transform(self, X: Any) -> Any:
+        """X, [n, columns], denoised: an array, or a DataFrame of what was learnt from if the table was encoded."""
         X = self._checked(X)
-        x = training.apply(Autoencoder.reconstruct, self.model_, self._standardised(X))
-        return self._in_units(x).astype(X.dtype)
+        return self._in_units(training.apply(Autoencoder.reconstruct, self.model_, self._standardised(X)), X.dtype)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean squared error of denoising, when clean X is corrupted as in training; y is ignored.
@@ -519,6 +565,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
     def fit(self, X: Any, y: Any) -> "AutoencoderClassifier":
         """Learn from X, [n, columns], and y, [n], which is −1 for rows without a label, as in all of scikit-learn.
 
+        X is an array or a table, whose columns may hold categories: see `AutoencoderTransformer.fit`.
         So a class must not be named −1. If classes are strings, y may be an array of dtype object, with −1 beside them;
         in an array of strings, all rows are labelled.
 
@@ -527,7 +574,12 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
                 continuous, or a setting is out of range.
             DivergedError: the loss stopped being finite.
         """
-        X, y = validate_data(self, _unmasked(X), y, dtype=FLOATS)
+        if _frame(X) is None:
+            X, y = validate_data(self, _plain(X), y, dtype=FLOATS)
+            self.encoding_ = None
+        else:
+            X, y = self._table(X, reset=True), column_or_1d(y, warn=True)
+            check_consistent_length(X, y)
         known = y != -1
         check_classification_targets(y[known])
         classes, own = np.unique(y[known], return_inverse=True)
@@ -571,7 +623,7 @@ class AutoencoderClassifier(ClassifierMixin, _TableAutoencoder):
         return self.classes_[likeliest]
 
     def _arrays_like(self) -> dict[str, Any]:
-        classes, columns = len(self.classes_), self.n_features_in_
+        classes, columns = len(self.classes_), self._inputs
 
         def probe(values: int) -> finetuning.Probe:
             return finetuning.Probe(np.empty((values, classes), np.float32), np.empty(classes, np.float32))
@@ -622,7 +674,6 @@ class AutoencoderDetector(_TableEstimator):
         "threshold_": float,
         "_rows": int,
         "_held": int,
-        "encoding_": lambda fields: None if fields is None else Encoding.from_dict(fields),
     }
 
     detector_: anomaly.Detector
@@ -665,39 +716,13 @@ class AutoencoderDetector(_TableEstimator):
             check_scalar(self.epochs, "epochs", numbers.Integral, min_val=1)
         if self.convention not in ("pyod", "sklearn"):
             raise errors.ConfigError(errors.unknown("convention", str(self.convention), ("pyod", "sklearn")))
-        X = self._table(X, reset=True)
+        X = self._table(X, reset=True, least=2)
         self._fit_units(X)
         return self._learn(self._standardised(X), None)
 
-    def _table(self, X: Any, *, reset: bool) -> Float[np.ndarray, "n columns"]:
-        """The numbers of X; a table with categories, missing values or columns that aren't learnt from is encoded."""
-        frame = _frame(X)
-        if reset:
-            self.encoding_ = None
-            if frame is not None and not _is_plain(frame):
-                learnt = tables.prepare(frame, "X").frame
-                self.encoding_ = Encoding.fit(learnt, np.arange(len(learnt)), "X", marks=False)
-        if self.encoding_ is None:
-            given: Any = X if frame is None else frame
-            checked: Any = validate_data(self, _dense(given), dtype=FLOATS, reset=reset, ensure_min_samples=1 + reset)
-            return checked
-        if frame is None:
-            raise errors.DataError("X is an array; the detector was fitted on a table, whose columns have names.")
-        if reset:
-            self.n_features_in_, self.feature_names_in_ = frame.shape[1], np.array(frame.columns, object)
-        return self.encoding_(tables.checked(frame, "X"), "X").astype(np.float64)
-
     def _standardised(self, X: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n columns"]:
-        scale = self.scale_
-        if self.encoding_ is not None:
-            scale = np.where(self.encoding_.indicators, 1.0, scale)
-        x = (X - self.mean_) / np.where(scale > 0, scale, 1.0)
-        near: Any = compressed(np.clip(x, -FAR, FAR))
-        return near.astype(np.float32)
-
-    def _checked(self, X: Any) -> Float[np.ndarray, "n columns"]:
-        check_is_fitted(self)
-        return self._table(X, reset=False)
+        near: Any = compressed(super()._standardised(X))
+        return near
 
     def partial_fit(self, X: Any, y: Any = None) -> "AutoencoderDetector":
         """Continue the training with more rows X, [n, columns]; y is ignored. The first call is a `fit`.
@@ -791,14 +816,11 @@ class AutoencoderDetector(_TableEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.estimator_type = "outlier_detector" if self.convention == "sklearn" else None
-        tags.input_tags.sparse = True
         return tags
 
     def _arrays_like(self) -> dict[str, Any]:
-        columns = self.n_features_in_ if self.encoding_ is None else len(self.encoding_.features)
-        units = {"mean_": np.empty(columns), "scale_": np.empty(columns)}
-        held_out = np.empty((self._held, columns), np.float32)
-        return {**units, "decision_scores_": np.empty(self._rows), "_held_out": held_out}
+        held_out = np.empty((self._held, self._inputs), np.float32)
+        return {**super()._arrays_like(), "decision_scores_": np.empty(self._rows), "_held_out": held_out}
 
     def _scores(self, x: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " n"]:
         """The score of each row. A row that is itself a reference is compared with the others, in `fit` and later."""
@@ -828,10 +850,6 @@ def _is_plain(frame: Any) -> bool:
         return not roles.find(frame).left_out
 
 
-def _dense(X: Any) -> Any:
-    return X.toarray() if scipy.sparse.issparse(X) else X
-
-
 def _jsonable(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Config | Encoding) else value.tolist()
 
@@ -852,8 +870,10 @@ def _graphdef(config: Config, columns: int) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: autoencoder.build(config, (columns,))))[0]
 
 
-def _unmasked(X: Any) -> Any:
-    """X; in an array of `numpy.ma`, masked values become NaN, which scikit-learn then refuses as missing."""
+def _plain(X: Any) -> Any:
+    """X as an array; masked values of one of `numpy.ma` become NaN, which scikit-learn then refuses as missing."""
+    if scipy.sparse.issparse(X):
+        return X.toarray()
     return with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 

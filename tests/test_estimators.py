@@ -324,6 +324,42 @@ def test_a_saved_classifier_is_the_same_when_loaded(ring, tmp_path, one_ridge):
         assert loaded.classes_.dtype == names.dtype
 
 
+@pytest.fixture(scope="module")
+def orders() -> tuple[pd.DataFrame, np.ndarray]:
+    """A table with categories, a counter and gaps, and a class that one of the categories decides."""
+    rng = np.random.default_rng(4)
+    colours = rng.choice(["red", "green", "blue"], 200)
+    amount = pd.Series(rng.normal(100, 20, 200)).mask(rng.random(200) < 0.05)
+    frame = pd.DataFrame({"order": np.arange(1000, 1200), "colour": colours, "amount": amount})
+    return frame, np.where(colours == "red", "back", "kept")
+
+
+@pytest.mark.filterwarnings("ignore:X. ")
+def test_a_table_with_categories_is_classified(orders, one_ridge, tmp_path):
+    frame, y = orders
+    known = np.where(np.arange(200) < 60, y.astype(object), -1)
+    model = AutoencoderClassifier(**TINY).fit(frame, known)
+    assert set(model.encoding_.groups) == {"amount", "colour"}
+    assert (model.predict(frame[::-1])[::-1] == y).mean() > 0.95
+    np.testing.assert_array_equal(model.predict_proba(frame), model.predict_proba(frame[["amount", "colour", "order"]]))
+    with pytest.raises(errors.DataError, match="fitted on a table"):
+        model.predict(np.ones((3, 3)))
+    model.save(tmp_path)
+    loaded = AutoencoderClassifier.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(frame), model.predict_proba(frame))
+
+
+@pytest.mark.filterwarnings("ignore:X. ")
+def test_codes_of_a_table_with_categories_give_back_its_columns(orders):
+    frame, _ = orders
+    model = AutoencoderTransformer(latent=4, hidden=(32,), epochs=60, random_state=0).fit(frame)
+    assert model.transform(frame).shape == (200, 4)
+    back = model.inverse_transform(model.transform(frame))
+    assert back.columns.tolist() == ["colour", "amount"]
+    assert (back["colour"] == frame["colour"]).mean() > 0.95
+    assert model.fit(frame[["amount"]].fillna(100.0).to_numpy()).encoding_ is None
+
+
 def test_a_search_over_a_pipeline_classifies(ring, one_ridge):
     X, _, _ = ring
     upper = X[:, 1] > 0

@@ -328,6 +328,23 @@ def test_finetune_compares_and_classifies(images, monkeypatch):
     assert command_line("finetune --data digits.npz --labels 5") == 2
 
 
+def test_finetune_learns_of_a_table_with_categories(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flaxae.experiments.finetune.STEPS", 30)
+    monkeypatch.setattr("flaxae.experiments.finetune.DISTILLATION_STEPS", 60)
+    colours, amount = rng.choice(["red", "green", "blue"], 160), rng.normal(100, 20, 160).round(1)
+    paid = np.where(colours == "red", "back", "kept")
+    pd.DataFrame({"colour": colours, "amount": amount, "paid": paid}).to_csv("orders.csv", index=False)
+    flags = "--draws 2 --epochs 2 --batch-size 32 --latent 3"
+    assert command_line(f"finetune --data orders.csv --label paid --labels 20 {flags}") == 0
+    measured = results(tmp_path, "finetune")
+    assert measured["test/error_percent/voted_distilled/20"] < 15
+    assert {f"test/error_percent/{name}/20" for name in ("raw_forest", "raw_logistic")} <= set(measured)
+    assert (tmp_path / "runs/finetune/1/figures/errors.png").exists()
+    assert command_line("finetune --from runs/finetune/1 --input orders.csv --output classes.csv") == 0
+    assert (pd.read_csv("classes.csv")["class"] == paid).mean() > 0.85
+
+
 def test_a_stack_is_pretrained_on_what_it_is_trained_on(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
     np.save("table.npy", rng.normal(size=(60, 6)).astype(np.float32))

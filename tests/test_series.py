@@ -39,6 +39,25 @@ def test_a_cycle_is_normal_wherever_it_is_cut(on_cycle, shift):
     assert line.score.shape == (1000 - shift,)
 
 
+def test_a_level_that_wanders_is_no_part_of_the_comparison():
+    steady = cycle(8000)
+    walk = steady + 0.05 * np.cumsum(np.random.default_rng(5).normal(size=8000))[:, None]
+    forms = {
+        name: {space.form for space in series.fit(Signal(x.astype(np.float32)), window=30).spaces}
+        for name, x in {"steady": steady, "walk": walk}.items()
+    }
+    assert forms == {"steady": {"raw", "centred", "unit"}, "walk": {"centred", "unit"}}
+
+
+@given(st.integers(5, 400), st.integers(0, 1000))
+def test_the_smallest_are_found_by_groups(columns, seed):
+    values = np.random.default_rng(seed).integers(0, 50, (7, columns)).astype(np.float32)
+    values[0, columns // 2 :] = np.inf
+    found = series._smallest(values, 5)
+    assert all(len(set(row)) == 5 for row in found.tolist())
+    np.testing.assert_array_equal(np.sort(np.take_along_axis(values, found, axis=1)), np.sort(values, axis=1)[:, :5])
+
+
 @pytest.mark.parametrize("change", ["flat", "faster", "higher", "spike"])
 def test_what_is_strange_is_found_at_its_moments(on_cycle, change):
     x = cycle(1000, seed=2)

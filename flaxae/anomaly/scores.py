@@ -270,7 +270,7 @@ class _Robust(NamedTuple):
         kept, count = x, min(len(x), max(round(INNER * len(x)), x.shape[1] + 2))
         found = cls(x.mean(axis=0), np.eye(x.shape[1]))
         for _ in range(CONCENTRATIONS if x.shape[1] <= MOST_TO_CONCENTRATE else 1):
-            fitted = LedoitWolf(assume_centered=False).fit(kept)
+            fitted = LedoitWolf(store_precision=False).fit(kept)
             covariance = fitted.covariance_ + 1e-9 * np.eye(x.shape[1])
             found = cls(fitted.location_, np.linalg.cholesky(np.linalg.inv(covariance)))
             kept = x[np.argsort(found.log_distances(x), kind="stable")[:count]]

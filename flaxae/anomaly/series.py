@@ -30,6 +30,7 @@ from flaxae.data import Framing, Signal
 REFERENCES = 4096  # windows that others are compared with
 CALIBRATION = 8192  # windows that the threshold is set by
 NEIGHBOURS = 5
+GROUP = 16  # references whose smallest distance is looked at first
 FAR = 0.15  # of the training part: how far apart in time windows of it are that are compared with each other
 BLOCK = 1024  # windows scored at once
 EXPLAINED = 4096  # windows, the strangest, that are explained
@@ -38,6 +39,7 @@ FORMS = ("raw", "centred", "unit")
 FLAT = 0.1  # of the signal's deviation: windows that deviate less from their level are not magnified further
 OUTLYING = 6.0  # quartile distances above the upper quartile of log scores, from which a window is left out
 SLACK = 0.05  # of log distances: spreads below it are no different
+STRETCHES, ALIKE = 24, 0.5  # of the training part, and the correlation of their levels from which it wanders
 DRIFT = 0.25  # the last part of the training part, which is compared with what was before
 
 Windows = Float[np.ndarray, "windows window channels"]
@@ -249,7 +251,8 @@ def fit(
             detector, own = _of(signal, clean, tuple(spaces), window, rng), own[usable]
             distances = _measured(detector, signal, own, far)
     drifting = _drifting(detector, signal, own, distances)
-    kept = ~(drifting & np.array([space.form == "raw" for space in detector.spaces]))
+    raw = np.array([space.form == "raw" for space in detector.spaces])
+    kept = ~(raw & (drifting | _wanders(signal, window, np.exp(np.median(distances, axis=0)))))
     kept = kept if kept.any() else np.ones_like(kept)
     distances = distances[:, kept]
     centre = np.median(distances, axis=0)
@@ -421,6 +424,22 @@ def _drifting(
     return drifting | (np.median(forward, axis=0) > np.quantile(distances[earlier], 0.9, axis=0))
 
 
+def _wanders(signal: Signal, window: int, usual: Float[np.ndarray, " spaces"]) -> Bool[np.ndarray, " spaces"]:
+    """In which spaces the level goes further than windows usually are from each other, without coming back.
+
+    A level that comes back to a mean has means of long stretches that know nothing of each other; those of a random
+    walk resemble the one before (their correlation is the Durbin-Watson statistic's, 1 − d / 2).
+    """
+    size = len(signal.values) // STRETCHES
+    if size < 2 * window:
+        return np.zeros(len(usual), bool)
+    levels = signal.values[: size * STRETCHES].reshape(STRETCHES, size, -1).mean(axis=1, dtype=np.float64)
+    apart = levels - levels.mean(axis=0)
+    alike = (apart[1:] * apart[:-1]).sum(axis=0) / np.maximum(np.square(apart).sum(axis=0), 1e-12)
+    far = levels.std(axis=0) * (alike > ALIKE)
+    return far.max() > usual
+
+
 def _overlaps(
     begins: Int[np.ndarray, " windows"], window: int, moments: Bool[np.ndarray, " time"]
 ) -> Bool[np.ndarray, " windows"]:
@@ -438,6 +457,25 @@ def _worth(begins: Int[np.ndarray, " windows"], window: int) -> int:
     return count
 
 
+def _smallest(values: Float[np.ndarray, "rows columns"], k: int) -> Int[np.ndarray, "rows k"]:
+    """Where the k smallest values of each row are.
+
+    Only the k groups of columns with the smallest minima are searched: for any value outside of them, k others are not
+    larger. NumPy takes minima far faster than it partitions.
+    """
+    rows, columns = values.shape
+    size = columns // GROUP
+    if size < 4 * k:
+        return np.argpartition(values, k - 1, axis=1)[:, :k]
+    within, left = values[:, : size * GROUP].reshape(rows, GROUP, size), values[:, size * GROUP :]
+    groups = np.argpartition(within.min(axis=1), k - 1, axis=1)[:, :k]
+    among = np.take_along_axis(within, groups[:, None], axis=2).reshape(rows, -1)
+    places = (groups[:, None] + size * np.arange(GROUP)[:, None]).reshape(rows, -1)
+    among = np.concatenate([among, left], axis=1)
+    places = np.concatenate([places, np.broadcast_to(np.arange(size * GROUP, columns), left.shape)], axis=1)
+    return np.take_along_axis(places, np.argpartition(among, k - 1, axis=1)[:, :k], axis=1)
+
+
 def _nearest(
     references: Float[np.ndarray, "references values"],
     x: Float[np.ndarray, "windows values"],
@@ -452,6 +490,6 @@ def _nearest(
         out[out.sum(axis=1) > len(references) - NEIGHBOURS] = False
         square[out] = np.inf
     k = min(NEIGHBOURS, len(references))
-    found = np.argpartition(square, k - 1, axis=1)[:, :k]
+    found = _smallest(square, k)
     nearest = np.take_along_axis(square, found, axis=1) + np.sum(np.square(x), axis=1)[:, None]
     return np.sqrt(np.maximum(nearest, 0)).mean(axis=1), found
