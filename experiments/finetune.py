@@ -6,10 +6,10 @@ pre-trains on the embedded MNIST without its labels. It then compares classifier
 several draws of the labels: logistic regression on pixels, on principal components and on the code (a linear probe),
 the encoder trained from scratch, and the encoder fine-tuned. With `--labels` labels it also runs the strongest recipe,
 which propagates the labels over the neighbour graph of the codes and trains on the result
-(`flaxae.finetuning.distil`); of tables it trains on what a random forest and a linear probe say of all rows. It takes
-eight minutes of CPU time. Any labelled table, or folder of images with a folder for each class, will do: `--data
-leaves/`, `--data customers.csv --label segment`. In training, images are transformed at random (`--model` names
-another preset), and rows of tables are corrupted.
+(`flaxae.finetuning.distil`); of tables it trains on what a random forest and a linear probe of the code say of all
+rows. It takes eight minutes of CPU time. Any labelled table, or folder of images with a folder for each class, will
+do: `--data leaves/`, `--data customers.csv --label segment`. In training, images are transformed at random (`--model`
+names another preset), and rows of tables are corrupted.
 
     python run.py --exp finetune --from runs/reconstruct/1 --data mnist --labels 100
 
@@ -308,7 +308,8 @@ def learn(config: _flags.Finetune, run: Run, dataset: Dataset, model: Autoencode
     folder, classes = run.checkpoints / "distilled", len(dataset.classes)
     voted: dict[str, Any] = {}
     if dataset.kind == "tabular":
-        found = [finetuning.tabular_vote(x, labels, classes=classes, seed=config.seed) for labels in draws]
+        z = training.apply(Autoencoder.encode, model, x)
+        found = [finetuning.tabular_vote(x, z, labels, classes=classes, seed=config.seed) for labels in draws]
         voted = {"found": found, "targets": finetuning.soft}
     classifiers, _ = finetuning.distil(
         model,

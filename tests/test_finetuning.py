@@ -253,12 +253,12 @@ def test_a_table_s_classifier_learns_what_a_forest_and_a_probe_say_of_all_rows(r
     x = rng.normal(size=(600, 6)).astype(np.float32)
     truth = (x[:, 0] * x[:, 1] > 0).astype(int) + 2 * (x[:, 2] > 1)  # what is linear in it is not enough
     labels = finetuning.draw(truth[:400], 160)
-    found = finetuning.tabular_vote(x[:400], labels, classes=5)
+    found = finetuning.tabular_vote(x[:400], x[:400], labels, classes=5)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
     assert (found[:, 4] < 1e-3).all()  # of a class without labels
     trees = finetuning.forest(x[:400], labels).predict_proba(x[:400])
     probed = finetuning.linear_probe(x[:400], labels, classes=5).probabilities(x[:400])
-    np.testing.assert_allclose(found[:, :4], (trees + probed[:, :4]) / 2, atol=1e-6)
+    np.testing.assert_allclose(found[:, :4], (2 * trees + probed[:, :4]) / 3, atol=1e-6)
 
     targets = finetuning.soft([found], [labels])
     np.testing.assert_allclose(targets.probabilities[0][labels >= 0], np.eye(5)[labels[labels >= 0]])

@@ -30,6 +30,7 @@ from flaxae.finetuning.classifier import (
 )
 from flaxae.finetuning.probes import (
     CS,
+    FOREST_SHARE,
     Clusters,
     Codes,
     Labels,
@@ -45,6 +46,7 @@ from flaxae.finetuning.probes import (
 
 __all__ = [
     "CS",
+    "FOREST_SHARE",
     "Classifier",
     "Clusters",
     "Codes",
