@@ -582,7 +582,6 @@ GIVEN = {  # new data for a run's model, what it is made into, and further flags
     "recommend": ("ratings.csv", "made.csv"),
 }
 FILES_OF = {"flx": "compress", "lossy flx": "lossy"}  # files that a run's codec wrote
-RESUMED = ("denoise", "stacked", "sweep", "anomaly", "compress", "recommend", "sound")
 
 
 def uses() -> dict[str, dict[str, Callable[[str], Any]]]:
@@ -590,7 +589,7 @@ def uses() -> dict[str, dict[str, Callable[[str], Any]]]:
     every: dict[str, dict[str, Callable[[str], Any]]] = {}
     for name, (given, made, *more) in GIVEN.items():
         every[name] = {"apply": applied(OF.get(name, name), given, made, *more)}
-    for name in RESUMED:
+    for name in EXPERIMENTS:
         every.setdefault(name, {})["resume"] = resumed(name)
     for name, codec in FILES_OF.items():
         every[name] = {"decompress": decompressed(codec)}
