@@ -138,9 +138,8 @@ def _code(mixture: Mixture, bits: int, step: Step, coder: Coder) -> Int[np.ndarr
 
 
 def _groups(shape: tuple[int, ...]) -> Iterator[slice]:
-    each = _in_a_group(shape)
-    for start in range(0, shape[0], each):
-        yield slice(start, start + each)
+    for start in range(0, shape[0], _in_a_group(shape)):
+        yield slice(start, start + _in_a_group(shape))
 
 
 def _in_a_group(shape: tuple[int, ...]) -> int:

@@ -124,4 +124,5 @@ def check_bits(least: float, content: bytes, shape: tuple[int, ...], name: str) 
 
 
 def product(shape: tuple[int, ...]) -> str:
+    """A shape in a message, such as 1,000 × 2."""
     return " × ".join(f"{length:,}" for length in shape)

@@ -145,8 +145,9 @@ def load_mat(path: pathlib.Path) -> Parts:
             import h5py
 
             with h5py.File(path) as file:
-                found = {name: part for name in file if isinstance(part := hdf5_part(file, name, path), h5py.Dataset)}
-                plain = {name: part for name, part in found.items() if not part.dtype.hasobject}
+                parts = {name: hdf5_part(file, name, path) for name in map(str, file)}
+                arrays = {name: part for name, part in parts.items() if isinstance(part, h5py.Dataset)}
+                plain = {name: part for name, part in arrays.items() if not part.dtype.hasobject}  # no texts, no cells
                 check_size(sum(part.nbytes for part in plain.values()), path)
                 held = {name: np.asarray(part).T for name, part in plain.items()}
         else:
