@@ -5,7 +5,6 @@ import hashlib
 import json
 import lzma
 import pathlib
-import pydoc
 import re
 import subprocess
 import sys
@@ -402,24 +401,14 @@ def claiming(content: bytes, *shape: int) -> bytes:
     return sealed(head + content[8 + 4 * axes : -container.DIGEST])
 
 
-@pytest.mark.parametrize(("kind", "walk"), [("grey", "coding._mixture"), ("lossy", "lossy.LossyCodec._synthesised")])
-def test_nothing_is_decoded_past_the_end_of_a_file(kind, walk, request, rng, monkeypatch):
-    codec, times = request.getfixturevalue(kind), 0
+@pytest.mark.parametrize("kind", ["grey", "lossy"])
+def test_nothing_is_decoded_past_the_end_of_a_file(kind, request, rng):
+    """Where the range coder would go on with zeros."""
+    codec = request.getfixturevalue(kind)
     content = codec.compress(rng.integers(0, 256, (20, 32, 32, 1), np.uint8))
-    module, _, name = f"flaxae.compression.{walk}".rpartition(".")
-    as_ever = pydoc.locate(module).__dict__[name]
-
-    def counted(*given):
-        nonlocal times
-        times += 1
-        return as_ever(*given)
-
-    monkeypatch.setattr(f"flaxae.compression.{walk}", counted)
-    codec.decompress(content)
-    whole, times = times, 0
-    with pytest.raises(DataError, match="can't be decoded"):
-        codec.decompress(claiming(content, 20 * (1 if kind == "grey" else 9), 32 * 30 if kind == "grey" else 32, 32, 1))
-    assert times <= 2 * whole
+    begins = 8 + 4 * 4 + container.DIGEST + 4 + (kind == "lossy")
+    with pytest.raises(DataError, match="can't be decoded"):  # and not: what it decodes to is not what was written
+        codec.decompress(sealed(content[:begins] + bytes(60)))
 
 
 def test_a_lossy_file_that_claims_more_places_than_it_has_bits_for_is_refused_at_once(lossy, monkeypatch):

@@ -61,6 +61,8 @@ def _of_message(content: Content, at: int, size: int) -> int:
             raise ValueError("a dictionary of it has no values")
         batch = _follow(message, data)
     nodes, buffers = (_pairs(message, batch, number) for number in (1, 2))
+    if min(nodes.min(initial=0), buffers.min(initial=0)) < 0:
+        raise ValueError("a batch of it is damaged")
     is_packed = _field(message, batch, 3) is not None
     taken = sum(_length(content, at + size, *buffer, is_packed=is_packed) for buffer in buffers.tolist())
     return max(taken, VALUE * sum(length for length, _ in nodes.tolist()))
@@ -70,9 +72,9 @@ def _length(content: Content, body: int, offset: int, length: int, *, is_packed:
     """The bytes of a buffer once it is unpacked."""
     if not is_packed or length == 0:
         return length
-    if offset < 0:
-        raise ValueError("a buffer of it is damaged")
     (unpacked,) = struct.unpack_from("<q", content, body + offset)
+    if unpacked < -1:
+        raise ValueError("a buffer of it is damaged")
     return length if unpacked == -1 else unpacked
 
 
