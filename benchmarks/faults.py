@@ -582,7 +582,6 @@ GIVEN = {  # new data for a run's model, what it is made into, and further flags
     "recommend": ("ratings.csv", "made.csv"),
 }
 FILES_OF = {"flx": "compress", "lossy flx": "lossy"}  # files that a run's codec wrote
-RESUMED = ("denoise", "stacked", "sweep", "anomaly", "compress", "recommend", "sound")
 
 
 def uses() -> dict[str, dict[str, Callable[[str], Any]]]:
@@ -590,7 +589,7 @@ def uses() -> dict[str, dict[str, Callable[[str], Any]]]:
     every: dict[str, dict[str, Callable[[str], Any]]] = {}
     for name, (given, made, *more) in GIVEN.items():
         every[name] = {"apply": applied(OF.get(name, name), given, made, *more)}
-    for name in RESUMED:
+    for name in EXPERIMENTS:
         every.setdefault(name, {})["resume"] = resumed(name)
     for name, codec in FILES_OF.items():
         every[name] = {"decompress": decompressed(codec)}
@@ -634,7 +633,7 @@ def judged(good: Any, found: Any) -> str:
     return "said" if "error: " in found[2] or "warning: " in found[2] else "silent"
 
 
-def inputs(count: int, chance: random.Random, kept: pathlib.Path) -> dict[str, int]:
+def inputs(count: int, chance: random.Random, only: list[str], kept: pathlib.Path) -> dict[str, int]:
     """Change files of every format, and read them, in children of many each. What goes wrong is kept in that folder."""
     things = saved_things()
     pathlib.Path("made").mkdir()
@@ -651,6 +650,7 @@ def inputs(count: int, chance: random.Random, kept: pathlib.Path) -> dict[str, i
             shutil.rmtree("good", ignore_errors=True)
             pathlib.Path("good").mkdir()
             sources = hostile.sources(pathlib.Path("good"), pathlib.Path("made"))
+            sources = [source for source in sources if not only or source.path.name in only]
             for source in sources if first == 0 else ():  # which are good, or nothing is measured
                 source.use(source.path)
             for _ in range(size):
@@ -726,7 +726,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("kills", "faults", "inputs"))
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=[], help="names of what to kill or damage")
+    parser.add_argument("--only", nargs="*", default=[], help="names of what to kill or damage, or of files")
     parser.add_argument("--keep", type=pathlib.Path, default="faults-found", help="a folder for what went wrong")
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -743,7 +743,7 @@ if __name__ == "__main__":
         chance = random.Random(given.seed)
         if given.what == "inputs":
             kept.mkdir(parents=True, exist_ok=True)
-            table = inputs(given.count, chance, kept)
+            table = inputs(given.count, chance, given.only, kept)
         else:
             table = {"kills": kills, "faults": faults}[given.what](given.count, chance, given.only)
         print(f"{given.what}, {given.count} with seed {given.seed}: {table}, in {time.perf_counter() - began:,.0f} s")

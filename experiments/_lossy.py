@@ -15,6 +15,7 @@ from flaxae.errors import DataError
 from flaxae.experiments import _flags, _steps
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
+from flaxae.training import checkpoints
 
 MEASURED = 12  # test images
 QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
@@ -33,7 +34,7 @@ def train(config: _flags.Compress, run: Run, source: fitting.Source) -> LossyCod
             steps=steps,
             seed=config.seed,
             folder=run.checkpoints,
-            resume=config.resume and (run.checkpoints / "latest").exists(),
+            resume=config.resume and checkpoints.begun(run.checkpoints),
             on_epoch=resources["on_epoch"],
         )
     return codec

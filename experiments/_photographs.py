@@ -18,7 +18,7 @@ from flaxae.experiments import _flags, _steps
 from flaxae.parallel import processes
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
-from flaxae.training import History
+from flaxae.training import History, checkpoints
 
 LEVELS = (15 / 255, 25 / 255, 50 / 255)  # that a model of a range is tested at
 SHOWN, SHOWN_SIDE = 4, 160  # crops in the report, at 100 %
@@ -59,7 +59,7 @@ def train(config: _flags.Denoise, dataset: Dataset) -> None:
                 precision=config.precision,
                 patience=config.patience,
                 folder=run.checkpoints,
-                resume=config.resume and (run.checkpoints / "latest").exists(),
+                resume=config.resume and checkpoints.begun(run.checkpoints),
                 **given,
             )
         processes.leave_to_first()

@@ -11,6 +11,7 @@ from flaxae.errors import ConfigError
 from flaxae.experiments import _flags, _steps
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
+from flaxae.training import checkpoints
 
 SNR = 5.0  # dB, of the mixtures that are measured
 MEASURED, PLAYED = 12, 3  # stretches
@@ -53,7 +54,7 @@ def train(config: _flags.Denoise) -> None:
                 steps=steps,
                 seed=config.seed,
                 folder=run.checkpoints,
-                resume=config.resume and (run.checkpoints / "latest").exists(),
+                resume=config.resume and checkpoints.begun(run.checkpoints),
                 on_epoch=resources["on_epoch"],
             )
         denoiser.save(run.folder / "sound")

@@ -281,7 +281,7 @@ def train(
     x, validation = parts(config, dataset)
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
     folder = run.checkpoints / part
-    resume = config.resume and bool(training.checkpoints.steps(folder / "latest"))
+    resume = config.resume and training.checkpoints.begun(folder)
     settings = {"batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed}
     if config.model == "stacked" and not resume:
         known, _ = training.split(network, x, validation, config.seed, mesh=None)  # without validation examples

@@ -201,7 +201,7 @@ def train(config: _flags.Anomaly) -> None:
             "epochs": config.epochs,
             "seed": config.seed,
             "folder": run.checkpoints,
-            "resume": config.resume and (config.members > 1 or bool(checkpoints.steps(run.checkpoints / "latest"))),
+            "resume": config.resume and (config.members > 1 or checkpoints.begun(run.checkpoints)),
             "show": True,
             "on_epoch": resources["on_epoch"],
         }

@@ -34,6 +34,7 @@ from flaxae.errors import ConfigError, DataError
 from flaxae.experiments import _flags, _lossy, _steps
 from flaxae.printing import say
 from flaxae.runs import Run, report
+from flaxae.training import checkpoints
 
 MEASURED, MEASURED_SMALL = 12, 1000  # test images: large ones, and small ones
 FOLDER = "codec"  # in a run's folder
@@ -86,7 +87,7 @@ def train_lossless(config: _flags.Compress, dataset: Dataset, source: fitting.So
                 steps=steps,
                 seed=config.seed,
                 folder=run.checkpoints,
-                resume=config.resume and (run.checkpoints / "latest").exists(),
+                resume=config.resume and checkpoints.begun(run.checkpoints),
                 on_epoch=resources["on_epoch"],
             )
         codec.save(run.folder / FOLDER)

@@ -74,7 +74,7 @@ def train(config: _flags.Embed) -> None:
             embedder.fit(
                 texts,
                 folder=run.checkpoints,
-                resume=config.resume and bool(checkpoints.steps(run.checkpoints / "latest")),
+                resume=config.resume and checkpoints.begun(run.checkpoints),
                 show=True,
                 on_epoch=resources["on_epoch"],
             )

@@ -224,7 +224,7 @@ def kept_errors(
     """The errors of those methods that `measure` gives for `count` labels, or those that a resumed run has saved."""
     folder = run.checkpoints / f"errors-{count}"
     if config.resume and checkpoints.steps(folder):
-        draws = checkpoints.known(folder, 0)["draws"]
+        draws = checkpoints.known(folder, 0).get("draws", 0)  # none of a damaged step, which `restore` names
         kept = checkpoints.restore(folder, np.zeros((len(methods), draws)))[1]
         return dict(zip(methods, kept.tolist(), strict=True))
     found = measure(count)
@@ -321,7 +321,7 @@ def learn(config: _flags.Finetune, run: Run, dataset: Dataset, model: Autoencode
         **voted,
         seed=config.seed,
         folder=folder,
-        resume=config.resume and bool(checkpoints.steps(folder / "latest")),
+        resume=config.resume and checkpoints.begun(folder),
     )
     predicted = [finetuning.predict(own, new, plan.views(VIEWS)) for own in classifiers]
     return [wrong(own.argmax(axis=1), dataset) for own in predicted], classifiers[0]

@@ -105,7 +105,7 @@ def train(config: _flags.Recommend) -> None:
             recommender.fit(
                 known,
                 folder=run.checkpoints,
-                resume=config.resume and bool(checkpoints.steps(run.checkpoints / "latest")),
+                resume=config.resume and checkpoints.begun(run.checkpoints),
                 show=True,
                 on_epoch=resources["on_epoch"],
             )

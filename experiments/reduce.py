@@ -86,7 +86,7 @@ def train_map(
             precision=config.precision,
             seed=config.seed,
             folder=run.checkpoints,
-            resume=config.resume and bool(training.checkpoints.steps(run.checkpoints / "latest")),
+            resume=config.resume and training.checkpoints.begun(run.checkpoints),
             **given,
         )
     return network, history

@@ -66,7 +66,7 @@ def pretrain(
             corruption=corruptions.Masking(noise),
         )
         own = None if folder is None else pathlib.Path(folder, f"layer-{i + 1}")
-        begun = resume and own is not None and bool(checkpoints.steps(own / "latest"))
+        begun = resume and checkpoints.begun(own)
         histories.append(training.fit(layer, h, epochs=epochs, folder=own, resume=begun, **settings))
         if not innermost:
             h = training.apply(Autoencoder.encode, layer, h)

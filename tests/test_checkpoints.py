@@ -241,3 +241,12 @@ def test_kill_in_mid_save_leaves_what_was_saved(tmp_path):
             reached, state = checkpoints.restore(tmp_path, like)
         assert reached in (told, told + 1)
         assert_same(state, {"x": np.full(1000, reached), "step": reached})
+
+
+def test_a_training_has_begun_once_a_step_is_saved(tmp_path):
+    assert not checkpoints.begun(None)
+    assert not checkpoints.begun(tmp_path)
+    (tmp_path / "latest" / "unfinished").mkdir(parents=True)  # as a process leaves it that was killed in its first save
+    assert not checkpoints.begun(tmp_path)
+    checkpoints.save(tmp_path / "latest", 3, example(0))
+    assert checkpoints.begun(tmp_path)

@@ -32,8 +32,9 @@ from flaxae.compression import (
     transforms,
 )
 from flaxae.compression import lossy as lossy_codec
-from flaxae.compression.contexts import ONE
+from flaxae.compression.contexts import ONE, Step
 from flaxae.compression.peers import Point
+from flaxae.data import memory
 from flaxae.errors import ConfigError, DataError, RunError
 from flaxae.experiments import _lossy
 
@@ -391,6 +392,64 @@ def test_parts_that_are_not_there_are_not_decoded(grey, rng, monkeypatch):
     with pytest.raises(DataError, match="can't be decoded"):
         grey.decompress(sealed(bytes(body)))
     assert not decoded
+
+
+def claiming(content: bytes, *shape: int) -> bytes:
+    """A file with another shape, whose checksum is right."""
+    axes = content[7]
+    head = content[:7] + bytes([len(shape)]) + np.array(shape, "<u4").tobytes()
+    return sealed(head + content[8 + 4 * axes : -container.DIGEST])
+
+
+@pytest.mark.parametrize("kind", ["grey", "lossy"])
+def test_nothing_is_decoded_past_the_end_of_a_file(kind, request, rng):
+    """Where the range coder would go on with zeros."""
+    codec = request.getfixturevalue(kind)
+    content = codec.compress(rng.integers(0, 256, (20, 32, 32, 1), np.uint8))
+    begins = 8 + 4 * 4 + container.DIGEST + 4 + (kind == "lossy")
+    with pytest.raises(DataError, match="can't be decoded"):  # and not: what it decodes to is not what was written
+        codec.decompress(sealed(content[:begins] + bytes(60)))
+
+
+def test_a_lossy_file_that_claims_more_places_than_it_has_bits_for_is_refused_at_once(lossy, monkeypatch):
+    content = lossy.compress(np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr(grids, "Decoder", lambda *given: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match=r"claims 9,000 × 9,000 × 3 values in [\d,]+ bytes"):
+        lossy.decompress(claiming(content, 9000, 9000, 3))
+
+
+def test_narrow_images_and_what_does_not_fit_into_memory_are_refused_before_they_are_decoded(
+    grey, lossy, monkeypatch, rng
+):
+    long, lossy_long = (
+        grey.compress(rng.integers(0, 256, (60, 60), np.uint8)),
+        lossy.compress(np.eye(96, dtype=np.uint8)),
+    )
+    monkeypatch.setattr(coding, "decode", lambda *given: pytest.fail("was decoded"))
+    monkeypatch.setattr(grids, "Decoder", lambda *given: pytest.fail("was decoded"))
+    for shape in ((1, 4_000_000), (2_000_000, 2)):
+        with pytest.raises(DataError, match=r"of so narrow images take as long as [\d,]+. If it is right, allow it"):
+            grey.decompress(claiming(long, *shape))
+    monkeypatch.setattr(memory, "available", lambda: 2**17)
+    for codec, content in ((grey, long), (lossy, lossy_long)):
+        with pytest.raises(DataError, match=r"would take [01] MiB of memory"):
+            codec.decompress(content)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_the_surest_values_take_more_bits_than_a_file_has_to_have(bits):
+    surest = [np.array([[number]]) for number in (2**15, 0, int(integers.tables().inverses.max()))]
+    floor = (surest[0][0] * integers.UNIT) >> (bits - round(np.log2(network.FLOOR)))
+    taken = 0.0
+
+    def likely(probabilities, step, shift):
+        nonlocal taken
+        taken -= np.log2(np.maximum(probabilities, 1 - probabilities)).sum()
+        return probabilities > 0.5
+
+    mixture = integers.Mixture(*surest, floor, integers.BETWEEN if bits > 8 else 0)
+    coding._code(mixture, bits, Step(*np.zeros((3, 1), int), 0), likely)
+    assert taken > container.LEAST_BITS[container.LOSSLESS]
 
 
 def test_a_hostile_shape_a_newer_version_and_another_codec_are_told(grey, colour, lossy, rng):

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 
+import h5py
 import jax
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ import tifffile
 import flaxae
 from flaxae import anomaly, batches, compression, data, errors, printing, training
 from flaxae.autoencoder import Autoencoder, Config
-from flaxae.data import formats, memory, tables
+from flaxae.data import arrow, formats, memory, sparse, tables
 from flaxae.data.images import codec
 from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
@@ -93,6 +94,22 @@ def one_long_text(path):
     frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_feather(path)
 
 
+def one_packed_batch(path):
+    pd.DataFrame({"a": np.zeros(2**21)}).to_feather(path, chunksize=2**21)
+    assert path.stat().st_size < 2**18
+
+
+def nothing_many_times(path):
+    pyarrow.feather.write_feather(pyarrow.table({"a": pyarrow.nulls(2**21)}), path, chunksize=2**21)
+
+
+def views_of_one_text(path):
+    text = pyarrow.py_buffer(b"y" * 2**20)
+    views = np.tile(np.array([2**20, int.from_bytes(b"yyyy"), 0, 0], "<i4"), 100)
+    column = pyarrow.Array.from_buffers(pyarrow.string_view(), 100, [None, pyarrow.py_buffer(views.tobytes()), text])
+    pyarrow.feather.write_feather(pyarrow.table({"a": column}), path)
+
+
 def long_texts(path):
     path.write_bytes(b"text,number\n" + (b"y" * 2**20 + b",1\n") * 3)
 
@@ -106,7 +123,6 @@ def zeros_of_matlab(path):
 
 
 def zeros_of_hdf5(path):
-    h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w", userblock_size=512) as file:
         file.create_dataset("x", (2**40, 2), "f4", chunks=(2**10, 2))  # nothing of it is stored
     with path.open("r+b") as file:
@@ -133,6 +149,9 @@ def zeros_in_an_archive(path):
         ("a.csv", long_texts),
         ("a.parquet", one_long_text),
         ("a.feather", one_long_text),
+        ("b.feather", one_packed_batch),
+        ("c.feather", nothing_many_times),
+        ("d.feather", views_of_one_text),
         ("a.xlsx", one_string_of_a_workbook),
         ("a.mat", zeros_of_matlab),
         ("b.mat", zeros_of_hdf5),
@@ -176,6 +195,31 @@ def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path):
         codec._tiff_headers(codec.Content(file, "a.tif"))
 
 
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4", "zstd"])
+def test_what_an_arrow_file_takes_is_read_from_its_metadata(tmp_path, compression):
+    frame = pd.DataFrame(
+        {
+            "number": np.zeros(3000),
+            "text": ["ab"] * 3000,
+            "kind": pd.Categorical(["p", "q", "r"] * 1000),
+            "none": [None] * 3000,
+        }
+    )
+    frame.to_feather(tmp_path / "a.feather", compression=compression, chunksize=1000)
+    taken = arrow.unpacked(tmp_path / "a.feather")
+    assert 4 * 3000 * 8 <= taken < 5 * 3000 * 8
+    assert taken <= sum(frame.memory_usage(deep=True)) + 10_000
+    pd.testing.assert_frame_equal(data.read_table(tmp_path / "a.feather"), frame)
+
+
+def test_a_packed_batch_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    one_packed_batch(tmp_path / "a.feather")
+    monkeypatch.setattr(memory, "available", lambda: 2**23)
+    monkeypatch.setattr(pyarrow.ipc, "open_file", lambda path: pytest.fail("was unpacked"))
+    with pytest.raises(errors.DataError, match="would take 16 MiB of memory"):
+        data.read_table(tmp_path / "a.feather")
+
+
 def test_damaged_places_of_texts_in_a_feather_file_are_refused(tmp_path):
     path = tmp_path / "a.feather"
     frame = pd.DataFrame({"text": [f"{i:03}" for i in range(50)]})
@@ -185,6 +229,71 @@ def test_damaged_places_of_texts_in_a_feather_file_are_refused(tmp_path):
     path.write_bytes(content.replace((75).to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
     with pytest.raises(errors.DataError, match=r"a\.feather can't be read"):
         data.read_table(path)
+
+
+def linked(file, name):
+    file[name] = h5py.ExternalLink("other.h5", "x")
+
+
+def linked_within(file, name):
+    file["elsewhere"] = h5py.ExternalLink("other.h5", "x")
+    file[name] = h5py.SoftLink("/elsewhere")
+
+
+def stored_elsewhere(file, name):
+    file.create_dataset(name, (3, 2), "i8", external=[("other.h5", 0, 48)])
+
+
+def put_together(file, name):
+    layout = h5py.VirtualLayout((3, 2), "i8")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (3, 2))
+    file.create_virtual_dataset(name, layout)
+
+
+def of_one_huge_chunk(file, name):
+    file.create_dataset(name, (3, 2), "f4", maxshape=(None, 2), chunks=(2**22, 2), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        (linked, "is a link, which is not followed"),
+        (linked_within, "is a link, which is not followed"),
+        (stored_elsewhere, "are in other files"),
+        (put_together, "are in other files"),
+        (of_one_huge_chunk, "would take 32 MiB of memory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.mat", "a.h5ad", "sparse.h5ad"])
+def test_an_hdf5_file_reads_no_other_file_and_takes_no_more_memory_than_there_is(
+    tmp_path, monkeypatch, store, said, name
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 2**23)
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = np.arange(6).reshape(3, 2)
+    with h5py.File(name, "w", userblock_size=512) as file:
+        group = file.create_group("X") if name.startswith("sparse") else file
+        store(group, "data" if name.startswith("sparse") else "X")
+        for part in ("indices", "indptr") if name.startswith("sparse") else ():
+            group[part] = np.arange(3)
+    if name.endswith(".mat"):
+        with (tmp_path / name).open("r+b") as file:
+            file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+    with pytest.raises(errors.DataError, match=said):
+        data.load(name) if name.endswith(".mat") else sparse.read(name)
+
+
+@pytest.mark.parametrize("name", ["dense.h5ad", "sparse.h5ad"])
+def test_texts_in_place_of_a_matrix_are_refused(tmp_path, name):
+    with h5py.File(tmp_path / name, "w") as file:
+        if name.startswith("dense"):
+            file.create_dataset("X", data=[["a"], ["b"]], dtype=h5py.string_dtype())
+        else:
+            for part in ("data", "indices", "indptr"):
+                file.create_dataset(f"X/{part}", data=["a", "b"], dtype=h5py.string_dtype())
+    with pytest.raises(errors.DataError, match="X is not of numbers"):
+        sparse.read(tmp_path / name)
 
 
 def test_a_codec_whose_arrays_are_no_archive_is_one_message(tmp_path):

@@ -15,9 +15,11 @@ from flaxae import errors, manifest
 from flaxae.compression import coding, container
 from flaxae.compression.contexts import Contexts
 from flaxae.compression.integers import IntegerNetwork
+from flaxae.data import memory
 from flaxae.data.images import MAX_PIXELS
 
 SETTINGS, WEIGHTS = "codec.json", "weights.npz"
+STEP = 100  # values that take as long as one step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,15 +78,17 @@ class Codec:
         """
         file = container.unpack(given, name, most=max_values)
         container.check_codec(file, container.LOSSLESS, self.identity, name)
-        made = np.empty(file.shape, np.uint16 if file.dtype == "int16" else file.dtype)
-        parts = self._parts(made)
+        shape = self._shape(file.shape)
+        self._check(shape, name, max_values)
         try:
-            starts = [0, len(file.content)]
-            if len(parts) > 1:
-                lengths = np.frombuffer(file.content, "<u4", len(parts))
-                starts = (4 * len(parts) + np.cumsum([0, *lengths.tolist()])).tolist()
+            starts, count = [0, len(file.content)], -(-shape[3] // self.contexts.planes)
+            if count > 1:
+                lengths = np.frombuffer(file.content, "<u4", count)
+                starts = (4 * count + np.cumsum([0, *lengths.tolist()])).tolist()
             if starts[-1] != len(file.content):
                 raise ValueError("it has other parts than its shape says")
+            made = np.empty(file.shape, np.uint16 if file.dtype == "int16" else file.dtype)
+            parts = self._parts(made)
             for part, start, end in zip(parts, starts[:-1], starts[1:], strict=True):
                 part[...] = coding.decode(self.contexts, self.network, file.content[start:end], part.shape)
         except (AssertionError, ValueError, IndexError) as error:
@@ -96,13 +100,27 @@ class Codec:
 
     def _parts(self, values: np.ndarray) -> list[np.ndarray]:
         """Views of the values as images of as many planes as the codec takes, and one for the planes left over."""
-        planes = self.contexts.planes
-        if values.ndim == 2:
-            values = values[None, :, :, None]
-        elif values.ndim == 3:
-            values = values[..., None] if planes == 1 and values.shape[2] > 4 else values[None]
-        channels = values.shape[3]
-        return [values[..., k : k + planes] for k in range(0, channels, planes)]
+        values, planes = values.reshape(self._shape(values.shape)), self.contexts.planes
+        return [values[..., k : k + planes] for k in range(0, values.shape[3], planes)]
+
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """[images, height, width, channels] of values of that shape."""
+        if len(shape) == 2:
+            return (1, *shape, 1)
+        if len(shape) == 3:
+            return (*shape, 1) if self.contexts.planes == 1 and shape[2] > 4 else (1, *shape)
+        images, height, width, channels = shape
+        return images, height, width, channels
+
+    def _check(self, shape: tuple[int, int, int, int], name: str, max_values: int) -> None:
+        """Raise DataError if images of that shape would take more time or memory to decode than there is for any."""
+        work = STEP * coding.steps(self.contexts, shape)
+        if work > max(max_values, 4 * MAX_PIXELS):
+            raise errors.DataError(
+                f"{name} is too large: {container.product(shape)} values of so narrow images take as long as {work:,}. "
+                f"If it is right, allow it: --max-pixels {-(-work // 4)}."
+            )
+        memory.check(coding.taken(self.contexts, shape), name, advice="Decompress it where there is more.")
 
     @classmethod
     def of(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Codec":

@@ -3,6 +3,7 @@
 Encoder and decoder walk the same way over the same whole numbers; the decoder only learns each decision from the bytes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,12 @@ import constriction
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from flaxae.compression.container import most_bits
 from flaxae.compression.contexts import Contexts, Step
 from flaxae.compression.integers import PRECISION, IntegerNetwork, Mixture
 
 GROUP = 2**20  # values of images of one shape that are coded side by side
+PLACE = 56  # bytes for each pixel of a plane, by which pixels are put in the order in which they are coded
 
 Coder = Callable[[np.ndarray, Step, int], np.ndarray]  # (probabilities of a 1, step, which bit) to bits
 
@@ -41,16 +44,21 @@ class Encoder:
 
 
 class Decoder:
-    """Reads decisions."""
+    """Reads decisions: none past the end, where the range coder would go on for ever."""
 
     def __init__(self, content: bytes) -> None:
+        self.left = most_bits(content)
         self.queue = stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
         self.model = stream.model.Bernoulli(perfect=False)
 
     def __call__(
         self, probabilities: Float[np.ndarray, " values"], step: Step, shift: int
     ) -> Int[np.ndarray, " values"]:
-        return self.queue.decode(self.model, probabilities)
+        bits = self.queue.decode(self.model, probabilities)
+        self.left += np.log2(np.where(bits, probabilities, 1 - probabilities)).sum()
+        if self.left < 0:
+            raise ValueError("it holds fewer values than it claims")
+        return bits
 
 
 def encode(
@@ -80,6 +88,21 @@ def decode(
             contexts.put(frame, step, values)
         made[part] = np.moveaxis(frame[:, :, reach : reach + height, reach : reach + width], 0, -1)
     return made
+
+
+def steps(contexts: Contexts, shape: tuple[int, int, int, int]) -> int:
+    """How many steps images of that shape, [images, height, width, channels], are coded in."""
+    images, height, width, channels = shape
+    groups = -(-images // _in_a_group((images, height, width, min(channels, contexts.planes))))
+    return groups * channels * (width + (contexts.reach + 1) * (height - 1))
+
+
+def taken(contexts: Contexts, shape: tuple[int, int, int, int]) -> int:
+    """The bytes of memory that decoding images of that shape takes, about."""
+    images, height, width, channels = shape
+    part = (images, height, width, min(channels, contexts.planes))
+    frame = 4 * math.prod(part[1:]) * min(images, _in_a_group(part))
+    return frame + PLACE * height * width + 2 * math.prod(shape)
 
 
 def _mixture(contexts: Contexts, network: IntegerNetwork, frame: np.ndarray, step: Step) -> Mixture:
@@ -115,6 +138,9 @@ def _code(mixture: Mixture, bits: int, step: Step, coder: Coder) -> Int[np.ndarr
 
 
 def _groups(shape: tuple[int, ...]) -> Iterator[slice]:
-    each = max(1, GROUP // max(1, int(np.prod(shape[1:]))))
-    for start in range(0, shape[0], each):
-        yield slice(start, start + each)
+    for start in range(0, shape[0], _in_a_group(shape)):
+        yield slice(start, start + _in_a_group(shape))
+
+
+def _in_a_group(shape: tuple[int, ...]) -> int:
+    return max(1, GROUP // max(1, math.prod(shape[1:])))

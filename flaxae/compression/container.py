@@ -28,9 +28,10 @@ LOSSLESS, LOSSY = 0, 1  # kinds
 VERSIONS = (1, 2)  # in which files of each kind are written
 TYPES = ("uint8", "uint16", "int16")
 DIGEST = 8  # bytes of a SHA-256
-MOST_AXES = 4
+LEAST_AXES, MOST_AXES = 2, 4
 FIXED = 8 + DIGEST + 4 + DIGEST  # bytes around the axes and the content
-LEAST_BITS = (1e-4, 1e-6)  # that a value takes, as no probability is 1: no file can claim more than it has bits for
+LEAST_BITS = (8.7e-5, 1e-6)  # that a value takes, as no probability is 1: no file can claim more than it has bits for
+SLACK, MORE = 1.05, 128  # a file's bits, times this and this many more, are those of its values at least
 
 
 class File(NamedTuple):
@@ -76,18 +77,19 @@ def unpack(given: bytes, name: str, *, most: int) -> File:
     version, kind, dtype, axes = given[4:8]
     start = 8 + 4 * axes
     known = kind < len(VERSIONS) and version == VERSIONS[kind]
-    if not known or dtype >= len(TYPES) or not 1 <= axes <= MOST_AXES or len(given) < FIXED + 4 * axes:
+    if not known or dtype >= len(TYPES) or not LEAST_AXES <= axes <= MOST_AXES or len(given) < FIXED + 4 * axes:
         raise errors.DataError(f"{name} is no .flx file that this flaxae reads: its header makes no sense.")
     shape = struct.unpack(f"<{axes}I", given[8:start])
     content = given[start + DIGEST + 4 : -DIGEST]
     count = 1
     for length in shape:  # whole numbers, as those of NumPy may overflow
         count *= length
-    if min(shape) < 1 or count > (8 * len(content) + 64) / LEAST_BITS[kind]:
-        raise errors.DataError(f"{name} is damaged: it claims {_product(shape)} values in {len(content):,} bytes.")
+    if min(shape) < 1:
+        raise errors.DataError(f"{name} is damaged: it claims {product(shape)} values.")
+    check_bits(count * LEAST_BITS[kind], content, shape, name)
     if count > most:
         raise errors.DataError(
-            f"{name} is too large: it claims {_product(shape)} values, where at most {most:,} are read, for a small "
+            f"{name} is too large: it claims {product(shape)} values, where at most {most:,} are read, for a small "
             f"file may claim any size. If it is right, allow it: --max-pixels {count}."
         )
     model = given[start : start + DIGEST]
@@ -110,5 +112,17 @@ def checked(x: Shaped[np.ndarray, "..."]) -> int:
     return zlib.crc32(np.ascontiguousarray(x).astype(x.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
-def _product(shape: tuple[int, ...]) -> str:
+def most_bits(content: bytes) -> float:
+    """The most that a file's values can have, each minus the logarithm of its probability."""
+    return SLACK * 8 * len(content) + MORE
+
+
+def check_bits(least: float, content: bytes, shape: tuple[int, ...], name: str) -> None:
+    """Raise DataError if a file claims values of `least` bits at least, which is more than it has."""
+    if least > most_bits(content):
+        raise errors.DataError(f"{name} is damaged: it claims {product(shape)} values in {len(content):,} bytes.")
+
+
+def product(shape: tuple[int, ...]) -> str:
+    """A shape in a message, such as 1,000 × 2."""
     return " × ".join(f"{length:,}" for length in shape)

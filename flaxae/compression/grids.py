@@ -6,6 +6,7 @@ and each scale has a table of whole numbers, which is a part of the codec.
 """
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from scipy import special
 
 from flaxae import errors
 from flaxae.compression import transforms
+from flaxae.compression.container import most_bits
 from flaxae.compression.contexts import ONE
 from flaxae.compression.integers import EXACT, MOST, PRECISION, WEIGHT
 from flaxae.compression.transforms import BLOCK, KNOTS, SCALES
@@ -82,6 +84,18 @@ class Probabilities:
     def of_second(self, quality: int) -> UInt8[np.ndarray, " hyper"]:
         """Which table the numbers of each channel of the second grid have."""
         return _tables(_at(self.prior, quality))
+
+    def least_bits(self, quality: int) -> float:
+        """That a place of the second grid takes, with those of the first that belong to it."""
+        least = -np.log2(self.masses.max(axis=1) * 2.0**-PRECISION)
+        first = BLOCK**2 * self.offset.shape[1] // 2
+        return float(least[self.of_second(quality)].sum() + first * least.min())
+
+    def taken(self, rows: int, columns: int) -> int:
+        """The bytes of memory that decoding both grids takes at least, of so many places of the second."""
+        numbers = BLOCK**2 * columns * self.offset.shape[1] // 2
+        seen = max(part.stop - part.start for part, _, _ in itertools.islice(strips(rows, columns), 3))
+        return (4 * rows + 2 * 8 * seen) * numbers + 4 * rows * columns * self.prior.shape[1]
 
     def of_first(
         self, z: Int[np.ndarray, "rows columns hyper"], quality: int
@@ -168,8 +182,8 @@ class Coder:
     """Writes or reads numbers, each by the table of its scale, and keeps the CRC-32 of `about` and all of them."""
 
     def __init__(self, probabilities: Probabilities, about: bytes):
-        shares = probabilities.masses * 2.0**-PRECISION
-        self.models = [stream.model.Categorical(row[row > 0], perfect=False) for row in shares]
+        self.shares = probabilities.masses * 2.0**-PRECISION
+        self.models = [stream.model.Categorical(row[row > 0], perfect=False) for row in self.shares]
         self.reach = ((probabilities.masses > 0).sum(axis=1) - 2) // 2
         self.far = stream.model.Uniform(2 * FARTHEST + 1)
         self.crc = zlib.crc32(about)
@@ -210,10 +224,11 @@ class Encoder(Coder):
 
 
 class Decoder(Coder):
-    """Reads numbers."""
+    """Reads numbers: none past the end, where the range coder would go on for ever."""
 
     def __init__(self, probabilities: Probabilities, content: bytes, about: bytes = b""):
         super().__init__(probabilities, about)
+        self.left = most_bits(content)
         self.queue = stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 
     def get(self, tables: UInt8[np.ndarray, " numbers"]) -> Int[np.ndarray, " numbers"]:
@@ -221,8 +236,12 @@ class Decoder(Coder):
         numbers = np.empty(len(tables), np.int32)
         for table, places in self._groups(tables):
             reach = int(self.reach[table])
-            part = self.queue.decode(self.models[table], len(places)) - reach
+            symbols = self.queue.decode(self.models[table], len(places))
+            part = symbols - reach
             is_far = part > reach
+            self.left += np.log2(self.shares[table, symbols]).sum() - math.log2(2 * FARTHEST + 1) * is_far.sum()
+            if self.left < 0:
+                raise ValueError("it holds fewer numbers than it claims")
             if is_far.any():
                 part[is_far] = self.queue.decode(self.far, int(is_far.sum())) - FARTHEST
             numbers[places] = part

@@ -23,6 +23,7 @@ from flaxae.compression import container, grids
 from flaxae.compression.codec import SETTINGS, WEIGHTS
 from flaxae.compression.grids import FARTHEST, FARTHEST_HYPER, ONE, QUALITIES, Probabilities
 from flaxae.compression.transforms import BLOCK
+from flaxae.data import memory
 from flaxae.data.images import MAX_PIXELS
 from flaxae.denoising.tiles import spans, starts
 from flaxae.nn import conv
@@ -123,11 +124,12 @@ class LossyCodec:
         """
         file = container.unpack(given, name, most=max_values)
         container.check_codec(file, container.LOSSY, self.identity, name)
+        quality = file.content[0] if file.content else 0
+        if file.dtype != "uint8" or not 1 <= quality <= QUALITIES:
+            raise errors.DataError(f"{name} is damaged: no codec writes such a file.")
+        self._check(file, quality, name)
         made = np.empty(file.shape, np.uint8)
         try:
-            quality = file.content[0]
-            if file.dtype != "uint8" or not 1 <= quality <= QUALITIES:
-                raise ValueError("no such file is written")
             decoder = grids.Decoder(self.probabilities, file.content[1:], _about(file.shape, quality))
             for image, put in self._images(made):
                 put(self._decode(decoder, image.shape[:2], quality))
@@ -136,6 +138,15 @@ class LossyCodec:
         if decoder.crc != file.values:
             raise errors.DataError(f"{name} is damaged: what it decodes to is not what was written.")
         return made
+
+    def _check(self, file: container.File, quality: int, name: str) -> None:
+        """Raise DataError if a file claims more than it has bits for, or takes more memory than there is for any."""
+        images, height, width, channels = self._shape(file.shape)
+        rows, columns = -(-height // self.unit), -(-width // self.unit)
+        places = images * -(-channels // self.planes) * rows * columns
+        container.check_bits(places * self.probabilities.least_bits(quality), file.content, file.shape, name)
+        taken = self.probabilities.taken(rows, columns) + rows * columns * self.unit**2 * self.planes
+        memory.check(taken + math.prod(file.shape), name, advice="Decompress it where there is more.")
 
     def bits(self, x: UInt8[np.ndarray, "height width channels"], quality: int) -> float:
         """How many bits the trained network, before its numbers were rounded, expects an image to take."""
@@ -209,16 +220,21 @@ class LossyCodec:
             made[_scaled(to, self.unit)] = part[_scaled(inside, self.unit)]
         return made
 
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """[images, height, width, channels] of values of that shape."""
+        if len(shape) == 2:
+            return (1, *shape, 1)
+        if len(shape) == 3:
+            return (*shape, 1) if shape[2] > MOST_PLANES else (1, *shape)
+        images, height, width, channels = shape
+        return images, height, width, channels
+
     def _images(self, x: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         """Images of as many planes as the codec takes, and a function that puts such a one in its place in x.
 
         Planes too few are repeated, and their mean is taken back.
         """
-        if x.ndim == 2:
-            x = x[None, :, :, None]
-        elif x.ndim == 3:
-            x = x[..., None] if x.shape[2] > MOST_PLANES else x[None]
-        planes = self.planes
+        x, planes = x.reshape(self._shape(x.shape)), self.planes
         for image in x:
             for k in range(0, image.shape[2], planes):
                 part = image[..., k : k + planes]

@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -145,9 +145,11 @@ def load_mat(path: pathlib.Path) -> Parts:
             import h5py
 
             with h5py.File(path) as file:
-                found = {name: part for name, part in file.items() if isinstance(part, h5py.Dataset)}
-                check_size(sum(part.nbytes for part in found.values()), path)
-                held = {name: np.asarray(part).T for name, part in found.items()}
+                parts = {name: hdf5_part(file, name, path) for name in map(str, file)}
+                arrays = {name: part for name, part in parts.items() if isinstance(part, h5py.Dataset)}
+                plain = {name: part for name, part in arrays.items() if not part.dtype.hasobject}  # no texts, no cells
+                check_size(sum(part.nbytes for part in plain.values()), path)
+                held = {name: np.asarray(part).T for name, part in plain.items()}
         else:
             known = [(name, shape) for name, shape, kind in whosmat(path) if kind not in _NESTED]
             check_size(sum(8 * math.prod(shape) for _, shape in known), path)
@@ -155,6 +157,24 @@ def load_mat(path: pathlib.Path) -> Parts:
     arrays = {name: np.asarray(array) for name, array in held.items() if not name.startswith("__")}
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "buif" and array.size > 1}
     return _parts(numeric or arrays, path)
+
+
+def hdf5_part(group: Any, name: str, path: pathlib.Path) -> Any:
+    """The h5py object of that name in a group, which is in the file itself: HDF5 can point to any file of the machine.
+
+    Raises:
+        DataError: it is a link, its values are in other files, or a chunk of them is too large.
+    """
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise DataError(f"{path}: {name!r} is a link, which is not followed. Save what it leads to in the file itself.")
+    found = group[name]
+    if isinstance(found, h5py.Dataset):
+        if found.external or found.is_virtual:
+            raise DataError(f"{path}: the values of {name!r} are in other files. Save them in the file itself.")
+        check_size(math.prod(found.chunks or ()) * found.dtype.itemsize, path)  # a chunk is unpacked as a whole
+    return found
 
 
 def write_mat(file: IO[bytes], path: pathlib.Path, array: np.ndarray) -> None:

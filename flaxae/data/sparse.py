@@ -7,13 +7,14 @@ flaxae.fit(model, data.Stream(Rows(x)))       # a window is dense at a time
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float
 
-from flaxae.data.arrays import check_size, read_npz, reading
+from flaxae.data.arrays import check_size, hdf5_part, read_npz, reading
 from flaxae.data.files import existing
 from flaxae.data.stream import Stream
 from flaxae.errors import DataError, missing
@@ -139,14 +140,22 @@ def _read_h5ad(path: pathlib.Path) -> Matrix:
     except ImportError as error:
         raise DataError(missing(str(path), "cells", error)) from error
     with h5py.File(path) as file:
-        x: Any = file.get("X")
+        x = hdf5_part(file, "X", path) if "X" in file else None
         if isinstance(x, h5py.Dataset):
-            check_size(x.size * x.dtype.itemsize, path, at_most=MOST_BYTES)
+            _check_numbers([x], path)
             parts = [scipy.sparse.csr_matrix(x[lo : lo + 1024]) for lo in range(0, len(x), 1024)]
             return scipy.sparse.vstack(parts)
         if x is None or not {"data", "indices", "indptr"} <= set(x):
             raise DataError(f"{path} has no matrix X; expected a file of AnnData.")
-        check_size(sum(x[name].size * x[name].dtype.itemsize for name in x), path, at_most=MOST_BYTES)
-        arrays = {name: x[name][:] for name in ("data", "indices", "indptr")} | {"shape": x.attrs["shape"]}
+        parts = {name: hdf5_part(x, name, path) for name in ("data", "indices", "indptr")}
+        _check_numbers(list(parts.values()), path)
+        arrays = {name: part[:] for name, part in parts.items()} | {"shape": x.attrs["shape"]}
         kind = str(x.attrs.get("encoding-type", "csr_matrix")).removesuffix("_matrix")
         return _compressed(arrays, kind, path)
+
+
+def _check_numbers(parts: Sequence[Any], path: pathlib.Path) -> None:
+    """Raise DataError unless an HDF5 file's parts are numbers that fit into memory: texts may be of any length."""
+    if any(part.dtype.kind not in "buif" for part in parts):
+        raise DataError(f"{path} can't be read: its matrix X is not of numbers.")
+    check_size(sum(part.nbytes for part in parts), path, at_most=MOST_BYTES)

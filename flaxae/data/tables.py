@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flaxae.data import delimited, roles
+from flaxae.data import arrow, delimited, roles
 from flaxae.data.arrays import check_size, reading
 from flaxae.data.delimited import is_number
 from flaxae.data.roles import Roles
@@ -206,14 +206,28 @@ def read_feather(path: pathlib.Path) -> "pd.DataFrame":
 
     with reading(path):
         check_size(path.stat().st_size, path)
-        size = 0
+        check_size(arrow.unpacked(path), path)
+        texts = 0
         with pyarrow.ipc.open_file(path) as file:
             for i in range(file.num_record_batches):
                 batch = file.get_batch(i)
                 batch.validate(full=True)  # or damaged offsets of texts would end the process
-                size += batch.get_total_buffer_size()
-                check_size(size, path)
+                texts += sum(map(_viewed_bytes, batch.columns))
+                check_size(texts, path)
         return pd.read_feather(path)
+
+
+def _viewed_bytes(column: Any) -> int:
+    """What the texts of a column take, each written out, of which many may be views of one; 0 of another column."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary
+    if not (pyarrow.types.is_string_view(column.type) or pyarrow.types.is_binary_view(column.type)):
+        return 0
+    views = np.frombuffer(column.buffers()[1], "<i4").reshape(-1, 4)  # of which the first is the length
+    lengths = views[column.offset : column.offset + len(column), 0].astype(np.int64)
+    return int(lengths[column.is_valid().to_numpy(zero_copy_only=False)].sum())
 
 
 def read_text(path: pathlib.Path) -> "pd.DataFrame":

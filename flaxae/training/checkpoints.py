@@ -125,6 +125,11 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def begun(folder: str | os.PathLike[str] | None) -> bool:
+    """Whether a training with that `folder` has saved a step to go on from: it may have been killed before it had."""
+    return folder is not None and bool(steps(Path(folder) / "latest"))
+
+
 def known(folder: str | os.PathLike[str], step: int) -> dict[str, str | int]:
     """The `about` that a step was saved with; empty if the step is damaged, or was saved by an older version."""
     try:

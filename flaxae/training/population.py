@@ -203,7 +203,7 @@ def fit_population(
             keep=keep,
             mesh=mesh,
             folder=own,
-            resume=resume and own is not None and bool(checkpoints.steps(own / "latest")),
+            resume=resume and checkpoints.begun(own),
             data=given,
             show=show,
             part=(done * epochs, len(groups) * epochs),
