@@ -304,6 +304,22 @@ def test_the_first_weights_of_a_table_that_is_filled_up_vary_as_those_of_one_tha
     np.testing.assert_allclose(*deviations, rtol=0.1)
 
 
+@pytest.mark.parametrize(("examples", "planted"), [(300, 6), (500, 20)])
+def test_planted_rows_set_no_threshold_and_are_flagged_for_what_is_strange_in_them(rng, examples, planted):
+    x = np.concatenate([rng.normal(size=(examples, 3)), np.eye(2)[rng.integers(2, size=examples)]], axis=1)
+    x[:planted, :2] = 8 + 0.1 * rng.normal(size=(planted, 2))
+    detector, scores = anomaly.fit_folds(x.astype(np.float32), kind="tabular", epochs=40)
+    assert detector.contamination == pytest.approx(planted / examples, abs=1.5 / examples)
+    flagged = conformal.p_values(scores, detector.calibration) <= 0.01
+    assert flagged[:planted].all()
+    assert flagged[planted:].mean() < 0.025
+    shares = detector.contributions(x[:planted].astype(np.float32))
+    assert shares[:, :2].sum(axis=1).min() > 0.8  # though the nearest rows are planted, too
+
+    clean, _ = anomaly.fit_folds(x[planted:].astype(np.float32), kind="tabular", epochs=40)
+    assert clean.contamination <= 2 / examples
+
+
 def test_the_score_of_members_is_the_mean_of_theirs(parts):
     logged = []
     detector = anomaly.fit(rows(300, 1), **TRAIN | {"epochs": 80}, members=2, on_epoch=logged.append)

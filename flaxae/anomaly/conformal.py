@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num
 from flaxae import errors
 
 FEWEST = 30  # scores of which a tail can be told
-EXCESS = 0.05  # examples
+EXCESS = 0.001  # examples
 LIGHTEST = -0.2  # shape of a tail
 
 

@@ -42,6 +42,8 @@ WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of i
 TRIMMED = 0.1  # of each batch, of tables of which nothing is told
 FOLDS = 5
 FILLED_UP = 16384  # the most rows of tables that are filled up to one of a few widths
+FAR_OUT = 5.0  # deviations of a table's columns, beyond which why a row is strange is plain
+USUAL = 0.9  # of the references, those that fit best, say what is usual where a row's strangeness is explained
 LEAST_WIDTH = 8
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # those widths, and sizes of batches
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
@@ -133,7 +135,10 @@ class Detector:
         `contamination` is the fraction of them that may be anomalies: those of the highest scores, which are left out.
         "auto" estimates it: see `conformal.contamination`. Promises then hold as far as those are the anomalies.
         """
-        fraction = conformal.contamination(looks) if contamination == "auto" else float(contamination)
+        if contamination == "auto":  # powers have tails that explain every score
+            fraction = conformal.contamination(SCORES[self.score_name].roots(looks))
+        else:
+            fraction = float(contamination)
         scores = looks.sum(axis=1)
         kept = np.sort(scores)[: max(1, len(scores) - round(fraction * len(scores)))]
         return dataclasses.replace(self, calibration=kept, contamination=fraction)
@@ -217,17 +222,26 @@ class Detector:
 
         They are the mean of two sets of shares. One is of the first model's squared residual, divided by its mean over
         the references, plus that mean's average over values, so that values with tiny residuals don't dominate. The
-        other is of the squared difference to the mean of the nearest references.
+        other is of the squared difference to the mean of the nearest references, but for the worst-fitting tenth of
+        them, which may hold others of the kind. Of a table, what is beyond
+        `FAR_OUT` counts for its own column, and is not shown to the network, which it would lead astray in others.
         """
         x = self._checked(x)
         model, views = self.models[0], self.views
         values = slice(None) if views.width is None else slice(x.shape[1])
-        count = len(self.references)
-        filled = jnp.asarray(np.resize(views(self.references), (rows_for(count), *views(x[:1]).shape[1:])))
-        references = filled, np.int32(count)
-        typical = np.mean(np.square(_in_blocks(_residual, model, views, self.references, None)), axis=0)[..., values]
-        residual = np.square(_in_blocks(_residual, model, views, x, None))[..., values]
-        residual = residual / (typical + typical.mean() + 1e-12)
+
+        def squared(x: Float[np.ndarray, " rows *shape"]) -> Float[np.ndarray, "rows views values"]:
+            inside = np.clip(x, -FAR_OUT, FAR_OUT) if views.kind == "tabular" else x
+            residual = _in_blocks(_residual, model, views, inside, None)[..., values]
+            return np.square(residual + (x - inside)[:, None] if views.kind == "tabular" else residual)
+
+        known = squared(self.references)
+        total = known.sum(axis=(1, 2))
+        usual = total <= np.quantile(total, USUAL)
+        typical, near = known[usual].mean(axis=0), views(self.references[usual])
+        filled = jnp.asarray(np.resize(near, (rows_for(len(near)), *near.shape[1:])))
+        references = filled, np.int32(len(near))
+        residual = squared(x) / (typical + typical.mean() + 1e-12)
         apart = np.square(_in_blocks(_difference, model, views, x, None, self.neighbours, *references))[..., values]
         shares = [part / np.maximum(part.sum(axis=(1, 2), keepdims=True), 1e-12) for part in (residual, apart)]
         return np.mean(shares, axis=0).sum(axis=1).reshape(x.shape)

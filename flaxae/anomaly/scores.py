@@ -49,6 +49,11 @@ class Score(NamedTuple):
             parts = parts.clip(0.0) ** self.power + ORDERED * parts
         return parts if self.weights is None else parts * np.asarray(self.weights, parts.dtype)[None]
 
+    def roots(self, summands: Float[np.ndarray, "batch parts"]) -> Float[np.ndarray, "batch parts"]:
+        """The parts that the summands are the powers of, as far as they are above what is usual."""
+        parts = summands if self.weights is None else summands / np.asarray(self.weights, summands.dtype)
+        return np.sign(parts) * np.abs(parts) ** (1 / self.power)
+
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
     return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
