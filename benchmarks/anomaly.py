@@ -37,7 +37,7 @@ from flaxae.parallel import compilation
 
 ABLATION = ("combined", "reconstruction", "neighbours")
 UNTOLD = "flaxae, told nothing"
-PARTS = ("neighbours", "wide neighbours", "density", "tails", "reconstruction beside residual", "residual", "features")
+PARTS = ("neighbours", "wide neighbours", "density", "tails", "reconstruction beside residual", "features")
 WARM = [(500 + n, columns) for n in (-10, 0, 10) for columns in (9, 10, 11, 12)]  # rows and columns
 MOST_TOLD = 0.45  # the estimator takes fractions below a half
 Scores = dict[str, Float[np.ndarray, " examples"]]

@@ -151,18 +151,15 @@ class _Spaces(NamedTuple):
     @classmethod
     def fit(cls, passed: Passed, values: int) -> "_Spaces":
         variance = np.var(passed.residual, axis=0)
-        mean = variance.sum(axis=-1, keepdims=True) / np.float32(min(values, variance.shape[-1]))
-        deviation = np.sqrt(variance + mean + np.float32(1e-12))
+        deviation = np.sqrt(variance + variance.mean(axis=-1, keepdims=True) + np.float32(1e-12))
         return cls(_known_pairs(passed, values), deviation, passed.residual / deviation[None], passed.features)
 
 
-def _combined(
-    spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array, count: int | Array | None = None
-) -> Array:
+def _combined(spaces: _Spaces, model: Autoencoder, passed: Passed, k: int, own: Array) -> Array:
     distances = (
-        _mean_distances(spaces.pairs, _pairs(passed), k, own, count),
-        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own, count),
-        _mean_distance(spaces.features, passed.features, k, own, count)[:, None],
+        _mean_distances(spaces.pairs, _pairs(passed), k, own),
+        _mean_distances(spaces.residual, passed.residual / spaces.deviation[None], k, own),
+        _mean_distance(spaces.features, passed.features, k, own)[:, None],
     )
     return jnp.concatenate(distances, axis=-1)
 
@@ -227,7 +224,8 @@ class _Ensemble(NamedTuple):
     wide: Int[Any, ""]  # how many of the sample are the fraction
     density: "_Robust"
     ordered: Float[Any, "values references"]
-    spaces: _Spaces
+    pairs: Float[Any, "references views pairs"]
+    features: Float[Any, "references features"]
 
     @classmethod
     def fit(cls, passed: Passed, values: int) -> "_Ensemble":
@@ -235,7 +233,6 @@ class _Ensemble(NamedTuple):
         chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_SAMPLE)).astype(np.int32)
         density = _Robust.fit(x[:, :values].astype(np.float64))
         more = x.shape[1] - values
-        spaces = _Spaces.fit(passed, values)
         return cls(
             np.int32(len(x)),
             _filled(x),
@@ -246,7 +243,8 @@ class _Ensemble(NamedTuple):
                 np.pad(density.mean, (0, more)).astype(np.float32), np.pad(density.root, (0, more)).astype(np.float32)
             ),
             np.ascontiguousarray(_filled(np.sort(x, axis=0), np.inf).T),
-            _Spaces(_filled(spaces.pairs), spaces.deviation, _filled(spaces.residual), _filled(spaces.features)),
+            _filled(_known_pairs(passed, values)),
+            _filled(np.asarray(passed.features)),
         )
 
 
@@ -316,13 +314,14 @@ def _ensemble(fitted: _Ensemble, model: Autoencoder, passed: Passed, k: int, own
         _mean_distance(fitted.sample, x, _wide(len(fitted.sample)), in_sample, sampled, fitted.wide),
         fitted.density.of(x),
         _tails(fitted.ordered, fitted.known, x),
+        *_mean_distances(fitted.pairs, _pairs(passed), k, own, fitted.known).T,
+        _mean_distance(fitted.features, passed.features, k, own, fitted.known),
     )
-    combined = _combined(fitted.spaces, model, passed, k, own, fitted.known)
-    return jnp.concatenate([jnp.stack(looks, axis=1), combined], axis=1)
+    return jnp.stack(looks, axis=1)
 
 
 SCORES: dict[str, Score] = {
-    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), upper=True, power=3),
+    "ensemble": Score(_Ensemble.fit, _ensemble, (1.0, 1.0, 1.0, 0.5, 1.0, 1.0), upper=True, power=3),
     "combined": Score(_Spaces.fit, _combined),
     "reconstruction": Score(lambda passed, _: None, _reconstruction),
     "neighbours": Score(_known_pairs, _neighbours),
@@ -348,7 +347,8 @@ SCORES: dict[str, Score] = {
 """The scores by name:
 
 - `ensemble`, the default for tables: mean distances to the nearest references and to the nearest twentieth of them, the
-  distance in a normal distribution fitted to the inner part, how far out each value is in its column, and `combined`;
+  distance in a normal distribution fitted to the inner part, how far out each value is in its column, and two of the
+  spaces of `combined`: that of `neighbours`, and the encoder's features;
 - `combined`, the default for images and signals: the sum of log mean distances to the nearest references in three
   spaces: that of `neighbours`, the residual alone, and the encoder's features;
 - `reconstruction`: mean squared residual; `standardised`: the same, in units of each value's standard deviation over
