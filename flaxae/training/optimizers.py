@@ -86,7 +86,8 @@ class Optimizer:
         """The parameters after the updates, at that part of the learning rate."""
         if self.own:
             return optax.apply_updates(params, updates)
-        return jax.tree.map(lambda p, u: p - learning_rate * (rate * u), params, updates)
+        scaled = learning_rate * rate
+        return jax.tree.map(lambda p, u: p - scaled * u, params, updates)
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
