@@ -23,7 +23,7 @@ from flaxae.likelihoods import Gaussian
 from flaxae.nn.heads import Deterministic
 from flaxae.nn.mlp import MLP
 from flaxae.objectives import negative_log_likelihood
-from flaxae.training import checkpoints, fitting, loop, optimizers, step
+from flaxae.training import checkpoints, feed, fitting, loop, optimizers, step
 from flaxae.training.examples import fingerprint
 
 TINY = Config(body=MLP((32,)), head=Deterministic(8), corruption=GaussianNoise(0.3, clip=(0.0, 1.0)))
@@ -307,6 +307,21 @@ def test_moments_in_one_vector_give_the_same_updates(rng):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apart, flat)
     assert moments[0].mu.shape == (17,)
+
+
+def test_with_room_come_the_same_batches_from_one_of_a_few_lengths(rng):
+    lengths = set()
+    for examples in (33, 100, 260):
+        x = jnp.asarray(rng.normal(size=(examples, 3)).astype(np.float32))
+        plain = feed.Resident(x, 16, seed=0)
+        roomy = plain.with_room()
+        lengths.add(len(roomy.x))
+        for number in range(3 * plain.steps):
+            seen = [feed.batch(*source(number // plain.steps), 16, number) for source in (plain, roomy)]
+            np.testing.assert_array_equal(*seen)
+    assert len(lengths) == 2
+    large = feed.Resident(jnp.zeros((20, 2**18)), 16, seed=0)
+    assert large.with_room() is large  # it would take 128 MiB
 
 
 @pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 0.1), ("cosine", 0.0), ("constant", 0.3)])

@@ -223,8 +223,8 @@ class Detector:
         They are the mean of two sets of shares. One is of the first model's squared residual, divided by its mean over
         the references, plus that mean's average over values, so that values with tiny residuals don't dominate. The
         other is of the squared difference to the mean of the nearest references, but for the worst-fitting tenth of
-        them, which may hold others of the kind. Of a table, what is beyond
-        `FAR_OUT` counts for its own column, and is not shown to the network, which it would lead astray in others.
+        them, which may hold others of the kind. Of a table, what is beyond `FAR_OUT` counts for its own column, and is
+        not shown to the network, which it would lead astray in others.
         """
         x = self._checked(x)
         model, views = self.models[0], self.views

@@ -86,10 +86,15 @@ class Resident:
         self.room: int | None = None  # batches that an order has a place for; None: an order has all examples
 
     def with_room(self) -> "Resident":
-        """The same batches from arrays of one of a few lengths, so that few programs are compiled for many data."""
+        """The same batches from arrays of one of a few lengths, so that few programs are compiled for many data.
+
+        Data that would take more than `WINDOW_BYTES` so stay as they are.
+        """
         made = Resident(self.x, self.batch_size, self.seed)
         made.room = max(LEAST_ROOM, power_of_two(self.steps))
         rows = max(made.room * self.batch_size, power_of_two(self.examples))
+        if sum(leaf.nbytes for leaf in jax.tree.leaves(self.x)) / self.examples * rows > WINDOW_BYTES:
+            return self
         made.x = jax.tree.map(lambda leaf: jnp.asarray(np.resize(leaf, (rows, *leaf.shape[1:]))), self.x)
         return made
 
