@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from flaxae import autoencoder, errors, finetuning, training
+from flaxae import autoencoder, errors, finetuning, presets, training
 from flaxae.autoencoder import Autoencoder, Config
 from flaxae.corruptions import GaussianNoise
 from flaxae.finetuning import Classifier, FineTuning
@@ -247,6 +247,17 @@ def test_what_is_out_of_range_is_refused(model, x):
     wild = FineTuning(steps=60, learning_rate=1e30)
     with pytest.raises(errors.DivergedError, match="lower learning rate"):
         finetuning.fit([classifier], x, finetuning.supervised([np.arange(len(x)) % 10], 10), wild)
+
+
+def test_codes_are_means_over_views_of_a_model_with_batch_norm(x):
+    config = presets.PRESETS["transformed"](latent=4)
+    model = autoencoder.build(config, x.shape[1:])
+    views = finetuning.Views(model.spec("corruption"), 2)
+    seen = finetuning.encode(model, x[:12], views)
+    plain = finetuning.encode(model, x[:12])
+    assert seen.shape == plain.shape == (12, 4)
+    assert not np.allclose(seen, plain)
+    np.testing.assert_array_equal(finetuning.encode(model, x[:12], views), seen)
 
 
 def test_a_table_s_classifier_learns_what_a_forest_and_a_probe_say_of_all_rows(rng):

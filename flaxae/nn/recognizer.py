@@ -55,7 +55,8 @@ class Stage(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, use_running_average=True, axis=conv.channel_axis(), rngs=rngs)
 
     def __call__(self, x: conv.Image) -> conv.Image:
-        self.norm.axis = conv.channel_axis()  # of the layout that this call is traced for
+        if self.norm.axis != conv.channel_axis():  # it is traced for another layout than that it was made in
+            self.norm.axis = conv.channel_axis()
         return nnx.relu(self.norm(self.conv(x)))
 
 
