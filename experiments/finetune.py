@@ -348,7 +348,8 @@ def draw_errors(errors: dict[str, dict[int, list[float]]], run: Run) -> None:
     with plots.figure_style():
         figure = plots.new_figure(8.0, 5.5)
         axes = figure.add_subplot()
-        for colour, (name, by_count) in zip((*plots.COLOURS, "#1a1a1a", "#56b4e9"), errors.items(), strict=False):
+        colours = (*plots.COLOURS, "#1a1a1a", "#56b4e9")[: len(errors)]
+        for colour, (name, by_count) in zip(colours, errors.items(), strict=True):
             means = [np.mean(values) for values in by_count.values()]
             deviations = [np.std(values, ddof=min(1, len(values) - 1)) for values in by_count.values()]
             style = {"fmt": "*", "markersize": 13} if name in (DISTILLED, VOTED) else {"fmt": "o-", "markersize": 5}

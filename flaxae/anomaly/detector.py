@@ -380,7 +380,8 @@ def fit(
     Args:
         x: normal examples, scaled: images in [0, 1], tables and signals standardised.
         kind: image, tabular or signal.
-        config: of the autoencoder; by default `default_config`.
+        config: of the autoencoder; by default `default_config`. For a small table with the default, the detector's own
+            config is that of the next larger of a few widths: see `Views.width`.
         score: a name in `SCORES`; by default "ensemble" for tables, and for others "combined", or "neighbours" under
             contamination, for what an autoencoder was trained on it reconstructs.
         contamination: the fraction of x that may be anomalies. Training then leaves out as many of each batch, those

@@ -32,7 +32,7 @@ INNER, CONCENTRATIONS, MOST_TO_CONCENTRATE = 0.7, 4, 256  # of references, round
 class Score(NamedTuple):
     """A score as two functions: `fit` to the references, then `of` examples, [batch, parts]; the parts are summed.
 
-    `fit` gets the references in NumPy, and how many of an example's values are not there to fill it up (see `Views`).
+    `fit` gets the references in NumPy, and how many values an example has without those that fill it up (see `Views`).
     The parts are logarithms, so that no part dominates the sum. With `power`, those above what is usual are raised to
     it: what is far out by one part alone stands out. `model` is for scores that run the model again.
     """
