@@ -49,27 +49,38 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     from flax import nnx
 
     from flaxae import autoencoder, training
+    from flaxae.corruptions import GaussianNoise
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.convnet import ConvNet
-    from flaxae.nn.heads import Deterministic, Variational
+    from flaxae.nn.heads import Deterministic, Identity, Variational
     from flaxae.nn.mlp import MLP
+    from flaxae.nn.unet import UNet
     from flaxae.objectives import ELBO
+    from flaxae.parallel import compilation
     from flaxae.training import feed, fitting, population, step
     from flaxae.training.precision import in_precision
 
-    body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
-    config = autoencoder.Config(body=body, head=Deterministic(network.latent), likelihood=Gaussian())
+    if network.blocks:
+        body, noise = UNet(network.hidden, network.blocks), GaussianNoise(networks.NOISE)
+        config = autoencoder.Config(body=body, head=Identity(), likelihood=Gaussian(), corruption=noise)
+    else:
+        body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
+        config = autoencoder.Config(body=body, head=Deterministic(network.latent), likelihood=Gaussian())
     if network.variational:
         config = dataclasses.replace(config, head=Variational(network.latent), objective=ELBO())
     model = autoencoder.build(config, network.shape)
-    w = networks.weights(network)
     encoder, decoder = model.encoder, model.decoder
-    if network.convolutional:
-        layers = [*encoder.stages, model.head.linear, decoder.expand, *decoder.stages]
+    if network.blocks:
+        layers, kernels = convolutions(encoder, decoder), networks.unet_kernels(network)
     else:
-        dense = [layer.linear for layer in (*encoder.stack.layers, *decoder.stack.layers)]
-        layers = [*dense[: len(w.encoder)], model.head.linear, *dense[len(w.encoder) :], decoder.out]
-    for layer, kernel in zip(layers, (*w.encoder, w.code, *w.expand, *w.decoder), strict=True):
+        w = networks.weights(network)
+        kernels = (*w.encoder, w.code, *w.expand, *w.decoder)
+        if network.convolutional:
+            layers = [*encoder.stages, model.head.linear, decoder.expand, *decoder.stages]
+        else:
+            dense = [layer.linear for layer in (*encoder.stack.layers, *decoder.stack.layers)]
+            layers = [*dense[: len(w.encoder)], model.head.linear, *dense[len(w.encoder) :], decoder.out]
+    for layer, kernel in zip(layers, kernels, strict=True):
         layer.kernel[...] = jnp.asarray(kernel)
 
     x = jnp.asarray(networks.images(network, network.samples))
@@ -77,7 +88,9 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     optimizer = training.Optimizer(microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
     step_key, _ = fitting.keys(0)
-    objective = in_precision(autoencoder.own_objective, precision)
+    onednn = precision == "bf16" and compilation.onednn()
+    run_block = step.onednn_block if onednn else step.train_block
+    objective = in_precision(autoencoder.own_objective, precision, onednn=onednn)
     program = population.Program(graphdef, objective, optimizer, batch)
     state, epoch = step.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:
@@ -87,7 +100,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
         nonlocal state, epoch
         block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps, 1000 * steps)
         if members is None:
-            state = step.train_block(*program[:4], state, *block)
+            state = run_block(*program[:4], state, *block)
         else:
             state = population.train_block(program, state, *block)
         epoch += 1
@@ -100,6 +113,20 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
         return compiled.cost_analysis()["bytes accessed"] / batch
 
     return Contestant(lambda: float(objective(model, x[:batch], None).mean()), train, traffic)
+
+
+def convolutions(encoder: Any, decoder: Any) -> list[Any]:
+    """The layers of flaxae's U-Net in the order in which they are applied."""
+
+    def of(blocks: Any) -> list[Any]:
+        return [layer for block in blocks for layer in (block.first, block.second)]
+
+    found = [encoder.first, *of(encoder.blocks[0])]
+    for down, blocks in zip(encoder.down, encoder.blocks[1:], strict=True):
+        found += [down, *of(blocks)]
+    for up, blocks in zip(decoder.up, decoder.blocks, strict=True):
+        found += [up, *of(blocks)]
+    return [*found, decoder.last]
 
 
 def microbatches(network: Network, batch: int) -> int:
@@ -133,19 +160,22 @@ def torch(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")  # on a GPU in TF32, as JAX has it by default
-    w = networks.weights(network)
     layout = torch.channels_last if last else torch.contiguous_format
 
     def with_kernel(layer: nn.Module, kernel: np.ndarray) -> nn.Module:
         with torch.no_grad():
             layer.weight.copy_(torch.tensor(np.ascontiguousarray(kernel)))
-            layer.bias.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
         return layer
 
     def linear(kernel: np.ndarray) -> nn.Module:
         return with_kernel(nn.Linear(*kernel.shape), kernel.T)
 
-    if network.convolutional:
+    w = None if network.blocks else networks.weights(network)
+    if network.blocks:
+        encode, decode = nn.Identity(), torch_unet(network, with_kernel)
+    elif network.convolutional:
         height, width, channels = networks.smallest(network)
         # for a flattened image: flipped, and channels first
         turned = np.arange(height * width * channels).reshape(height, width, channels)[::-1, ::-1]
@@ -172,7 +202,7 @@ def torch(
             return loss_of(x, noise)
 
     def loss_of(x: torch.Tensor, noise: float) -> torch.Tensor:
-        code = encode(x)
+        code = encode(x + noise * networks.NOISE * torch.randn_like(x) if network.blocks else x)
         kl = 0.0
         if network.variational:
             mean, logvar = code.chunk(2, dim=1)
@@ -188,6 +218,8 @@ def torch(
     x = networks.images(network, network.samples)
     if network.convolutional:
         x = np.ascontiguousarray(x[:, ::-1, ::-1].transpose(0, 3, 1, 2))
+    if network.blocks:
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     x = torch.from_numpy(x)
     if loader:
         data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch, shuffle=True, drop_last=True)
@@ -209,6 +241,60 @@ def torch(
             return float(objective(x[:batch].to(device), noise=0.0))
 
     return Contestant(starting_loss, train)
+
+
+def torch_unet(network: Network, with_kernel: Callable[[Any, np.ndarray], Any]) -> Any:
+    """The U-Net of `flaxae.nn.unet` as a torch module, from noisy images to clean ones."""
+    import torch
+    from torch import nn
+
+    kernels = iter(networks.unet_kernels(network))
+
+    def down(side: int, stride: int, padding: int) -> nn.Module:
+        kernel = next(kernels)
+        layer = nn.Conv2d(*kernel.shape[2:], side, stride, padding, bias=False)
+        return with_kernel(layer, kernel.transpose(3, 2, 0, 1))
+
+    def up(side: int, padding: int) -> nn.Module:
+        kernel = next(kernels)
+        layer = nn.ConvTranspose2d(*kernel.shape[2:], side, 2, padding, bias=False)
+        return with_kernel(layer, kernel[::-1, ::-1].transpose(2, 3, 0, 1))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = down(3, 1, 1), down(3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.second(self.first(x).relu())
+
+    def blocks() -> nn.Module:
+        return nn.Sequential(*(Block() for _ in range(network.blocks)))
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            levels = len(network.hidden)
+            self.first = down(6, 2, 2)
+            self.down = nn.ModuleList([blocks()])
+            for _ in range(1, levels):
+                self.down.append(nn.Sequential(down(2, 2, 0), blocks()))
+            self.up, self.after = nn.ModuleList(), nn.ModuleList()
+            for _ in range(1, levels):
+                self.up.append(up(2, 0))
+                self.after.append(blocks())
+            self.last = up(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h, features = self.first(x), []
+            for level in self.down:
+                h = level(h)
+                features.append(h)
+            for up, after, beside in zip(self.up, self.after, reversed(features[:-1]), strict=True):
+                h = after(up(h) + beside)
+            return x + self.last(h)
+
+    return UNet()
 
 
 def keras(network: Network, batch: int, backend: str) -> Contestant:

@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 LEARNING_RATE = 1e-3
+NOISE = 0.1
 
 
 class Network(NamedTuple):
     """An autoencoder: relu layers, a linear code, the same layers mirrored, a Gaussian likelihood of variance 1.
 
-    `hidden` are the sizes of dense layers, or with `convolutional` the channels of 3 × 3 convolutions of stride 2.
+    `hidden` are the sizes of dense layers, or with `convolutional` the channels of 3 × 3 convolutions of stride 2. With
+    `blocks` it is a denoising U-Net instead, with so many residual blocks of `hidden` channels at each size, as
+    `flaxae.nn.unet` has it: it has no code, and removes noise of standard deviation `NOISE`.
     """
 
     shape: tuple[int, ...]
@@ -21,6 +24,7 @@ class Network(NamedTuple):
     samples: int  # how many one timing trains on, for some tenths of a second
     convolutional: bool = False
     variational: bool = False
+    blocks: int = 0
 
 
 NETWORKS = {
@@ -29,6 +33,7 @@ NETWORKS = {
     "vae": Network((784,), (512,), 32, 10_240, variational=True),
     "wide": Network((784,), (2048, 1024), 256, 5_120),
     "conv64": Network((64, 64, 3), (32, 64, 128), 128, 1_024, convolutional=True),
+    "unet": Network((128, 128, 1), (48, 96, 128), 0, 16, blocks=2),
     "small": Network((784,), (32,), 8, 25_600),
 }
 
@@ -68,6 +73,36 @@ def weights(network: Network) -> Weights:
     )
 
 
+class Layer(NamedTuple):
+    """A convolution of a U-Net, without bias: the side of its kernel, its channels, and its smaller image's reduction."""
+
+    side: int
+    channels: tuple[int, int]
+    reduction: int
+
+
+def unet_layers(network: Network) -> list[Layer]:
+    """In the order in which they are applied."""
+    widths, image, inner = network.hidden, network.shape[2], 2 * network.blocks
+    found = [Layer(6, (image, widths[0]), 2)]
+    for level, width in enumerate(widths, 1):
+        if level > 1:
+            found.append(Layer(2, (widths[level - 2], width), 2**level))
+        found += [Layer(3, (width, width), 2**level)] * inner
+    for level in range(len(widths), 1, -1):
+        width = widths[level - 2]
+        found.append(Layer(2, (widths[level - 1], width), 2**level))
+        found += [Layer(3, (width, width), 2 ** (level - 1))] * inner
+    return [*found, Layer(6, (widths[0], image), 2)]
+
+
+def unet_kernels(network: Network) -> list[np.ndarray]:
+    """Random kernels, small enough that what is removed is about as large as the noise, [height, width, in, out]."""
+    rng = np.random.default_rng(0)
+    shapes = [(layer.side, layer.side, *layer.channels) for layer in unet_layers(network)]
+    return [(0.5 * rng.standard_normal(s) / math.sqrt(math.prod(s[:-1]))).astype(np.float32) for s in shapes]
+
+
 def smallest(network: Network) -> tuple[int, int, int]:
     """(height, width, channels) of a convolutional network's coarsest images."""
     height, width, _ = network.shape
@@ -82,6 +117,10 @@ def images(network: Network, n: int) -> np.ndarray:
 
 def flop(network: Network) -> float:
     """FLOP of the matrix products in a sample's step: forward, and backward to weights and inputs (but the first's)."""
+    if network.blocks:
+        layers, pixels = unet_layers(network), math.prod(network.shape[:2])
+        products = [layer.side**2 * math.prod(layer.channels) * pixels / layer.reduction**2 for layer in layers]
+        return 2 * (3 * sum(products) - products[0])
     w = weights(network)
     products = [kernel.size for kernel in (w.code, *w.expand)]
     if network.convolutional:

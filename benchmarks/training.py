@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import networks
 
-BATCHES = {"conv": (256, 64)}  # 256 for the others
+BATCHES = {"conv": (256, 64), "unet": (4,)}  # 256 for the others; 4 are those of `--exp denoise` on photographs
 EPOCH = 60_000
 TORCH = ("torch", "torch, channels last", "torch.compile", "torch, DataLoader")
 KERAS = ("Keras, TensorFlow", "Keras, JAX")
@@ -58,8 +58,10 @@ class Worker:
 def contestants(network: networks.Network) -> list[str]:
     """The contestants that are installed and differ for this network."""
     names = ["flaxae", *TORCH, *BFLOAT16, *KERAS]
-    if not network.convolutional:
+    if not (network.convolutional or network.blocks):
         names.remove("torch, channels last")
+    if network.blocks:
+        names = [name for name in names if name not in KERAS]
     return [name for name in names if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]
 
 

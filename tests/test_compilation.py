@@ -113,3 +113,22 @@ def test_an_error_of_the_program_itself_is_not_taken_for_a_refusal():
 def test_flags_that_would_abort_a_process_are_found_out_in_others():
     level = "--xla_backend_optimization_level=1"
     assert xla_flags.known(level, "--xla_no_such_flag=1") == [level]
+
+
+def test_the_processors_instructions_are_those_that_linux_names(monkeypatch, tmp_path):
+    for text, wanted in (("flags : avx2 avx512f", True), ("flags : avx2", False), (None, False)):
+        if text is not None:
+            (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(compilation, "CPUINFO", tmp_path / ("cpuinfo" if text else "none"))
+        compilation.instructions.cache_clear()
+        assert ("avx512f" in compilation.instructions()) is wanted
+    monkeypatch.undo()
+    compilation.instructions.cache_clear()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPUs alone")
+def test_without_amx_onednn_is_left_alone(monkeypatch):
+    compilation.onednn.cache_clear()
+    monkeypatch.setattr(compilation, "instructions", lambda: frozenset({"avx512_bf16"}))
+    assert not compilation.onednn()
+    compilation.onednn.cache_clear()

@@ -1,4 +1,4 @@
-"""Both forms of every operation against `lax` and Flax, on the CPU."""
+"""All forms of every operation against `lax` and Flax, on the CPU."""
 
 import contextlib
 import functools
@@ -28,15 +28,17 @@ from flaxae.nn.conv import (
     to_nhwc,
     upsample,
 )
+from flaxae.parallel import compilation
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(params=["dots", "lax"])
+@pytest.fixture(params=["dots", "lax", "onednn"])
 def form(request, monkeypatch):
-    """Runs a test in the form of the CPU and in that of the accelerators."""
+    """Runs a test in the form of the CPU, in that of the accelerators, and in that for oneDNN."""
     monkeypatch.setattr(convolutions, "_batch_minor", lambda: request.param == "dots")
-    return request.param
+    with convolutions.onednn() if request.param == "onednn" else contextlib.nullcontext():
+        yield request.param
 
 
 def draw_normal(seed, *shape):
@@ -234,6 +236,8 @@ def test_scan_equals_steps(form, kernels):
 
 
 def test_forward_mode_and_second_derivatives_agree(form, kernels):
+    if form == "onednn":
+        pytest.skip("reverse mode alone")
     x, tangent = draw_normal(2, 4, 5, 5, 1), jax.tree.map(jnp.ones_like, kernels)
 
     @jax.jit
@@ -251,9 +255,29 @@ def test_forward_mode_and_second_derivatives_agree(form, kernels):
 def test_bfloat16_stays_and_is_near_float32(form, kernels):
     x = draw_normal(2, 4, 5, 5, 1)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, kernels))
-    y = jax.jit(network)(*half)
+    compiled = jax.jit(lambda *arguments: network(*arguments))  # of this form: JAX keeps what it traced of a function
+    y = compiled(*half)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), jax.jit(network)(x, kernels), rtol=0.1, atol=0.1)
+    np.testing.assert_allclose(y.astype(jnp.float32), compiled(x, kernels), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.skipif(not compilation.onednn(), reason="oneDNN is not to be had")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_onednn_computes_all_convolutions(stride):
+    def step(x, kernel):
+        with convolutions.onednn():
+            y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, stride), x, kernel)
+        return y, pull(y)
+
+    x, kernel = (draw_normal(0, *shape).astype(jnp.bfloat16) for shape in ((4, 16, 16, 3), (3, 3, 3, 32)))
+    program = jax.jit(step, compiler_options=compilation.ONEDNN).lower(x, kernel).compile()
+    text = program.as_text()
+    assert "__onednn$convolution" in text
+    assert " convolution(" not in text
+    exact, (of_x, of_kernel) = jax.jit(step)(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    y, (rounded_x, rounded_kernel) = program(x, kernel)
+    for rounded, wanted in ((y, exact), (rounded_x, of_x), (rounded_kernel, of_kernel)):
+        np.testing.assert_allclose(rounded.astype(jnp.float32), wanted, rtol=0.03, atol=0.02 * jnp.abs(wanted).max())
 
 
 def test_modules_equal_flax(form):

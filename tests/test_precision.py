@@ -14,6 +14,7 @@ from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood
+from flaxae.parallel import compilation
 from flaxae.training import precision
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
@@ -80,6 +81,34 @@ def test_auto_leaves_other_bodies_in_float32(monkeypatch, config):
     model = autoencoder.build(config, (16, 16, 1))
     assert precision.chosen("auto", model) == "float32"
     assert precision.chosen("bf16", model) == "bf16"
+
+
+@pytest.mark.parametrize(("body", "taken"), [(UNet((4, 8), 1), "bf16"), (ConvNet((64, 64)), "float32")])
+def test_auto_takes_bfloat16_for_u_nets_where_onednn_is(body, taken):
+    head = Identity() if isinstance(body, UNet) else Deterministic(8)
+    model = autoencoder.build(Config(body=body, head=head, likelihood=Gaussian()), (16, 16, 1))
+    assert precision.chosen("auto", model, onednn=True) == taken
+
+
+def test_a_program_for_onednn_has_the_same_loss(digits):
+    model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(8)), (8, 8, 1))
+    exact = negative_log_likelihood(model, digits[:64], KEY)
+    rounded = jax.jit(lambda: MixedPrecision(negative_log_likelihood, onednn=True)(model, digits[:64], KEY))()
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+
+
+@pytest.mark.skipif(not compilation.onednn(), reason="oneDNN is not to be had")
+def test_a_u_net_trains_by_onednn_as_well_and_to_the_same_bits(digits):
+    images = np.tile(digits[:64], (1, 2, 2, 1))
+    weights, losses = [], {}
+    for name in ("float32", "auto", "auto"):
+        model = autoencoder.build(Config(body=UNet((8, 16), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
+        history = training.fit(model, images, precision=name, epochs=3, batch_size=16, show=False)
+        losses[name] = history["val_loss"][-1]
+        weights.append(jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert losses["auto"] == pytest.approx(losses["float32"], rel=0.05)
+    assert all((a == b).all() for a, b in zip(*weights[1:], strict=True))
+    assert any((a != b).any() for a, b in zip(*weights[:2], strict=True))
 
 
 def test_another_precision_is_refused(digits):

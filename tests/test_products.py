@@ -1,11 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flaxae.nn import products
+from flaxae.parallel import compilation
 
 SIZES = st.integers(1, 40)
 
@@ -35,14 +37,9 @@ def test_a_linear_layer_takes_them_in_a_batch_of_models_and_differentiated_twice
     np.testing.assert_allclose(second(layer), second(plain), rtol=0.2, atol=0.1 * np.abs(second(plain)).max())
 
 
-def test_fast_products_are_those_that_the_processor_has(monkeypatch, tmp_path):
-    for text, wanted in (("flags : avx2 avx512f", False), ("flags : avx2 avx512_bf16 vaes", True)):
-        (tmp_path / "cpuinfo").write_text(text)
-        monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
-        products.fast_in_bfloat16.cache_clear()
-        assert products.fast_in_bfloat16() is wanted
-    monkeypatch.setattr(products, "CPUINFO", tmp_path / "none")
-    products.fast_in_bfloat16.cache_clear()
-    assert not products.fast_in_bfloat16()
-    monkeypatch.undo()
-    products.fast_in_bfloat16.cache_clear()
+@pytest.mark.parametrize(
+    ("flags", "wanted"), [({"avx2", "avx512f"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True), (set(), False)]
+)
+def test_fast_products_are_those_that_the_processor_has(monkeypatch, flags, wanted):
+    monkeypatch.setattr(compilation, "instructions", lambda: frozenset(flags))
+    assert products.fast_in_bfloat16() is wanted

@@ -32,6 +32,7 @@ Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width ar
 
 _channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
 _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
+_onednn: contextvars.ContextVar[bool] = contextvars.ContextVar("onednn", default=False)
 
 
 def _batch_minor() -> bool:
@@ -64,6 +65,21 @@ def portable() -> Iterator[None]:
             yield
     finally:
         _portable.reset(token)
+
+
+@contextlib.contextmanager
+def onednn() -> Iterator[None]:
+    """While a program in bfloat16 is traced in here, to be compiled with `compilation.ONEDNN`, channels are last.
+
+    Then all convolutions, transposed ones and gradients too, are in the one form that XLA gives to oneDNN. Others would
+    be computed one number at a time.
+    """
+    token = _onednn.set(True)
+    try:
+        with channels_last():
+            yield
+    finally:
+        _onednn.reset(token)
 
 
 def is_portable() -> bool:
@@ -126,6 +142,10 @@ def conv(
         y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
         return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
     pads = [(axis.low, axis.high) for axis in axes]
+    if _onednn.get():
+        if stride == (1, 1):
+            return _by_onednn(tuple(pads), x, kernel)
+        return _by_onednn(((0, 0), (0, 0)), _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride))
     return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -176,6 +196,13 @@ def conv_transpose(
         y = adjoint @ x.reshape(in_channels, -1)
         image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
+        return y
+    if _onednn.get():
+        adjoint = _turned(_phases_kernel(_turned(kernel), stride))
+        height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
+        y = _by_onednn((height, width), x, adjoint)
+        image = jax.ShapeDtypeStruct((x.shape[0], *size, out_channels), y.dtype)
+        (y,) = jax.linear_transpose(lambda image: _to_phases(image, window, stride, axes), image)(y)
         return y
     pads = [(k - 1 - axis.low, k - 1 - axis.high) for k, axis in zip(window, axes, strict=True)]
     if is_portable():
@@ -385,6 +412,66 @@ def _patches(
     """The pixels under the window, one column for each position of the window (im2col). Linear in `x`."""
     patches = jnp.concatenate(_taps(x, window, stride, axes))
     return patches.reshape(patches.shape[0], -1)
+
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_onednn(pads: Pads, x: Image, kernel: Float[Array, "kh kw in_channels out_channels"]) -> Image:
+    """A convolution of stride 1, channels last. Reverse-mode differentiation alone.
+
+    XLA gives only this form to oneDNN; so the gradient for x is a convolution with a kernel that is turned in memory.
+    That for the kernel is one product, of x at the kernel's rows with y's gradient at its columns: kh + kw copies
+    instead of kh × kw.
+    """
+    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _by_onednn_forward(pads: Pads, x: Image, kernel: Array) -> tuple[Image, tuple[Image, Array]]:
+    return _by_onednn(pads, x, kernel), (x, kernel)
+
+
+def _by_onednn_backward(pads: Pads, saved: tuple[Image, Array], gradient: Image) -> tuple[Image, Array]:
+    x, kernel = saved
+    kh, kw, in_channels, out_channels = kernel.shape
+    beyond = tuple((side - 1 - low, side - 1 - high) for side, (low, high) in zip((kh, kw), pads, strict=True))
+    of_x = _by_onednn(beyond, gradient, _turned(kernel))
+    tall = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
+    wide = jnp.pad(gradient, ((0, 0), (0, 0), beyond[1], (0, 0)))
+    height, width = gradient.shape[1], x.shape[2]
+    rows = jnp.concatenate([tall[:, i : i + height] for i in range(kh)], axis=3)
+    columns = jnp.concatenate([wide[:, :, j : j + width] for j in reversed(range(kw))], axis=3)
+    product = rows.reshape(-1, kh * in_channels).T @ columns.reshape(-1, kw * out_channels)
+    return of_x, product.reshape(kh, in_channels, kw, out_channels).transpose(0, 2, 1, 3)
+
+
+_by_onednn.defvjp(_by_onednn_forward, _by_onednn_backward)
+
+
+def _turned(kernel: Float[Array, "kh kw in_channels out_channels"]) -> Float[Array, "kh kw out_channels in_channels"]:
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _to_phases(x: Image, window: tuple[int, int], stride: tuple[int, int], axes: list[_Axis]) -> Image:
+    """x with the pixels of a stride as channels, padded, for a convolution of stride 1 by `_phases_kernel`."""
+    batch, height, width, channels = x.shape
+    rows, columns = (axis.out + (k - 1) // s for axis, k, s in zip(axes, window, stride, strict=True))
+    low_high = [
+        (axis.low, n * s - size - axis.low, 0)
+        for axis, n, s, size in zip(axes, (rows, columns), stride, (height, width), strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *low_high, (0, 0, 0)))
+    x = x.reshape(batch, rows, stride[0], columns, stride[1], channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+
+
+def _phases_kernel(kernel: Float[Array, "kh kw in_channels out_channels"], stride: tuple[int, int]) -> Array:
+    """The kernel of stride 1 for what `_to_phases` gives; its sides are those of the kernel in strides, rounded up."""
+    kh, kw, in_channels, out_channels = kernel.shape
+    kernel = jnp.pad(kernel, ((0, -kh % stride[0]), (0, -kw % stride[1]), (0, 0), (0, 0)))
+    kernel = kernel.reshape(-(-kh // stride[0]), stride[0], -(-kw // stride[1]), stride[1], in_channels, out_channels)
+    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, out_channels)
 
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast

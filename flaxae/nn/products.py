@@ -5,8 +5,6 @@ float32. All other forms, among them those of the gradients, a @ bᵀ and aᵀ @
 all. So here operands are transposed in memory first: the smaller ones, where there is a choice.
 """
 
-import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -15,18 +13,16 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, BFloat16
 
-CPUINFO = pathlib.Path("/proc/cpuinfo")
+from flaxae.parallel import compilation
+
 INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 
 
-@functools.cache
 def fast_in_bfloat16() -> bool:
     """Whether products of bfloat16 are faster here than float32's: on accelerators, and CPUs with instructions."""
     if jax.default_backend() != "cpu":
         return True
-    if not CPUINFO.is_file():  # of Linux alone
-        return False
-    return not INSTRUCTIONS.isdisjoint(CPUINFO.read_text().split())
+    return not INSTRUCTIONS.isdisjoint(compilation.instructions())
 
 
 def dot_general(a: Array, b: Array, dimensions: Any, *args: Any, **settings: Any) -> Array:

@@ -16,6 +16,9 @@ import jax
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 # And for programs that run once, for milliseconds.
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+# And for products and convolutions in bfloat16 by oneDNN, on CPUs with AMX: see `onednn`.
+ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_use_onednn": True}
+CPUINFO = pathlib.Path("/proc/cpuinfo")
 MOST_BYTES = 2**30  # in the cache folder; the least recently used programs are deleted first
 
 # The names of JAX's entries: the program's name, a hash, and whether it is the program or the time of its last use.
@@ -56,6 +59,29 @@ def _accepted(option: str, value: Any) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """The processor's instruction sets by Linux' names; none where that isn't known."""
+    return frozenset(CPUINFO.read_text().split()) if CPUINFO.is_file() else frozenset()
+
+
+@functools.cache
+def onednn() -> bool:
+    """Whether products and convolutions in bfloat16, compiled with `ONEDNN`, are oneDNN's here, and are fast.
+
+    They are on a CPU with AMX since JAX 0.12; with AVX512-BF16 alone, they gain nothing. Whether XLA takes it is seen
+    by compiling a small product.
+    """
+    if jax.default_backend() != "cpu" or "amx_bf16" not in instructions():
+        return False
+    a = jax.ShapeDtypeStruct((256, 256), jax.numpy.bfloat16)  # smaller ones are left to XLA
+    try:
+        compiled = jax.jit(lambda a, b: a.T @ b, compiler_options=ONEDNN).lower(a, a).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return "__onednn$" in compiled.as_text()
 
 
 def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:

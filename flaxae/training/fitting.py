@@ -19,7 +19,7 @@ from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, squared_error
-from flaxae.parallel import distributed, processes
+from flaxae.parallel import compilation, distributed, processes
 from flaxae.training import feed, loop, optimizers, progress, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
@@ -94,7 +94,8 @@ def fit(
         schedules: for hyper-parameters, by their names in `model.hyper`: functions of the step, as in optax, such as
             `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`. The model is validated, and ends, with their last values.
         precision: "float32"; "bf16" for an encoder and a decoder in bfloat16; or "auto" for the faster of them, which
-            is bfloat16 for wide fully connected networks, on accelerators and CPUs with instructions for it.
+            is bfloat16 for wide fully connected networks, on accelerators and CPUs with instructions for it, and for
+            U-Nets on CPUs with AMX, since JAX 0.12. Validation is in float32.
         steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
             or with several processes, which all call this, all devices of all processes.
@@ -118,8 +119,11 @@ def fit(
     processes.refuse_fork()
     rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
     check_kept(keep, score, validation)
-    precision = chosen(precision, model)
-    objective = in_precision(objective or own_objective, precision)
+    onednn = precision != "float32" and compilation.onednn()
+    precision = chosen(precision, model, onednn=onednn)
+    onednn &= precision == "bf16"
+    exact = objective or own_objective
+    objective = in_precision(exact, precision, onednn=onednn)
     mesh = mesh or distributed.default_mesh()
     given = None if gives_batches(x) else (x, validation)
     x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
@@ -131,7 +135,7 @@ def fit(
     graphdef, params, _ = nnx.split(model, nnx.Param, ...)
     short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
     update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
-    run_block = step.short_block if short else step.train_block
+    run_block = step.onednn_block if onednn else step.short_block if short else step.train_block
     if short and mesh is None and isinstance(source, feed.Resident):
         source = source.with_room()
     some = source.first if isinstance(source, feed.Iterated) else source.x if isinstance(source, feed.Resident) else x
@@ -145,7 +149,7 @@ def fit(
     def evaluate(objective: Objective, weights: step.Weights) -> step.Sums:
         return step.evaluate(graphdef, objective, batch_size, *weights, held_out, held_out_key)
 
-    validate, chosen_by = validation_of(evaluate, objective, score, held_out)
+    validate, chosen_by = validation_of(evaluate, exact, score, held_out)
     told = held_out if held_out is not None else x if isinstance(source, feed.Resident) else None
     told = None if mesh is not None else told
 

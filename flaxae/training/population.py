@@ -146,7 +146,8 @@ def fit_population(
     batch_size, steps = source.batch_size, epochs * source.windows * source.steps
     fitting.check_microbatches(batch_size, microbatches, mesh)
     precision = chosen(precision, largest)
-    objective = in_precision(objective or own_objective, precision)
+    exact = objective or own_objective
+    objective = in_precision(exact, precision)
     metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
     update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches)
     fitting.set_schedules(largest, schedules or {}, steps)  # as those of every member are set
@@ -159,7 +160,7 @@ def fit_population(
     def evaluate(objective: Objective, weights: step.Weights) -> dict[str, Float[Array, " members"]]:
         return _evaluate(program._replace(objective=objective), weights, held_out, held_out_key)
 
-    validate, chosen_by = fitting.validation_of(evaluate, objective, score, held_out)
+    validate, chosen_by = fitting.validation_of(evaluate, exact, score, held_out)
 
     work = loop.Work(
         block=block,

@@ -11,8 +11,9 @@ from jaxtyping import Array, Key, PyTree
 
 from flaxae import errors
 from flaxae.batches import Examples
-from flaxae.nn import products
+from flaxae.nn import conv, products
 from flaxae.nn.mlp import MLP
+from flaxae.nn.unet import UNet
 from flaxae.objectives import Objective
 
 PRECISIONS = ("float32", "bf16", "auto")
@@ -22,12 +23,16 @@ LEAST_WEIGHTS = 2**18  # for bfloat16 to pay on a CPU: see `python -m benchmarks
 class InBfloat16(nnx.Module):
     """`body`, computed with bfloat16 copies of its weights and its input, an array or a tree; the output is float32."""
 
-    def __init__(self, body: nnx.Module):
+    def __init__(self, body: nnx.Module, onednn: bool):
         self.body = body
+        self.onednn = onednn
 
     def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
         graphdef, params, rest = nnx.split(self.body, nnx.Param, ...)
         body = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)
+        if self.onednn:
+            with conv.onednn():
+                return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
         for _, module in nnx.iter_modules(body):
             if isinstance(module, nnx.Linear):
                 module.dot_general = products.dot_general
@@ -45,36 +50,48 @@ class MixedPrecision:
 
     The weights, their gradients and moments, the head and the likelihood stay float32. bfloat16 has the range of
     float32, so that the loss needs no scaling. It is for GPU and TPU, and for wide fully connected networks on CPUs
-    with instructions for it; what else runs on CPU gets slower.
+    with instructions for it, and U-Nets on CPUs with AMX; what else runs on CPU gets slower.
+
+    Args:
+        objective: of the model in float32.
+        onednn: whether the program will be compiled with `compilation.ONEDNN`.
     """
 
     objective: Objective
+    onednn: bool = False
 
     def __call__(self, given: Any, batch: Examples, key: Key[Array, ""]) -> Any:
         model: Any = nnx.merge(*nnx.split(given))  # a copy: the caller's model keeps its parts
-        model.encoder, model.decoder = InBfloat16(model.encoder), InBfloat16(model.decoder)
+        model.encoder, model.decoder = (InBfloat16(body, self.onednn) for body in (model.encoder, model.decoder))
         return self.objective(model, batch, key)
 
 
-def chosen(precision: str, model: Any) -> str:
+def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
     """`precision` itself, or for "auto" the one that trains this `Autoencoder` faster: "float32" or "bf16".
 
+    Args:
+        precision: one of PRECISIONS.
+        model: to train.
+        onednn: whether the program can be compiled with `compilation.ONEDNN`, and oneDNN is there.
+
     Raises:
-        ConfigError: it is unknown.
+        ConfigError: the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
     if precision != "auto":
         return precision
+    if isinstance(model.config.body, UNet):
+        return "bf16" if onednn else "float32"
     return "bf16" if products.fast_in_bfloat16() and _is_wide(model) else "float32"
 
 
 def _is_wide(model: Any) -> bool:
-    """Whether its body is an `MLP` of many weights: other bodies' products are not the fast ones."""
+    """Whether its body is an `MLP` of many weights: most other bodies' products are not the fast ones."""
     weights = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return isinstance(model.config.body, MLP) and weights >= LEAST_WEIGHTS
 
 
-def in_precision(objective: Objective, precision: str) -> Objective:
+def in_precision(objective: Objective, precision: str, *, onednn: bool = False) -> Objective:
     """`objective` itself for "float32", `MixedPrecision` of it for "bf16"."""
-    return MixedPrecision(objective) if precision == "bf16" else objective
+    return MixedPrecision(objective, onednn) if precision == "bf16" else objective
