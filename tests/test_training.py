@@ -484,3 +484,12 @@ def test_progress_tells_the_error_in_figures_people_know(digits, monkeypatch, ca
     assert len(told) == 2
     assert float(told[-1][0]) == pytest.approx(error, abs=1e-4)
     assert float(told[-1][1]) == pytest.approx(-10 * np.log10(error), abs=0.06)
+
+
+def test_the_progress_lines_error_is_measured_in_batches_no_larger_than_those_trained_on(digits, monkeypatch):
+    batches, evaluate = [], step.evaluate
+    monkeypatch.setattr(step, "evaluate", lambda *given: batches.append(given[2]) or evaluate(*given))
+    model = autoencoder.build(Config(body=MLP((8,)), head=Deterministic(2)), (8, 8, 1))
+    training.fit(model, digits[:64], epochs=1, batch_size=4, validation=digits[:8], show=True)
+    assert batches
+    assert max(batches) == 4

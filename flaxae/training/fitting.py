@@ -155,7 +155,7 @@ def fit(
 
     def figures(weights: step.Weights) -> str:
         some = batches.take(told, slice(0, TOLD))
-        error = step.evaluate(graphdef, squared_error, TOLD, *weights, some, held_out_key)["loss"]
+        error = step.evaluate(graphdef, squared_error, batch_size, *weights, some, held_out_key)["loss"]
         return progress.figures(float(error), model.likelihood.support)
 
     work = loop.Work(
