@@ -74,7 +74,7 @@ def weights(network: Network) -> Weights:
 
 
 class Layer(NamedTuple):
-    """A convolution of a U-Net, without bias: the side of its kernel, its channels, and its smaller image's reduction."""
+    """A convolution of a U-Net, without bias: its kernel's side, its channels, and its smaller image's reduction."""
 
     side: int
     channels: tuple[int, int]

@@ -5,7 +5,7 @@ run on one thread inside a compiled loop. So there a convolution is one matrix p
 transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
 so that every copy is a run of `batch` numbers. Where `_winograd_pays`, 3 × 3 convolutions of stride 1 need a quarter of
 the multiplications. All of it is plain differentiable JAX: jit, vmap, scan, and both modes of differentiation to any
-order work.
+order work. In bfloat16 on CPUs with AMX, convolutions are oneDNN's, in reverse mode alone: see `onednn`.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
