@@ -200,7 +200,7 @@ def conv_transpose(
     if _onednn.get():
         adjoint = _turned(_phases_kernel(_turned(kernel), stride))
         height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
-        y = _by_onednn((height, width), x, adjoint)
+        y: Any = _by_onednn((height, width), x, adjoint)
         image = jax.ShapeDtypeStruct((x.shape[0], *size, out_channels), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _to_phases(image, window, stride, axes), image)(y)
         return y
@@ -436,7 +436,7 @@ def _by_onednn_backward(pads: Pads, saved: tuple[Image, Array], gradient: Image)
     x, kernel = saved
     kh, kw, in_channels, out_channels = kernel.shape
     beyond = tuple((side - 1 - low, side - 1 - high) for side, (low, high) in zip((kh, kw), pads, strict=True))
-    of_x = _by_onednn(beyond, gradient, _turned(kernel))
+    of_x: Any = _by_onednn(beyond, gradient, _turned(kernel))
     tall = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
     wide = jnp.pad(gradient, ((0, 0), (0, 0), beyond[1], (0, 0)))
     height, width = gradient.shape[1], x.shape[2]

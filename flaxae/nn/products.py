@@ -1,7 +1,7 @@
 """Matrix products in bfloat16 on processors that have them, in the forms that are fast there.
 
 XLA's CPU backend has fast products of bfloat16 only for a @ b with both operands stored row by row, whose result is
-float32. All other forms, among them those of the gradients, a @ bᵀ and aᵀ @ b, run at the speed of float32, or not at
+float32, and with AMX for a @ bᵀ. Other forms, among them those of the gradients, run at the speed of float32, or not at
 all. So here operands are transposed in memory first: the smaller ones, where there is a choice.
 """
 
@@ -44,6 +44,11 @@ def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     a, b = saved
+    if "amx_bf16" in compilation.instructions():
+        of_a = lax.dot_general(
+            _by_rows(gradient), _by_rows(b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return of_a.astype(a.dtype), product(a.T, gradient)
     if b.size < a.size + gradient.size:
         return product(gradient, b.T), product(a.T, gradient)
     return product(b, gradient.T).T, product(a.T, gradient)

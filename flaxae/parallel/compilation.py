@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -78,10 +79,34 @@ def onednn() -> bool:
         return False
     a = jax.ShapeDtypeStruct((256, 256), jax.numpy.bfloat16)  # smaller ones are left to XLA
     try:
-        compiled = jax.jit(lambda a, b: a.T @ b, compiler_options=ONEDNN).lower(a, a).compile()
+        with unkept():
+            compiled = jax.jit(lambda a, b: a.T @ b, compiler_options=ONEDNN).lower(a, a).compile()
     except jax.errors.JaxRuntimeError:
         return False
-    return "__onednn$" in compiled.as_text()
+    return "__onednn$" in (compiled.as_text() or "")
+
+
+@contextlib.contextmanager
+def unkept() -> Iterator[None]:
+    """What is compiled in here isn't cached for the next process: JAX 0.12 crashes when it writes calls of oneDNN."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def by_onednn(jit: Callable[..., Callable]) -> Callable:
+    """`jit(compiler_options=ONEDNN)`, for where `onednn` is true. It is compiled anew in each process, see `unkept`."""
+    compiled = with_options(jit, ONEDNN)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        with unkept():
+            return compiled(*arguments, **named)
+
+    return call
 
 
 def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:

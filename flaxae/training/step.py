@@ -187,7 +187,7 @@ _jit_block = functools.partial(
 )
 train_block = _jit_block()
 short_block = compilation.with_options(_jit_block, compilation.QUICK)
-onednn_block = compilation.with_options(_jit_block, compilation.ONEDNN)
+onednn_block = compilation.by_onednn(_jit_block)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
