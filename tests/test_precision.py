@@ -6,6 +6,7 @@ from flax import nnx
 
 from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
+from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
 from flaxae.nn import products
 from flaxae.nn.convnet import ConvNet
@@ -100,9 +101,10 @@ def test_a_program_for_onednn_has_the_same_loss(digits):
 @pytest.mark.skipif(not compilation.onednn(), reason="oneDNN is not to be had")
 def test_a_u_net_trains_by_onednn_as_well_and_to_the_same_bits(digits):
     images = np.tile(digits[:64], (1, 2, 2, 1))
+    config = Config(body=UNet((8, 16), 1), head=Identity(), likelihood=Gaussian(), corruption=GaussianNoise(0.5))
     weights, losses = [], {}
     for name in ("float32", "auto", "auto"):
-        model = autoencoder.build(Config(body=UNet((8, 16), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
+        model = autoencoder.build(config, (16, 16, 1))
         history = training.fit(model, images, precision=name, epochs=3, batch_size=16, show=False)
         losses[name] = history["val_loss"][-1]
         weights.append(jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -90,7 +90,7 @@ def onednn() -> bool:
 def unkept() -> Iterator[None]:
     """What is compiled in here isn't cached for the next process: JAX 0.12 crashes when it writes calls of oneDNN."""
     name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = getattr(jax.config, name)
     jax.config.update(name, math.inf)
     try:
         yield
