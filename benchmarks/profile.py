@@ -1,9 +1,10 @@
 """Where the time of training goes: the shares of XLA's operations in flaxae's compiled block of steps.
 
-    python -m benchmarks.profile [NETWORK ...]
+    python -m benchmarks.profile [NETWORK ...] [--bfloat16]
 
 The times are from JAX's profiler, summed over all threads. Matrix products are `dot`, and their fusions that XLA calls
-`ynn`; of the rest, `gather` collects the batches, and multiplying and adding is mostly Adam. It runs on any device.
+`ynn`, and what is oneDNN's; of the rest, `gather` collects the batches, and multiplying and adding is mostly Adam. It
+runs on any device.
 """
 
 import argparse
@@ -14,14 +15,15 @@ import tempfile
 import jax
 
 from benchmarks import contestants, networks
+from benchmarks.training import BATCHES
 
 CONTAINERS = ("ThunkExecutor", "while", "cond", "call", "end:", "ThreadpoolListener", "wait")  # which contain others
 THREADS = "tf_XLA"  # the threads that run operations
 
 
-def shares(network: networks.Network, batch: int) -> dict[str, float]:
+def shares(network: networks.Network, batch: int, precision: str) -> dict[str, float]:
     """The share of each kind of operation in the total time, the largest first."""
-    train = contestants.flaxae(network, batch).train
+    train = contestants.flaxae(network, batch, precision=precision).train
     train()  # compiles
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -35,7 +37,8 @@ def shares(network: networks.Network, batch: int) -> dict[str, float]:
                     continue
                 for event in line.events:
                     if not event.name.startswith(CONTAINERS):
-                        taken[event.name.partition(".")[0]] += event.duration_ns
+                        kind = "onednn" if "__onednn$" in event.name else event.name.partition(".")[0]
+                        taken[kind] += event.duration_ns
     total = sum(taken.values())
     return {name: time / total for name, time in sorted(taken.items(), key=lambda item: -item[1])}
 
@@ -43,10 +46,13 @@ def shares(network: networks.Network, batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=["mlp", "conv"], help=", ".join(networks.NETWORKS))
-    for name in parser.parse_args().networks:
-        found = shares(networks.NETWORKS[name], 256)
-        products = sum(share for kind, share in found.items() if kind.startswith(("dot", "ynn")))
-        print(f"{name}, batch 256: {products:.0%} in matrix products")
+    parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16")
+    arguments = parser.parse_args()
+    for name in arguments.networks:
+        batch = BATCHES.get(name, (256,))[0]
+        found = shares(networks.NETWORKS[name], batch, "bf16" if arguments.bfloat16 else "float32")
+        products = sum(share for kind, share in found.items() if kind.startswith(("dot", "ynn", "onednn")))
+        print(f"{name}, batch {batch}: {products:.0%} in matrix products and convolutions")
         for kind, share in list(found.items())[:12]:
             print(f"  {kind:40}{share:6.1%}")
 
