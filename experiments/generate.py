@@ -39,7 +39,7 @@ from flaxae.training import History
 COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
-IMAGES_EACH = 25  # for each component of the prior; for rows of a table so few would give single ones away
+IMAGES_EACH = 15  # for each component of the prior; for rows of a table so few would give single ones away
 MIXED = 128  # pixels a side up to which patches are mixed: the weights grow with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)

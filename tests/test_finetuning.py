@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 
 from flaxae import autoencoder, errors, finetuning, presets, training
 from flaxae.autoencoder import Autoencoder, Config
@@ -258,6 +259,43 @@ def test_codes_are_means_over_views_of_a_model_with_batch_norm(x):
     assert seen.shape == plain.shape == (12, 4)
     assert not np.allclose(seen, plain)
     np.testing.assert_array_equal(finetuning.encode(model, x[:12], views), seen)
+
+
+def test_a_kernel_probe_is_kernel_logistic_regression(rng):
+    """With all labelled examples as landmarks, it finds what scikit-learn's exact kernel machine does."""
+    x = rng.normal(size=(500, 2)).astype(np.float32)
+    inside = (np.square(x).sum(axis=1) < 1.4).astype(int)  # nothing linear tells them apart
+    labels = finetuning.draw(inside[:300], 200)
+    probe = finetuning.kernel_probe(x[:300], labels)
+    found = probe.probabilities(x[300:])
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+    exact = SVC(C=10, gamma="scale").fit(x[:300][labels >= 0], labels[labels >= 0])
+    assert (found.argmax(axis=1) == exact.predict(x[300:])).mean() > 0.95
+    assert (found.argmax(axis=1) == inside[300:]).mean() > 0.93
+    assert (finetuning.linear_probe(x[:300], labels).predict(x[300:]) == inside[300:]).mean() < 0.75
+
+
+def test_labels_are_propagated_unless_a_kernel_probe_errs_less(rng):
+    clusters = np.arange(240) % 4
+    x = (4 * np.eye(4, 12)[clusters] + 0.3 * rng.standard_normal((240, 12))).astype(np.float32)
+    graph = finetuning.propagation.neighbours(x)
+    few = finetuning.draw(clusters, 12)
+    propagated = finetuning.propagation.propagate(graph, few, classes=4)
+    np.testing.assert_array_equal(finetuning.vote(graph, x, x, few, classes=4), propagated)
+
+    halves = (x[:, 5] > 0).astype(int)  # not what lies together
+    many = finetuning.draw(halves, 120)
+    found = finetuning.vote(graph, x, x, many, classes=2)
+    hidden = many < 0
+    by_graph = finetuning.propagation.propagate(graph, many, classes=2)
+    wrong, before = ((p[hidden].argmax(axis=1) != halves[hidden]).mean() for p in (found, by_graph))
+    assert wrong < before - 0.1, (wrong, before)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+
+    one = finetuning.draw(clusters, 4)  # nothing to cross-validate with
+    np.testing.assert_array_equal(
+        finetuning.vote(graph, x, x, one, classes=4), finetuning.propagation.propagate(graph, one, classes=4)
+    )
 
 
 def test_a_table_s_classifier_learns_what_a_forest_and_a_probe_say_of_all_rows(rng):

@@ -102,10 +102,20 @@ def test_samples_of_a_head_that_gives_only_some_codes_are_of_those(digits, head)
     model = autoencoder.build(config, (8, 8, 1))
     prior = generation.fit(model, digits[:100])
     z = model.head.nearest(jnp.asarray(prior.sample(20)))
-    np.testing.assert_allclose(generation.sample(model, prior, 20), model.decode(z), atol=1e-5)
+    np.testing.assert_allclose(generation.sample(model, prior, 20), model.reconstruct(model.decode(z)), atol=1e-5)
     np.testing.assert_allclose(model.head.nearest(z), z)
     if isinstance(head, TopK):
         assert (np.count_nonzero(z, axis=1) == 3).all()
+
+
+def test_samples_of_deterministic_codes_are_reconstructed_once(digits):
+    model = autoencoder.build(presets.vanilla(16), (8, 8, 1))
+    prior = generation.fit(model, digits[:100])
+    decoded = model.decode(prior.sample(9))
+    np.testing.assert_allclose(generation.sample(model, prior, 9), model.reconstruct(decoded), atol=1e-5)
+    variational = autoencoder.build(presets.variational(3), (8, 8, 1))  # whose codes are draws: they stay
+    prior = generation.fit(variational, digits[:100])
+    np.testing.assert_allclose(generation.sample(variational, prior, 9), variational.decode(prior.sample(9)), atol=1e-5)
 
 
 def test_a_variational_model_s_prior_is_of_its_draws(digits):

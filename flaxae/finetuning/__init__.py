@@ -6,8 +6,9 @@
     finetuning.fit([classifier], x, finetuning.supervised([labels], classes=10), finetuning.FineTuning())
 
 `Classifier` is the encoder with a linear layer on its code. `fit` trains several of them side by side, such as one for
-each draw of labels. Their targets are class probabilities: labels, or probabilities propagated from labels. `distil`
-propagates the labels and trains on both, which is the strongest method for few labels of many examples.
+each draw of labels. Their targets are class probabilities: labels, or what was found from them for all examples.
+`distil` propagates the labels, lets a kernel probe vote where that errs less, and trains on the result, which is the
+strongest method for few labels of many examples.
 """
 
 from flaxae.finetuning import propagation
@@ -15,7 +16,6 @@ from flaxae.finetuning.classifier import (
     Classifier,
     Distilled,
     FineTuning,
-    Probabilities,
     Targets,
     Views,
     depths,
@@ -33,14 +33,18 @@ from flaxae.finetuning.probes import (
     FOREST_SHARE,
     Clusters,
     Codes,
+    KernelProbe,
     Labels,
+    Probabilities,
     Probe,
     cluster,
     draw,
     forest,
+    kernel_probe,
     knn_accuracy,
     linear_probe,
     tabular_vote,
+    vote,
     whiten,
 )
 
@@ -52,6 +56,7 @@ __all__ = [
     "Codes",
     "Distilled",
     "FineTuning",
+    "KernelProbe",
     "Labels",
     "Probabilities",
     "Probe",
@@ -65,6 +70,7 @@ __all__ = [
     "encode",
     "fit",
     "forest",
+    "kernel_probe",
     "knn_accuracy",
     "linear_probe",
     "on_probe",
@@ -73,5 +79,6 @@ __all__ = [
     "soft",
     "supervised",
     "tabular_vote",
+    "vote",
     "whiten",
 ]

@@ -20,14 +20,13 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.batches import Examples
 from flaxae.corruptions import Corruption
 from flaxae.finetuning import propagation
-from flaxae.finetuning.probes import Codes, Labels, Probe, linear_probe
+from flaxae.finetuning.probes import Codes, Labels, Probabilities, Probe, linear_probe, vote
 from flaxae.training import feed, fitting, loop
 from flaxae.training.optimizers import Optimizer
 from flaxae.training.population import stack
 from flaxae.training.step import State, Weights, init, train_step, weights
 
 Inputs = Shaped[Array | np.ndarray, " examples *shape"]
-Probabilities = Float[np.ndarray, "examples classes"]
 
 BLOCK_STEPS = 50  # steps in an epoch, about
 
@@ -218,14 +217,14 @@ def distil(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
 ) -> Distilled:
-    """Learn from few labels of many examples: propagate the labels over a graph, and train on the result.
+    """Learn from few labels of many examples: find the classes of all, and train on the result.
 
-    The graph is that of the k nearest neighbours of the codes (`propagation`; all others if there are fewer). If the
-    plan has a corruption, the codes are means over `views` views. The classifiers start from linear probes of the
-    autoencoder. Or they start from the given classifiers, one for each draw: this is a second round, on the graph of
-    their codes. `found` are class probabilities of all examples for each draw by another method (`tabular_vote`),
-    instead of propagated ones. `targets` turns the probabilities and the labels into the targets of the training.
-    `folder` and `resume` are as in `fit`.
+    They are propagated over the graph of the k nearest neighbours of the codes (all others if there are fewer), alone
+    or with a kernel probe: see `vote`. If the plan has a corruption, the codes are means over `views` views. The
+    classifiers start from linear probes of the autoencoder. Or they start from the given classifiers, one for each
+    draw: this is a second round, on their codes. `found` are class probabilities of all examples for each draw by
+    another method, such as `tabular_vote`. `targets` turns the probabilities and the labels into the targets of the
+    training. `folder` and `resume` are as in `fit`.
     """
     encoders = [start] if isinstance(start, Autoencoder) else start
     codes = [encode(encoder, x, plan.views(views)) for encoder in encoders]
@@ -235,9 +234,9 @@ def distil(
         classifiers = [nnx.clone(classifier) for classifier in start]
     if found is None:
         graphs = [propagation.neighbours(z, min(k, len(z) - 1)) for z in codes]
-        graphs = graphs * len(draws) if isinstance(start, Autoencoder) else graphs
-        pairs = zip(graphs, draws, strict=True)
-        found = [propagation.propagate(graph, labels, classes=classes) for graph, labels in pairs]
+        known = list(zip(graphs, codes, strict=True)) * (len(draws) if isinstance(start, Autoencoder) else 1)
+        pairs = zip(known, draws, strict=True)
+        found = [vote(graph, np.asarray(x), z, labels, classes=classes, seed=seed) for (graph, z), labels in pairs]
     fit(classifiers, x, targets(found, draws), plan, seed=seed, folder=folder, resume=resume)
     return Distilled(classifiers, list(found))
 

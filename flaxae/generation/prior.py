@@ -26,7 +26,7 @@ from flaxae.nn.heads import Probabilistic
 MOST_CODES = 60_000  # that a prior is fitted to
 MOST_AXES = 256  # principal components of larger codes that the mixture is of
 CODES_EACH = 100  # codes for each component
-MOST_COMPONENTS = 2400  # for all classes together
+MOST_COMPONENTS = 4000  # for all classes together
 FILES = frozenset({"prior.npz", "prior.json"})
 
 Flat = Float[np.ndarray, "examples latent"]
@@ -181,7 +181,9 @@ def sample(
 ) -> Float[np.ndarray, " n *shape"]:
     """The means of p(x | z) at n codes drawn from the prior, in the model's scale. Without one, from the head's own.
 
-    Of tables, a row is drawn from p(x | z): the mean of a category would be no category. A head that gives only some
+    Where codes are deterministic, what is decoded is reconstructed once: a step of the Markov chain that leads from
+    any code to those of the data (Bengio et al. 2013, Generalized Denoising Auto-Encoders as Generative Models). Of
+    tables, a row is drawn from p(x | z): the mean of a category would be no category. A head that gives only some
     codes, such as a quantiser, has the drawn ones brought to the nearest of those.
 
     Raises:
@@ -202,7 +204,8 @@ def sample(
     if isinstance(model.likelihood, Columns):
         params = jnp.asarray(training.apply(_params, model, z))
         return np.asarray(model.likelihood.sample(params, jax.random.key(seed)))
-    return training.apply(_decode, model, z)
+    made = training.apply(_decode, model, z)
+    return made if isinstance(model.head, Probabilistic) else training.apply(Autoencoder.reconstruct, model, made)
 
 
 def _params(model: Autoencoder, z: Any) -> Float[Array, " batch *params"]:
