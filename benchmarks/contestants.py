@@ -91,7 +91,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     onednn = precision == "bf16" and compilation.onednn()
     run_block = step.onednn_block if onednn else step.train_block
     objective = in_precision(autoencoder.own_objective, precision, onednn=onednn)
-    program = population.Program(graphdef, objective, optimizer, batch)
+    program = step.Program(graphdef, objective, optimizer, batch)
     state, epoch = step.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:
         state = population.stack([state] * members)
@@ -99,10 +99,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     def train() -> None:
         nonlocal state, epoch
         block = (x, feed.shuffle(0, epoch, len(x)), step_key, epoch * steps, (epoch + 1) * steps, 1000 * steps)
-        if members is None:
-            state = run_block(*program[:4], state, *block)
-        else:
-            state = population.train_block(program, state, *block)
+        state = (run_block if members is None else population.train_block)(program, state, *block)
         epoch += 1
         jax.block_until_ready(state)
 

@@ -65,7 +65,7 @@ class Rate:
         self.source = fitting.feed_of(model, x, batch_size, 0, None)
         optimizer = training.Optimizer()
         self.key = fitting.keys(0)[0]
-        self.program = nnx.split(model)[0], autoencoder.own_objective, optimizer, batch_size
+        self.program = step.Program(nnx.split(model)[0], autoencoder.own_objective, optimizer, batch_size)
         self.state = step.init(model, optimizer, 1e-3)
         self.step = step
         self.window = 0
@@ -81,7 +81,7 @@ class Rate:
             x, order = self.source(self.window)
             first = self.window * self.source.steps
             last = first + self.source.steps
-            self.state = self.step.train_block(*self.program, self.state, x, order, self.key, first, last, 10**6)
+            self.state = self.step.train_block(self.program, self.state, x, order, self.key, first, last, 10**6)
             jax.block_until_ready(self.state)
             self.window += 1
             windows += 1

@@ -7,9 +7,9 @@ several draws of the labels: logistic regression on pixels, on principal compone
 the encoder trained from scratch, and the encoder fine-tuned. With `--labels` labels it also runs the strongest recipe
 (`flaxae.finetuning.distil`): the labels are propagated over the neighbour graph of the codes, with the vote of a kernel
 probe where that errs less, and it trains on the result; of tables, on what a random forest and a linear probe of the
-code say of all rows. It takes eight minutes of CPU time. Any labelled table, or folder of images with a folder for each class, will
-do: `--data leaves/`, `--data customers.csv --label segment`. In training, images are transformed at random (`--model`
-names another preset), and rows of tables are corrupted.
+code say of all rows. It takes eight minutes of CPU time. Any labelled table, or folder of images with a folder for each
+class, will do: `--data leaves/`, `--data customers.csv --label segment`. In training, images are transformed at random
+(`--model` names another preset), and rows of tables are corrupted.
 
     python run.py --exp finetune --from runs/reconstruct/1 --data mnist --labels 100
 

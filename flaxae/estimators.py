@@ -309,17 +309,17 @@ class _TableAutoencoder(_TableEstimator):
     def _train(self, X: Float[np.ndarray, "n columns"], epochs: int) -> None:
         source = _Blocks(self._standardised(X), int(self.batch_size), self._seed, self._steps)
         graphdef, key = _graphdef(self.config_, self._inputs), jax.random.key(self._seed)
+        program = step.Program(graphdef, negative_log_likelihood, OPTIMIZER, source.batch_size)
 
         def block(state: State, shuffled: Int[np.ndarray, " n"], start: int, stop: int) -> State:
             for x, order, first, last in source.cut(shuffled, start, stop):
-                program = graphdef, negative_log_likelihood, OPTIMIZER, source.batch_size
-                state = step.train_block(*program, state, x, order, key, first, last, last)
+                state = step.train_block(program, state, x, order, key, first, last, last)
             return state
 
         work = loop.Work(
             block=block,
             sums=lambda state: (state.ok, state.sums),
-            begin=lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)),
+            begin=step.begun,
             weights=lambda state: (),
             validate=None,
             chosen_by="loss",

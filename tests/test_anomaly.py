@@ -300,7 +300,7 @@ def test_the_first_weights_of_a_table_that_is_filled_up_vary_as_those_of_one_tha
         ]
         for model in (network, alone)
     ]
-    assert wide.latent == 24
+    assert wide.latent == 32
     np.testing.assert_allclose(*deviations, rtol=0.1)
 
 

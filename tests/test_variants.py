@@ -76,7 +76,7 @@ def test_contract(name, digits, tmp_path):
     assert eager.shape == (BATCH,)
     graphdef, _ = nnx.split(model)
     optimizer = training.Optimizer(warmup=0.0)
-    block = functools.partial(step.train_block, graphdef, own_objective, optimizer, BATCH)
+    block = functools.partial(step.train_block, step.Program(graphdef, own_objective, optimizer, BATCH))
     order = jnp.arange(BATCH)
     state = block(step.init(model, optimizer, 0.01), x, order, KEY, 0, 1, 80)
     np.testing.assert_allclose(state.sums["loss"], eager.mean(), rtol=1e-4)

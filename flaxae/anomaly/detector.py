@@ -41,11 +41,11 @@ MOST = 100.0  # deviations, of an image as a whole
 WHOLE = 0.1  # what an image as a whole counts beside its peaks: deviations of its parts on average
 TRIMMED = 0.1  # of each batch, of tables of which nothing is told
 FOLDS = 5
-FILLED_UP = 16384  # the most rows of tables that are filled up to one of a few widths
 FAR_OUT = 5.0  # deviations of a table's columns, beyond which why a row is strange is plain
 USUAL = 0.9  # of the references, those that fit best, say what is usual where a row's strangeness is explained
-LEAST_WIDTH = 8
-SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # those widths, and sizes of batches
+FILLED_UP = 16384  # the most rows of tables that are filled up
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # which they are filled up to
+BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, BATCH)  # sizes of the batches that such tables are trained in
 BLOCK = 256  # examples scored at once: their distances to all references stay in the cache
 WORKERS = min(8, os.cpu_count() or 1)  # blocks at once, as each keeps only one core busy in part of its work
 
@@ -352,7 +352,7 @@ def default_config(kind: str, shape: tuple[int, ...]) -> Config:
     values = math.prod(shape)
     if kind == "image":
         return Config(body=MLP((256,)), head=Deterministic(16), likelihood=Gaussian())
-    latent = max(1, values // 2) if kind == "tabular" else max(2, min(64, values // 4))
+    latent = max(1, min(128, values // 2)) if kind == "tabular" else max(2, min(64, values // 4))
     body = MLP((128,), "tanh")
     return Config(body=body, head=Deterministic(latent), corruption=GaussianNoise(0.3), likelihood=Gaussian())
 
@@ -428,7 +428,7 @@ def fit(
         seen = views(normal)
         usual = default_config(kind, seen.shape[1:])
         config = config or usual
-        if tabular and config == usual and len(normal) <= FILLED_UP and normal.shape[1] <= SIZES[-1]:
+        if tabular and config == usual and len(normal) <= FILLED_UP and normal.shape[1] <= WIDTHS[-1]:
             views, config, models = _filled_up(config, normal.shape[1], range(seed, seed + members))
             seen = views(normal)
         else:
@@ -444,7 +444,7 @@ def fit(
     settings = training_settings(len(normal), epochs=epochs, contamination=trimmed, config=config)
     if views.width is not None:
         seen = {"x": seen, "observed": np.arange(views.width) < np.full((len(normal), 1), normal.shape[1])}
-        settings["batch_size"] = min(BATCH, next(size for size in SIZES[::-1] if size <= len(normal)))
+        settings["batch_size"] = next(size for size in BATCHES[::-1] if size <= len(normal))
     if len(models) == 1:
         own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
         training.fit(models[0], seen, seed=seed, show=show, **own, **settings)
@@ -476,7 +476,7 @@ def _filled_up(config: Config, columns: int, seeds: Iterable[int]) -> tuple[View
     are 0, and stay so, since values that are not observed have no gradient. The other weights are drawn as those of a
     network for `columns` are.
     """
-    width = next(size for size in SIZES if size >= max(LEAST_WIDTH, columns))
+    width = next(size for size in WIDTHS if size >= columns)
     latent, wide = config.latent, default_config("tabular", (width,))
     networks = [autoencoder.build(wide, (width,), seed=seed) for seed in seeds]
     for network in networks:

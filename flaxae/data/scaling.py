@@ -149,8 +149,8 @@ def robust_moments(
     The fences lie FENCES widths beyond the inner 90 % of the values: a normal distribution never reaches them. A column
     whose inner 90 % are one value has them at its outer 1 %, if those differ, or none. A constant one has deviation 0.
     """
-    low, high = np.nanquantile(x, [0.05, 0.95], axis=0)
-    outer_low, outer_high = np.nanquantile(x, [0.01, 0.99], axis=0)
+    quantile = np.nanquantile if np.isnan(x).any() else np.quantile  # which is many times faster for many columns
+    outer_low, low, high, outer_high = quantile(x, [0.01, 0.05, 0.95, 0.99], axis=0)
     wide, outer = high > low, outer_high > outer_low
     reach = FENCES * (high - low)
     least = np.where(wide, low - reach, np.where(outer, outer_low, -np.inf))

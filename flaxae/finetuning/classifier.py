@@ -24,7 +24,7 @@ from flaxae.finetuning.probes import Codes, Labels, Probabilities, Probe, linear
 from flaxae.training import feed, fitting, loop
 from flaxae.training.optimizers import Optimizer
 from flaxae.training.population import stack
-from flaxae.training.step import State, Weights, init, train_step, weights
+from flaxae.training.step import State, Weights, begun, init, train_step, weights
 
 Inputs = Shaped[Array | np.ndarray, " examples *shape"]
 
@@ -300,7 +300,7 @@ def fit(
     work = loop.Work(
         block=block,
         sums=lambda state: (jnp.isfinite(state.run.sums["loss"]), state.run.sums),
-        begin=lambda state: state._replace(run=state.run._replace(sums=jax.tree.map(jnp.zeros_like, state.run.sums))),
+        begin=lambda state: state._replace(run=begun(state.run)),
         weights=lambda state: jax.tree.map(jnp.copy, state.average),
         validate=None,
         chosen_by="loss",

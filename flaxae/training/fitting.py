@@ -140,11 +140,10 @@ def fit(
         source = source.with_room()
     some = source.first if isinstance(source, feed.Iterated) else source.x if isinstance(source, feed.Resident) else x
     metrics = check_objective(model, objective, batches.take(some, slice(0, 1)))
-    program = graphdef, objective, update, batch_size
-    planned = tuple((schedules or {}).items())
+    program = step.Program(graphdef, objective, update, batch_size, tuple((schedules or {}).items()))
 
     def block(state: step.State, x: Any, order: feed.Order, start: int, stop: int) -> step.State:
-        return run_block(*program, state, x, order, step_key, start, stop, steps, planned)
+        return run_block(program, state, x, order, step_key, start, stop, steps)
 
     def evaluate(objective: Objective, weights: step.Weights) -> step.Sums:
         return step.evaluate(graphdef, objective, batch_size, *weights, held_out, held_out_key)
@@ -161,7 +160,7 @@ def fit(
     work = loop.Work(
         block=block,
         sums=lambda state: (state.ok, state.sums),
-        begin=lambda state: state._replace(sums=distributed.place(_zeros(state.sums), mesh)),
+        begin=step.begun,
         weights=step.weights,
         validate=validate,
         chosen_by=chosen_by,
@@ -228,10 +227,6 @@ def settings_of(
         "keep_last": float(keep == "last"),
         "windows": float(source.windows),
     }
-
-
-def _zeros(sums: step.Sums) -> step.Sums:
-    return {name: jnp.float32(0) for name in sums}
 
 
 def keys(seed: int) -> Any:

@@ -5,6 +5,7 @@ noise keys, so that a batch is gathered, and its noise drawn, only once. Up to r
 `training.fit` trains from the same initial weights with the same settings.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -151,21 +152,21 @@ def fit_population(
     metrics = check_objective(largest, objective, batches.take(x, slice(0, 1)))
     update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches)
     fitting.set_schedules(largest, schedules or {}, steps)  # as those of every member are set
-    program = Program(nnx.split(largest)[0], objective, update, batch_size, tuple((schedules or {}).items()))
+    program = step.Program(nnx.split(largest)[0], objective, update, batch_size, tuple((schedules or {}).items()))
     step_key, held_out_key = fitting.keys(seed)
 
     def block(states: State, x: PyTree[Array], order: feed.Order, start: int, stop: int) -> State:
         return train_block(program, states, x, order, step_key, start, stop, steps)
 
     def evaluate(objective: Objective, weights: step.Weights) -> dict[str, Float[Array, " members"]]:
-        return _evaluate(program._replace(objective=objective), weights, held_out, held_out_key)
+        return _evaluate(dataclasses.replace(program, objective=objective), weights, held_out, held_out_key)
 
     validate, chosen_by = fitting.validation_of(evaluate, exact, score, held_out)
 
     work = loop.Work(
         block=block,
         sums=lambda states: (states.ok, states.sums),
-        begin=lambda states: states._replace(sums=jax.tree.map(jnp.zeros_like, states.sums)),
+        begin=step.begun,
         weights=step.weights,
         validate=validate,
         chosen_by=chosen_by,
@@ -229,16 +230,6 @@ def fit_population(
     return Population(members, best)
 
 
-class Program(NamedTuple):
-    """The static arguments of the compiled functions."""
-
-    graphdef: nnx.GraphDef
-    objective: Objective
-    optimizer: Optimizer
-    batch_size: int
-    schedules: step.Schedules = ()
-
-
 @functools.partial(jax.jit, static_argnames=("optimizer", "metrics"))
 def _first_states(
     optimizer: Optimizer, metrics: tuple[str, ...], weights: step.Weights, rates: Float[Array, " members"]
@@ -253,7 +244,7 @@ def _first_states(
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="states")
 def train_block(
-    program: Program,
+    program: step.Program,
     states: State,
     x: PyTree[Array],
     order: feed.Order,
@@ -262,17 +253,15 @@ def train_block(
     stop: int | Int[Array, ""],
     steps: int | Int[Array, ""],
 ) -> State:
-    *fixed, schedules = program
-
     def train(state: State) -> State:
-        return step.train_block(*fixed, state, x, order, key, start, stop, steps, schedules)
+        return step.train_block(program, state, x, order, key, start, stop, steps)
 
     return _members(train)(states)
 
 
 @functools.partial(jax.jit, static_argnames="program")
 def _evaluate(
-    program: Program, weights: step.Weights, x: PyTree[Array], key: Key[Array, ""]
+    program: step.Program, weights: step.Weights, x: PyTree[Array], key: Key[Array, ""]
 ) -> dict[str, Float[Array, " members"]]:
     def evaluate(weights: step.Weights) -> step.Sums:
         return step.evaluate(program.graphdef, program.objective, program.batch_size, *weights, x, key)

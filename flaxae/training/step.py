@@ -5,6 +5,7 @@ interrupted or not. The number of steps in a block is an argument, so that a blo
 any model and machine, and nothing is compiled twice.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -42,6 +43,24 @@ class State(NamedTuple):
     ok: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a block is compiled for. Its hash is found only once, because that of a graph takes milliseconds."""
+
+    graphdef: nnx.GraphDef
+    objective: Objective
+    optimizer: Optimizer
+    batch_size: int
+    schedules: Schedules = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.graphdef, self.objective, self.optimizer, self.batch_size, self.schedules))
+
+
 def init(model: nnx.Module, optimizer: Optimizer, learning_rate: float, metrics: tuple[str, ...] = ("loss",)) -> State:
     """The state at step 0. It has arrays of its own, so that donating it leaves the model's intact."""
     _, *weights = nnx.split(model, nnx.Param, ...)
@@ -66,6 +85,16 @@ def first_state(
         sums={name: jnp.float32(0) for name in metrics},
         ok=jnp.bool(True),
     )
+
+
+def begun(state: State) -> State:
+    """The state at the beginning of an epoch, whose sums are 0."""
+    return state._replace(sums=_zeros(state.sums))
+
+
+@jax.jit
+def _zeros(sums: PyTree[Array]) -> PyTree[Array]:  # scalars, or one for each member of a population
+    return jax.tree.map(jnp.zeros_like, sums)
 
 
 def copied(tree: PyTree) -> PyTree:
@@ -150,10 +179,7 @@ class _scheduled:
 
 
 def _train_block(
-    graphdef: nnx.GraphDef,
-    objective: Objective,
-    optimizer: Optimizer,
-    batch_size: int,
+    program: Program,
     state: State,
     x: PyTree[Array],
     order: feed.Order,
@@ -161,7 +187,6 @@ def _train_block(
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
     steps: int | Int[Array, ""],
-    schedules: Schedules = (),
 ) -> State:
     """Steps `start` to `stop` of a run of `steps`, all within one window of data: `x` and `order` are of `feed`.
 
@@ -169,22 +194,19 @@ def _train_block(
     instead would cost a small network a fifth of its speed.
     """
 
+    graphdef, objective, optimizer = program.graphdef, program.objective, program.optimizer
+
     def body(step: Int[Array, ""], state: State) -> State:
-        batch = feed.batch(x, order, batch_size, step)
+        batch = feed.batch(x, order, program.batch_size, step)
         own_key = jax.random.fold_in(key, step)
-        return train_step(graphdef, objective, optimizer, state, batch, own_key, step, steps, schedules)
+        return train_step(graphdef, objective, optimizer, state, batch, own_key, step, steps, program.schedules)
 
     new = lax.fori_loop(start, stop, body, state)
     ok = state.ok & all_finite((new.params, new.rest, new.moments, new.sums))
     return distributed.whole(lax.cond(ok, lambda: new, lambda: state._replace(ok=ok)))
 
 
-_jit_block = functools.partial(
-    jax.jit,
-    _train_block,
-    static_argnames=("graphdef", "objective", "optimizer", "batch_size", "schedules"),
-    donate_argnames="state",
-)
+_jit_block = functools.partial(jax.jit, _train_block, static_argnames="program", donate_argnames="state")
 train_block = _jit_block()
 short_block = compilation.with_options(_jit_block, compilation.QUICK)
 onednn_block = compilation.by_onednn(_jit_block)
