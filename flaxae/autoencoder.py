@@ -325,13 +325,19 @@ def build(config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: 
     Raises:
         ConfigError: the parts don't go together, or the body doesn't take examples of that shape.
     """
-    processes.refuse_fork()
-    key = jax.random.key(seed)
-    if isinstance(key, Tracer):  # while another program is traced, which has its own compiler options
+    if isinstance(key := jax.random.key(seed), Tracer):  # while another program is traced, with compiler options
         return _make(config, shape, conditions, key)
+    return nnx.merge(*initial(config, shape, conditions=conditions, seed=seed))
+
+
+def initial(
+    config: Config, shape: tuple[int, ...], *, conditions: int = 0, seed: int = 0
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The two parts of what `build` gives: Flax takes longer to merge and split a small model than to draw it."""
+    processes.refuse_fork()
     graphdef, numbers = _abstract(config, shape, conditions)
     draw = _draw_few if numbers < FEW else _draw
-    return nnx.merge(graphdef, draw(config, shape, conditions, key))
+    return graphdef, draw(config, shape, conditions, jax.random.key(seed))
 
 
 def count_weights(config: Config, shape: tuple[int, ...], *, conditions: int = 0) -> int:

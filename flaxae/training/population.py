@@ -306,7 +306,11 @@ def _start(
                 "Train one population for each size."
             )
         model = model.with_latent(latent)
-    return _parts(autoencoder.build(model, shape, seed=seed) if isinstance(model, Config) else model(seed))
+    if not isinstance(model, Config):
+        return _parts(model(seed))
+    graphdef, state = autoencoder.initial(model, shape, seed=seed)
+    params, rest = nnx.split_state(state, nnx.Param, ...)
+    return _Parts(graphdef, (params, rest))
 
 
 def _model(start: _Parts, settings: Settings) -> Autoencoder:
