@@ -15,6 +15,7 @@ in nats; for images, with pixels binarised at random in every pass. For the like
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from flaxae.experiments import _flags, _steps, _sweep
 from flaxae.generation import CodePrior, FeatureSpace, Quality, tables
 from flaxae.nn import heads
 from flaxae.nn.heads import Hierarchical, HierarchicalHead, Variational
+from flaxae.nn.mixer import Mixer
 from flaxae.objectives import Binarised
 from flaxae.parallel import processes
 from flaxae.printing import say
@@ -40,7 +42,8 @@ COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
 IMAGES_EACH = 15  # for each component of the prior; for rows of a table so few would give single ones away
-MIXED = 128  # pixels a side up to which patches are mixed: the weights grow with the square of their number
+MIXED = 128  # pixels a side up to which patches are mixed: larger ones would have to be coarse
+MOST_PATCHES = 8  # down and across: the time grows with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
 
@@ -81,6 +84,9 @@ def train(config: _flags.Generate) -> None:
     if config.model is None:
         config = dataclasses.replace(config, model=default_model(dataset))
     model = _steps.preset(config, dataset, latent=config.latent or LATENTS.get(config.model))
+    if isinstance(model.body, Mixer):
+        patch = max(model.body.patch, math.ceil(max(dataset.shape[:2]) / MOST_PATCHES))
+        model = dataclasses.replace(model, body=dataclasses.replace(model.body, patch=patch))
     binarise = config.binarise and dataset.kind == "image" and probabilistic(model)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))
