@@ -576,7 +576,7 @@ class Trimmed:
     """
 
     objective: Objective = negative_log_likelihood
-    fraction: float = specs.static(0.1)
+    fraction: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction < 1:
@@ -584,8 +584,9 @@ class Trimmed:
 
     def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         loss, _ = with_metrics(self.objective(model, batch, key))
-        left_out = math.ceil(self.fraction * (len(loss) - 1))
-        kept = loss <= lax.top_k(lax.stop_gradient(loss), left_out + 1)[0][-1]
+        most = len(loss) - 1
+        left_out = jnp.ceil(jnp.float32(self.fraction) * most - 1e-4).astype(jnp.int32)  # less what rounding may add
+        kept = loss <= jnp.sort(lax.stop_gradient(loss))[most - left_out]
         return jnp.where(kept, loss, 0.0) / kept.mean()
 
 

@@ -280,7 +280,7 @@ def test_what_fills_up_a_table_has_no_effect(rng, columns):
         assert np.count_nonzero(filled) <= small.size  # what fills up has weights of 0 after the training too
         return filled[tuple(slice(size) for size in small.shape)]
 
-    nnx.update(cut, jax.tree.map(corner, nnx.state(cut), nnx.state(network)))
+    nnx.update(cut, jax.tree.map(corner, nnx.state(cut, nnx.Param), nnx.state(network, nnx.Param)))
     alone = Detector.of(config, [cut], Views("tabular"), train, held_out, score="ensemble", contamination="auto")
     alone = alone.with_references(held_out)
     np.testing.assert_allclose(detector.score(new), alone.score(new), rtol=2e-3, atol=2e-3)

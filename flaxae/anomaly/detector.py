@@ -444,6 +444,9 @@ def fit(
     settings = training_settings(len(normal), epochs=epochs, contamination=trimmed, config=config)
     if views.width is not None:
         seen = {"x": seen, "observed": np.arange(views.width) < np.full((len(normal), 1), normal.shape[1])}
+        for model in models:  # a number in the model, so that no program is compiled for each
+            model.hyper["fraction"][...] = jnp.float32(trimmed)
+        settings["objective"] = None
         settings["batch_size"] = next(size for size in BATCHES[::-1] if size <= len(normal))
     if len(models) == 1:
         own = {"folder": folder, "resume": resume, "on_epoch": on_epoch}
@@ -477,7 +480,7 @@ def _filled_up(config: Config, columns: int, seeds: Iterable[int]) -> tuple[View
     network for `columns` are.
     """
     width = next(size for size in WIDTHS if size >= columns)
-    latent, wide = config.latent, default_config("tabular", (width,))
+    latent, wide = config.latent, dataclasses.replace(default_config("tabular", (width,)), objective=Trimmed())
     networks = [autoencoder.build(wide, (width,), seed=seed) for seed in seeds]
     for network in networks:
         encoder, decoder = cast(MLPEncoder, network.encoder), cast(MLPDecoder, network.decoder)
