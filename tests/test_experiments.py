@@ -315,7 +315,7 @@ def test_finetune_compares_and_classifies(images, monkeypatch):
     flags = "--draws 2 --epochs 1 --batch-size 24"
     assert command_line(f"finetune --data digits.npz --labels 20 --model vanilla --latent 8 {flags}") == 0
     measured = results(images, "finetune")
-    for method in ("raw_logistic", "from_scratch", "linear_probe", "fine_tuned", "propagated_distilled"):
+    for method in ("raw_logistic", "from_scratch", "linear_probe", "fine_tuned", "voted_distilled"):
         assert 0 <= measured[f"test/error_percent/{method}/20"] <= 100
     assert measured["test/error_percent/raw_logistic/96"] < 30
     assert {path.stem for path in (images / "runs/finetune/1/figures").iterdir()} == {"curves", "errors"}
