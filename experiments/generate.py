@@ -43,7 +43,7 @@ LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are a
 JUDGED = 10_000  # samples, and test examples, that are compared
 IMAGES_EACH = 15  # for each component of the prior; for rows of a table so few would give single ones away
 MIXED = 128  # pixels a side up to which patches are mixed: larger ones would have to be coarse
-MOST_PATCHES = 8  # down and across: the time grows with the square of their number
+MOST_PATCHES = 8  # of the default model, down and across: the time grows with the square of their number
 MOST_CLASSES = 100  # of labels that a prior has components for
 IN_USE = 0.01  # nats of KL above which a latent is in use (Burda et al. 2016 find the same latents by their variance)
 
@@ -81,12 +81,12 @@ def known_classes(dataset: Dataset) -> tuple[np.ndarray | None, tuple[str, ...]]
 def train(config: _flags.Generate) -> None:
     """Train and evaluate in a run's folder."""
     dataset = _steps.whole(_steps.load(config), config)
+    by_default = config.model is None
     if config.model is None:
         config = dataclasses.replace(config, model=default_model(dataset))
     model = _steps.preset(config, dataset, latent=config.latent or LATENTS.get(config.model))
-    if isinstance(model.body, Mixer):
-        patch = max(model.body.patch, math.ceil(max(dataset.shape[:2]) / MOST_PATCHES))
-        model = dataclasses.replace(model, body=dataclasses.replace(model.body, patch=patch))
+    if by_default and isinstance(model.body, Mixer):
+        model = dataclasses.replace(model, body=in_patches(model.body, dataset.shape))
     binarise = config.binarise and dataset.kind == "image" and probabilistic(model)
     if binarise:
         model = dataclasses.replace(model, objective=Binarised(model.objective))
@@ -107,6 +107,11 @@ def default_model(dataset: Dataset) -> str:
         return "variational"
     is_image = dataset.kind == "image" and min(dataset.shape[:2]) >= generation.quality.SIDES
     return "mixer" if is_image and max(dataset.shape[:2]) <= MIXED else "vanilla"
+
+
+def in_patches(body: Mixer, shape: tuple[int, ...]) -> Mixer:
+    """The body for images of that shape, in at most `MOST_PATCHES` each way."""
+    return dataclasses.replace(body, patch=max(body.patch, math.ceil(max(shape[:2]) / MOST_PATCHES)))
 
 
 def default_components(dataset: Dataset) -> int | None:

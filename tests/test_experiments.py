@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 import flaxae
 import run
 from flaxae import autoencoder, baselines, data, denoising, errors, presets, stacked, training
-from flaxae.experiments import _flags, _steps
+from flaxae.experiments import _flags, _steps, generate
 from flaxae.likelihoods import Gaussian
+from flaxae.nn.mixer import Mixer
 
 
 @pytest.fixture
@@ -165,6 +166,13 @@ def test_generate_samples_and_scores_a_variational_model(images):
     assert command_line("generate --from runs/generate/1 --output none.npy --label x") == 2
     assert command_line("generate --from runs/generate/1 --output again --count 2") == 0
     assert data.read("again").keys() == {"0.png", "1.png"}
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((28, 28, 1), 4), ((64, 48, 3), 8), ((100, 100, 3), 13)])
+def test_larger_images_are_generated_in_larger_patches(shape, patch):
+    body = generate.in_patches(presets.mixer(latent=8).body, shape)
+    assert body == Mixer(patch=patch)
+    assert max(body.grid(shape)) <= 8
 
 
 def test_generate_with_levels_of_latents(images, monkeypatch):
