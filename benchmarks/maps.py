@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, mnist, or a folder of IDX files")
     parser.add_argument("--train", type=int, default=60_000, help="at most so many training examples")
+    parser.add_argument("--parametric", action="store_true", help="also the map of an encoder that learns to place")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     dataset = data.load(digits() if options.data == "digits" else options.data)
@@ -33,7 +34,10 @@ def main() -> None:
     print(f"{dataset.name}: {len(x):,} training and {len(test):,} test examples")
     print("           trustworthiness  kNN accuracy  k-means NMI      MSE  seconds")
     flat = [part.reshape(len(part), -1) for part in (x, test)]
-    for name, method in {"flaxae": of_flaxae, "UMAP": of_umap, "PCA": of_pca}.items():
+    methods = {"flaxae": of_flaxae, "UMAP": of_umap, "PCA": of_pca}
+    if options.parametric:
+        methods["parametric"] = parametric
+    for name, method in methods.items():
         began = time.perf_counter()
         codes = method(x, test, flat, dataset, options.quick)
         if codes is None:
@@ -56,9 +60,16 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_flaxae(x: np.ndarray, test: np.ndarray, _: object, dataset: Dataset, quick: bool) -> tuple:
-    model = autoencoder.build(presets.neighbour_map(), dataset.shape)
-    epochs = _steps.enough_epochs(len(x), 512, epochs=reduce.EPOCHS, steps=_steps.STEPS)
-    maps.fit(model, x, epochs=1 if quick else epochs, show=False)
+    return trained(presets.neighbour_map(examples=len(x)), x, test, dataset, quick)
+
+
+def parametric(x: np.ndarray, test: np.ndarray, _: object, dataset: Dataset, quick: bool) -> tuple:
+    return trained(presets.parametric_map(), x, test, dataset, quick)
+
+
+def trained(config: autoencoder.Config, x: np.ndarray, test: np.ndarray, dataset: Dataset, quick: bool) -> tuple:
+    model = autoencoder.build(config, dataset.shape)
+    maps.fit(model, x, epochs=1 if quick else reduce.epochs_of(config, len(x), 512), show=False)
     codes = [training.apply(Autoencoder.encode, model, part) for part in (x, test)]
     return *codes, _steps.mean_squared_error(model, test)
 

@@ -133,10 +133,10 @@ def defects() -> plt.Figure:
 
 @picture
 def codes() -> plt.Figure:
-    """Test digits on a map that `presets.map` learnt from 10,000 others without their classes, coloured by class."""
+    """Test digits on a map learnt from 10,000 others without their classes, coloured by class."""
     train, test, labels = digits()
-    model = flaxae.build(presets.neighbour_map(), train.shape[1:])
-    maps.fit(model, train[:10_000], epochs=20, show=False)
+    model = flaxae.build(presets.neighbour_map(examples=10_000), train.shape[1:])
+    maps.fit(model, train[:10_000], epochs=50, show=False)
     z = flaxae.apply(Autoencoder.encode, model, test[:5000])
     figure, (axis,) = small_axes((3.6, 3.2))
     colours = plt.get_cmap("tab10")(np.arange(10))

@@ -139,8 +139,8 @@ class SweepFlags(PresetFlags):
             raise ConfigError(f"--seeds is {self.seeds}; it has to be at least 1.")
         if self.seeds > 1 and not self.sweep:
             raise ConfigError("--seeds goes with a --sweep such as lr=1e-4,1e-3,1e-2.")
-        if self.sweep and self.model == "map":
-            raise ConfigError("--model map learns from pairs, and can't be swept; take --model vanilla, or another.")
+        if self.sweep and self.model in ("map", "parametric_map"):
+            raise ConfigError(f"--model {self.model} can't be swept; take --model vanilla, or another.")
         if self.sweep and "latent" not in axes(self) and self.model == "stacked":
             raise ConfigError("--model stacked is for one model; those of a --sweep train side by side. Leave it out.")
 
@@ -431,8 +431,9 @@ class Reduce(SweepFlags):
     """Flags of the dimension-reduction experiment."""
 
     model: str = "map"
-    """The preset to train: `map` keeps neighbours together, with a decoder back; another, such as vanilla, is a map for
-    reconstruction alone. A wrong name lists them."""
+    """The preset to train: `map` keeps neighbours together, with a decoder back, and remembers the examples;
+    `parametric_map` has an encoder that learns to; another, such as vanilla, is a map for reconstruction alone. A wrong
+    name lists them."""
     batch_size: int = 512
     """Examples per step."""
     latent: int = 2

@@ -2,11 +2,11 @@
 
     python run.py --exp reduce
 
-maps the embedded MNIST in some minutes on two CPU cores, so that neighbours stay together, with a decoder back from the
-map. `--model vanilla` trains a map for reconstruction alone. Any table will do: `--data customers.csv --label segment`.
-The labels only colour and score the map; they are not trained on. The codes of all examples, first those of the
-training part, then those of the test part, are written to codes.npz and codes.csv in the run's folder. A trained run
-maps new data:
+maps the embedded MNIST in about two minutes on two CPU cores, so that neighbours stay together, with a decoder back
+from the map. `--model vanilla` trains a map for reconstruction alone. Any table will do: `--data customers.csv --label
+segment`. The labels only colour and score the map; they are not trained on. The codes of all examples, first those of
+the training part, then those of the test part, are written to codes.npz and codes.csv in the run's folder. A trained
+run maps new data:
 
     python run.py --exp reduce --from runs/reduce/1 --input new.csv --output codes.csv
 """
@@ -25,13 +25,15 @@ from flaxae import atomic, autoencoder, data, experiments, maps, objectives, tra
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, images
 from flaxae.experiments import _flags, _steps, _sweep
-from flaxae.objectives import KeepNeighbours
+from flaxae.nn.neighbours import Placed
+from flaxae.objectives import DecodePlaces, KeepNeighbours
 from flaxae.parallel import processes
 from flaxae.printing import say
 from flaxae.runs import Run, plots, report
 from flaxae.training import History
 
-EPOCHS = 20  # of a map that keeps neighbours
+EPOCHS, STEPS = 10, 1000  # at least, of the decoder of a map that keeps neighbours
+PARAMETRIC_EPOCHS = 20  # of an encoder that learns to keep them, too
 SCORED = 2000  # test examples to measure trustworthiness on, whose time grows with their square
 NEIGHBOURS = 10
 COLOURED = 20  # columns of a table that the map may be coloured by
@@ -56,29 +58,37 @@ def train(config: _flags.Reduce) -> None:
     """Train and evaluate in a run's folder."""
     dataset = _steps.whole(_steps.load(config), config)
     model = _steps.preset(config, dataset)
+    keeps = isinstance(model.objective, DecodePlaces | KeepNeighbours)
+    rows = maps.learnt_from(dataset.scaling(dataset.train), seed=config.seed) if keeps else None
+    if rows is not None and isinstance(model.head, Placed):
+        model = dataclasses.replace(model, head=dataclasses.replace(model.head, examples=len(rows)))
     with _steps.start("reduce", config, dataset, model) as run:
         if config.sweep:
             _sweep.compare(config, run, dataset, model, _sweep.reconstruction())
             return
-        keeps = isinstance(model.objective, KeepNeighbours)
-        network, history = (train_map if keeps else _steps.train)(config, run, dataset, model)
+        trained = (
+            _steps.train(config, run, dataset, model) if rows is None else train_map(config, run, rows, dataset, model)
+        )
         processes.leave_to_first()
-        evaluate(run, network, history, dataset)
+        evaluate(run, *trained, dataset)
     dataset.check()
 
 
 def train_map(
-    config: _flags.Reduce, run: Run, dataset: Dataset, model: autoencoder.Config
+    config: _flags.Reduce, run: Run, rows: np.ndarray, dataset: Dataset, model: autoencoder.Config
 ) -> tuple[Autoencoder, History]:
-    """Train a map that keeps neighbours, from its checkpoint if the run is resumed, and return it with its history."""
+    """Find a map of the rows, train its decoder, and return the model with its history.
+
+    If the run is resumed, the places are found again, the same ones, and the training goes on from its checkpoint.
+    """
     network = autoencoder.build(model, dataset.shape, seed=config.seed)
-    epochs = _steps.epochs(config, dataset, least=EPOCHS)
+    epochs = config.epochs or epochs_of(model, len(rows), config.batch_size)
     alone = dataclasses.replace(model, objective=objectives.negative_log_likelihood)  # of examples without neighbours
     _steps.announce(dataset, alone, epochs=epochs, batch_size=config.batch_size)
     with _steps.resources(config, run) as given:
         history = maps.fit(
             network,
-            dataset.scaling(dataset.train),
+            rows,
             epochs=epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
@@ -90,6 +100,12 @@ def train_map(
             **given,
         )
     return network, history
+
+
+def epochs_of(model: autoencoder.Config, examples: int, batch_size: int) -> int:
+    """How many a map is trained for by default."""
+    epochs, steps = (EPOCHS, STEPS) if isinstance(model.head, Placed) else (PARAMETRIC_EPOCHS, _steps.STEPS)
+    return _steps.enough_epochs(examples, batch_size, epochs=epochs, steps=steps)
 
 
 def evaluate(run: Run, model: Autoencoder, history: History, dataset: Dataset) -> None:

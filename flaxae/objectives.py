@@ -536,6 +536,20 @@ def info_nce(z: Float[Array, "batch latent"], neighbour: Float[Array, "batch lat
 
 @specs.register
 @dataclasses.dataclass(frozen=True)
+class DecodePlaces:
+    """−log p(x | z) / values, with z the `place` of each x in the batch: a decoder for codes that are there already."""
+
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> Loss:
+        if not isinstance(batch, Mapping) or "place" not in batch:
+            raise errors.DataError(
+                "The objective DecodePlaces needs the place of each example: `maps.fit` and --exp reduce give it."
+            )
+        x = jnp.asarray(batch["x"])
+        return -model.log_likelihood(model.params(jnp.asarray(batch["place"]), key, like=x), Batch(x)) / x[0].size
+
+
+@specs.register
+@dataclasses.dataclass(frozen=True)
 class KeepCosines:
     """(cos(z, z') − cos(x, x'))² for a near x', and its mean over all others x' of the batch: codes as similar as x.
 

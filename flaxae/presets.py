@@ -18,6 +18,7 @@ from flaxae.nn.convnet import ConvNet, FullyConvolutional
 from flaxae.nn.heads import Deterministic, Hierarchical, Identity, Sparse, TopK, Variational, VectorQuantizer
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
+from flaxae.nn.neighbours import Components, Placed
 from flaxae.nn.recognizer import Recognizer
 from flaxae.nn.unet import UNet
 from flaxae.objectives import (
@@ -207,10 +208,23 @@ def likelihood(kind: str, encoding: Encoding | None, scaling: Scaling) -> Likeli
     return columns.of_table(encoding, scaling) if kind == "tabular" and encoding is not None else Gaussian()
 
 
-def neighbour_map(latent: int = 2, likelihood: Likelihood = BERNOULLI, pull: float = 1.0, noise: float = 0.1) -> Config:
-    """A map that keeps neighbours together, with a decoder back; trained by `maps.fit` (after Damrich et al. 2023).
+def neighbour_map(latent: int = 2, likelihood: Likelihood = BERNOULLI, examples: int = 1) -> Config:
+    """A map that keeps neighbours together, with a decoder back; found by `maps.fit` from so many examples.
 
-    A little noise on what the encoder sees makes the map as good for new examples as for those trained on.
+    The examples are laid out first. A new one is placed among its nearest neighbours.
+    """
+    return Config(
+        body=Components(), head=Placed(latent, examples), objective=objectives.DecodePlaces(), likelihood=likelihood
+    )
+
+
+def parametric_map(
+    latent: int = 2, likelihood: Likelihood = BERNOULLI, pull: float = 1.0, noise: float = 0.1
+) -> Config:
+    """As `neighbour_map`, but an encoder learns to place examples, and none is remembered (after Damrich et al. 2023).
+
+    It takes longer to train, and keeps neighbours less well; its time for new examples doesn't depend on how many it
+    was trained on. A little noise on what the encoder sees makes the map as good for new examples as for those.
     """
     return Config(
         body=MLP((512, 512, 256)),
@@ -241,6 +255,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
     "masked": masked,
     "transformed": transformed,
     "map": neighbour_map,
+    "parametric_map": parametric_map,
     "grid": grid,
     "grid_variational": grid_variational,
 }

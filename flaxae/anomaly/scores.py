@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 from sklearn.covariance import LedoitWolf
 
@@ -18,10 +17,10 @@ from flaxae.anomaly.views import Passed
 from flaxae.autoencoder import Autoencoder
 from flaxae.nn import conv
 from flaxae.nn.heads import Probabilistic
+from flaxae.nn.neighbours import nearest
 from flaxae.training.feed import power_of_two
 
 ORDERED = 1e-3  # of the parts themselves, so that what is usual by all parts is ordered too
-GROUP = 16  # references per group; the search first compares only the nearest of each group
 SAMPLES = 256  # draws of z for a likelihood
 WIDE = 0.05  # of the references are a wide neighbourhood: clumps of anomalies don't fill it
 LEAST_ROWS = 1024  # that references are filled up to
@@ -57,38 +56,6 @@ class Score(NamedTuple):
 
 def _log_mean_square(x: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
     return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
-
-
-def nearest(
-    references: Float[Array, "references values"],
-    x: Float[Array, "batch values"],
-    k: int,
-    own: Int[Array, " batch"],
-    count: int | Int[Array, ""] | None = None,
-) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """Squared distances to the k nearest references, and their indices; `own` is one to leave out, −1 for none.
-
-    With a `count`, only so many are references, and the rest is there to fill up.
-
-    Only the k groups with the smallest minimum distance are searched: for any reference outside them, there are k
-    references that are at least as near.
-    """
-    most = len(references)
-    references = jnp.pad(references, ((0, -most % GROUP), (0, 0)))
-    index = jnp.arange(len(references))
-    square = jnp.where(index < (most if count is None else count), jnp.sum(jnp.square(references), axis=-1), jnp.inf)
-    square = square[None] - 2 * jnp.matmul(x, references.T, precision="highest")
-    square = jnp.where(index[None] == own[:, None], jnp.inf, square)
-    if 8 * k * GROUP > most or conv.is_portable():  # the k groups would be a large part of all, or hard to translate
-        distance, found = lax.top_k(-square, k)
-    else:
-        groups = square.reshape(x.shape[0], GROUP, -1)  # groups are strided, so that minima are taken over whole rows
-        _, closest = lax.top_k(-groups.min(axis=1), k)
-        candidates = jnp.take_along_axis(groups, closest[:, None], axis=2).reshape(x.shape[0], -1)
-        distance, among = lax.top_k(-candidates, k)
-        group = jnp.take_along_axis(closest, among % k, axis=1)
-        found = among // k * groups.shape[2] + group
-    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True) - distance, 0), found
 
 
 def _mean_distance(
