@@ -86,6 +86,8 @@ def test_a_map_is_explored_by_clicks_and_keys(browser, tmp_path, explore, width)
     canvas, detail = page.locator('[data-part="map"]'), page.locator('[data-part="detail"]')
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate("window.hacked") is None
+    assert not page.locator('[data-part="turned"]').is_visible()  # those are for three numbers
+    assert not page.locator('[data-part="third"]').is_visible()
     assert page.locator('[data-part="legend"] li').all_inner_texts()[0] == HOSTILE
 
     canvas.focus()
