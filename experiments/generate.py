@@ -3,7 +3,7 @@
     python run.py --exp generate
 
 trains an autoencoder on the embedded MNIST, fits a mixture to its codes, with components of its own for each class,
-and draws samples, in about five minutes on two CPU cores. It compares them with test images in the features of
+and draws samples, in about seven minutes on two CPU cores. It compares them with test images in the features of
 a small classifier (Fréchet distance, KID, precision, recall), and shows them beside the nearest training images. A
 trained run of any experiment is sampled by
 
