@@ -17,14 +17,14 @@ import numpy as np
 from flaxae import autoencoder, data, generation, presets, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset
-from flaxae.experiments import generate
+from flaxae.experiments import _flags, generate
 from flaxae.generation import CodePrior, FeatureSpace
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist", help="mnist, or a folder of IDX files")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=generate.MIXER_EPOCHS)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     dataset = data.load(options.data)
@@ -55,7 +55,7 @@ def tell(name: str, made: np.ndarray, dataset: Dataset, x: np.ndarray, space: Fe
 
 def trained(preset: autoencoder.Config, dataset: Dataset, x: np.ndarray, epochs: int) -> Autoencoder:
     model = autoencoder.build(preset, dataset.shape)
-    training.fit(model, x, epochs=epochs, validation=0.05, show=False)
+    training.fit(model, x, batch_size=_flags.Generate.batch_size, epochs=epochs, validation=0.05, show=False)
     return model
 
 

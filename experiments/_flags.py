@@ -338,10 +338,12 @@ class Generate(SweepFlags):
     used_with: ClassVar[tuple[str, ...]] = ("from", "output")
 
     model: str | None = None
-    """The preset to train; by default vanilla, and for tables variational. A wrong name lists them;
-    `package.module:preset` is one of your own."""
+    """The preset to train; by default mixer for images, vanilla for large ones, and variational for tables. A wrong
+    name lists them; `package.module:preset` is one of your own."""
     latent: int | None = None
-    """Size of the code; by default 128 for --model vanilla, and the preset's for others."""
+    """Size of the code; by default 192 for --model mixer, 128 for vanilla, and the preset's for others."""
+    batch_size: int = 128
+    """Examples per step."""
     label: str | None = None
     """The column of a table, or the feature of a TFDS set, that holds the labels: each class has components of its own
     in the prior. With --from, the class to draw samples of."""
@@ -353,8 +355,8 @@ class Generate(SweepFlags):
     scored: int = 1000
     """How many test examples to estimate the likelihood of."""
     components: int | None = None
-    """Components of the mixture fitted to the codes, which is sampled; by default one for every 25 images or 100 other
-    examples, and 2,400 at most."""
+    """Components of the mixture fitted to the codes, which is sampled; by default one for every 15 images or 100 other
+    examples, and 4,000 at most."""
     count: Annotated[
         int,
         tyro.conf.arg(

@@ -106,7 +106,7 @@ def test_a_sweep_ranks_by_what_the_experiment_is_for(images):
     [
         ("reconstruct --sweep warmth=1,2", "Known: lr"),
         ("reduce --model vanilla --sweep noise=0.1,0.2", "Known: lr"),  # a model without noise
-        ("reduce --sweep lr=1e-3,1e-2", "learns from pairs"),
+        ("reduce --sweep lr=1e-3,1e-2", "map can't be swept"),
         ("denoise --sweep latent=2,8", "Known: lr, noise"),
         ("denoise --sweep lr=1e-3 lr=1e-2", "each setting once"),
         ("denoise --sweep noise=nan", "such as lr="),
