@@ -3,7 +3,7 @@
     python run.py --exp generate
 
 trains an autoencoder on the embedded MNIST, fits a mixture to its codes, with components of its own for each class,
-and draws samples, in about five minutes on two CPU cores. It compares them with test images in the features of
+and draws samples, in five to six minutes on two CPU cores. It compares them with test images in the features of
 a small classifier (Fréchet distance, KID, precision, recall), and shows them beside the nearest training images. A
 trained run of any experiment is sampled by
 
@@ -41,7 +41,7 @@ from flaxae.training import History
 COLUMNS, ROWS = 10, 5
 LATENTS = {"mixer": 192, "vanilla": 128}  # of the default models: samples are as sharp as what these reconstruct
 JUDGED = 10_000  # samples, and test examples, that are compared
-MIXER_EPOCHS = 7  # in batches of 128: on two CPU cores there is no time for more in five minutes
+MIXER_EPOCHS = 7  # in batches of 128: samples are as good as after ten in batches of 256
 IMAGES_EACH = 15  # for each component of the prior; for rows of a table so few would give single ones away
 MIXED = 128  # pixels a side up to which patches are mixed: larger ones would have to be coarse
 MOST_PATCHES = 8  # of the default model, down and across: the time grows with the square of their number
