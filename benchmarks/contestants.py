@@ -56,9 +56,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     from flaxae.nn.mlp import MLP
     from flaxae.nn.unet import UNet
     from flaxae.objectives import ELBO
-    from flaxae.parallel import compilation
     from flaxae.training import feed, fitting, population, step
-    from flaxae.training.precision import in_precision
 
     if network.blocks:
         body, noise = UNet(network.hidden, network.blocks), GaussianNoise(networks.NOISE)
@@ -88,9 +86,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     optimizer = training.Optimizer(microbatches=microbatches(network, batch))
     graphdef = nnx.split(model)[0]
     step_key, _ = fitting.keys(0)
-    onednn = precision == "bf16" and compilation.onednn()
-    run_block = step.onednn_block if onednn else step.train_block
-    objective = in_precision(autoencoder.own_objective, precision, onednn=onednn)
+    _, objective, run_block = fitting.compiled_for(model, autoencoder.own_objective, precision, short=False)
     program = step.Program(graphdef, objective, optimizer, batch)
     state, epoch = step.init(model, optimizer, LEARNING_RATE), 0
     if members is not None:

@@ -8,17 +8,19 @@ work on the machine affects all of them alike. Ratios are paired, and medians ov
 that of a 1024 × 1024 product in the same round. It takes two minutes on two idle cores; on busy ones torch's
 threads wait for each other, and the comparison with it means nothing.
 
-`--shapes` measures single 3×3 convolutions of stride 1 instead, forward and with both gradients: Winograd's and plain
-products inside a compiled loop, `lax` outside one, and torch. Operations are counted as those of a plain convolution,
-per second of the processor's time, which tells more than the clock on a busy machine; `conv._winograd_pays` rests on
-them.
+`--shapes` measures single 3×3 convolutions of stride 1 instead, forward and with both gradients: as U-Nets have them,
+with the batch last by Winograd's and by plain products, all inside a compiled loop, `lax` outside one, and torch.
+Operations are counted as those of a plain convolution, per second of the processor's time, which tells more than the
+clock on a busy machine; `conv._winograd_pays` rests on them.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import jax
@@ -29,6 +31,7 @@ from flax import nnx
 from jax import lax
 
 from flaxae.nn import conv
+from flaxae.parallel import compilation
 
 SAMPLES = 10_240
 LAX_SAMPLES = 1_024  # fewer, because it is slow
@@ -178,13 +181,13 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
         of_x, of_kernel = pull_back(0.01 * y)
         return x + 1e-6 * of_x, kernel + 1e-6 * of_kernel
 
-    def in_loop(least_tiles: int) -> Callable[[], None]:
+    def in_loop(least_tiles: int = conv.LEAST_TILES, layout: Any = contextlib.nullcontext, **options: Any):
         def repeated(x, kernel):
             return lax.fori_loop(0, REPEATS, lambda _, both: step(conv.conv, *both), (x, kernel))
 
-        arguments = conv.from_nhwc(jnp.asarray(x)), jnp.asarray(kernel)
-        with mock.patch.object(conv, "LEAST_TILES", least_tiles):
-            compiled = jax.jit(repeated).lower(*arguments).compile()
+        with mock.patch.object(conv, "LEAST_TILES", least_tiles), layout(), compilation.unkept():
+            arguments = conv.from_nhwc(jnp.asarray(x)), jnp.asarray(kernel)
+            compiled = jax.jit(repeated).lower(*arguments).compile(options)
         return lambda: jax.block_until_ready(compiled(*arguments))
 
     def plain(x, kernel):
@@ -198,7 +201,14 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
             both = alone(*both)
         jax.block_until_ready(both)
 
-    runs = {"Winograd": in_loop(1), "products": in_loop(10**9), "lax, no loop": outside}
+    runs = {
+        "U-Net's": in_loop(layout=conv.by_products, **compilation.WITHOUT_YNN),
+        "batch last, Winograd": in_loop(1),
+        "batch last, products": in_loop(10**9),
+        "lax, no loop": outside,
+    }
+    if compilation.onednn():
+        runs["U-Net's"] = in_loop(layout=conv.onednn, **compilation.ONEDNN)
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -217,21 +227,29 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
 
 
 def by_shape(rounds: int) -> None:
-    """GFLOP a second of the processor's, the best of the rounds, and of the clock."""
+    """GFLOP a second of the processor's and of the clock, medians over the rounds, in which all run in turn."""
     print("channels, side, batch: GFLOP a second of one core's time (of the clock)")
     for channels, side, batch in SHAPES:
         flop = REPEATS * 3 * 2 * 9 * channels**2 * side**2 * batch
-        found = []
-        for name, run in single(channels, side, batch).items():
+        runs = single(channels, side, batch)
+        taken = {name: [] for name in runs}
+        for name, run in runs.items():
             run()
-            taken = []
-            for _ in range(rounds):
+        for _ in range(rounds):
+            for name, run in runs.items():
                 start, clock = time.process_time(), time.perf_counter()
                 run()
-                taken.append((time.process_time() - start, time.perf_counter() - clock))
-            least, elapsed = (min(times) for times in zip(*taken, strict=True))
-            found.append(f"{name} {flop / least / 1e9:.0f} ({flop / elapsed / 1e9:.0f})")
-        print(f"{channels}, {side}, {batch}: {'; '.join(found)}", flush=True)
+                taken[name].append((time.process_time() - start, time.perf_counter() - clock))
+        found = []
+        for name, times in taken.items():
+            busy, elapsed = (statistics.median(part) for part in zip(*times, strict=True))
+            found.append(f"{name} {flop / busy / 1e9:.0f} ({flop / elapsed / 1e9:.0f})")
+        ours = next(iter(taken))
+        best = [min(taken[name][i][1] for name in taken if name.startswith("torch")) for i in range(rounds)]
+        ratio = (
+            statistics.median(b / own[1] for b, own in zip(best, taken[ours], strict=True)) if "torch" in taken else 0
+        )
+        print(f"{channels}, {side}, {batch}: {'; '.join(found)}; the first is {ratio:.2f} times torch's", flush=True)
 
 
 def main() -> None:

@@ -33,11 +33,13 @@ from flaxae.parallel import compilation
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(params=["dots", "lax", "onednn"])
+@pytest.fixture(params=["dots", "lax", "products", "onednn"])
 def form(request, monkeypatch):
-    """Runs a test in the form of the CPU, in that of the accelerators, and in that for oneDNN."""
-    monkeypatch.setattr(convolutions, "_batch_minor", lambda: request.param == "dots")
-    with convolutions.onednn() if request.param == "onednn" else contextlib.nullcontext():
+    """Runs a test in the forms of the CPU, in that of the accelerators, and in that for oneDNN."""
+    contexts = {"onednn": convolutions.onednn, "products": convolutions.by_products}
+    with contexts.get(request.param, contextlib.nullcontext)():
+        if request.param in ("dots", "lax"):
+            monkeypatch.setattr(convolutions, "_batch_minor", lambda: request.param == "dots")
         yield request.param
 
 
@@ -71,18 +73,19 @@ strides = st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)])
 paddings = st.sampled_from(["SAME", "VALID"])
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, convolutions.channels_last, convolutions.by_products])
 @given(
     shape=st.sampled_from([(2, 8, 8), (3, 13, 6), (1, 5, 21), (16, 9, 4)]),
     channels=st.sampled_from([(16, 16), (20, 17)]),
 )
 @few
-def test_winograd_is_a_convolution(channels_last, shape, channels):
+def test_winograd_is_a_convolution(context, shape, channels):
     x, kernel = draw_normal(0, *shape, channels[0]), 0.1 * draw_normal(1, 3, 3, *channels)
 
     def ours(x, kernel):
-        with convolutions.channels_last() if channels_last else contextlib.nullcontext():
-            assert convolutions._winograd_pays(from_nhwc(x), kernel)
+        with context():
+            batch_minor = convolutions._batch_minor()
+            assert convolutions._winograd_pays(from_nhwc(x), kernel, batch_minor=batch_minor)
             return in_nhwc(conv)(x, kernel)
 
     with mock.patch.object(convolutions, "LEAST_TILES", 1):
@@ -92,9 +95,10 @@ def test_winograd_is_a_convolution(channels_last, shape, channels):
         assert_same_with_gradients(ours, theirs, x, kernel, of_largest=1e-5)
 
 
-def test_winograd_in_both_modes_and_under_vmap():
-    x, kernels = draw_normal(0, 2, 8, 8, 16), 0.1 * draw_normal(1, 2, 3, 3, 16, 16)
-    with mock.patch.object(convolutions, "LEAST_TILES", 1):
+@pytest.mark.parametrize("context", [contextlib.nullcontext, convolutions.by_products])
+def test_winograd_in_both_modes_and_under_vmap(context):
+    x, kernels = draw_normal(0, convolutions.LEAST_TILES, 4, 3, 16), 0.1 * draw_normal(1, 2, 3, 3, 16, 16)
+    with context():
         out, tangent = jax.jvp(lambda k: in_nhwc(conv)(x, k), (kernels[0],), (kernels[1],))
         both = jax.vmap(lambda k: in_nhwc(conv)(x, k))(kernels)
     np.testing.assert_allclose(both[0], out, atol=1e-5)
@@ -104,10 +108,12 @@ def test_winograd_in_both_modes_and_under_vmap():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPUs alone")
 def test_winograd_is_left_alone_where_it_does_not_pay():
     x = jnp.zeros((64, 64, 64, 16), jnp.float32)  # channels first
-    assert convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 64)))
-    assert not convolutions._winograd_pays(x.astype(jnp.bfloat16), jnp.zeros((3, 3, 64, 64)))
-    assert not convolutions._winograd_pays(x, jnp.zeros((3, 3, 64, 4)))
-    assert not convolutions._winograd_pays(x[:, :8, :8], jnp.zeros((3, 3, 64, 64)))
+    pays = functools.partial(convolutions._winograd_pays, batch_minor=True)
+    assert pays(x, jnp.zeros((3, 3, 64, 64)))
+    assert not pays(x.astype(jnp.bfloat16), jnp.zeros((3, 3, 64, 64)))
+    assert not pays(x, jnp.zeros((3, 3, 64, 4)))
+    assert not pays(x[:, :8, :8], jnp.zeros((3, 3, 64, 64)))
+    assert not pays(x, jnp.zeros((3, 3, 64, 32)), beside_onednn=True)
 
 
 @given(sizes, windows, strides, paddings)
@@ -236,8 +242,6 @@ def test_scan_equals_steps(form, kernels):
 
 
 def test_forward_mode_and_second_derivatives_agree(form, kernels):
-    if form == "onednn":
-        pytest.skip("reverse mode alone")
     x, tangent = draw_normal(2, 4, 5, 5, 1), jax.tree.map(jnp.ones_like, kernels)
 
     @jax.jit

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from flaxae import errors
@@ -32,7 +34,7 @@ Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width ar
 
 _channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
 _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
-_onednn: contextvars.ContextVar[bool] = contextvars.ContextVar("onednn", default=False)
+_form: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", default=None)  # of `_convolved`
 
 
 def _batch_minor() -> bool:
@@ -68,18 +70,35 @@ def portable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def by_products() -> Iterator[None]:
+    """While a program is traced in here, channels are last on CPU, and convolutions Winograd's or matrix products.
+
+    For many channels and few images in a compiled loop: every copy is a run of `channels` numbers. It changes nothing
+    within the contexts above and below, nor on other platforms.
+    """
+    with contextlib.nullcontext() if not _batch_minor() else _channels_last_in("products"):
+        yield
+
+
+@contextlib.contextmanager
 def onednn() -> Iterator[None]:
-    """While a program in bfloat16 is traced in here, to be compiled with `compilation.ONEDNN`, channels are last.
+    """While a program is traced in here, to be compiled with `compilation.ONEDNN`, channels are last.
 
     Then all convolutions, transposed ones and gradients too, are in the one form that XLA gives to oneDNN. Others would
-    be computed one number at a time.
+    be computed one number at a time in bfloat16. In float32, Winograd's stay where they are faster.
     """
-    token = _onednn.set(True)
+    with _channels_last_in("onednn"):
+        yield
+
+
+@contextlib.contextmanager
+def _channels_last_in(form: str) -> Iterator[None]:
+    token = _form.set(form)
     try:
         with channels_last():
             yield
     finally:
-        _onednn.reset(token)
+        _form.reset(token)
 
 
 def is_portable() -> bool:
@@ -136,16 +155,16 @@ def conv(
     _check_channels(x, in_channels)
     window, stride = (kh, kw), _pair("stride", stride)
     axes = _axes(_size(x), window, stride, padding)
-    if _winograd_fits(window, stride, padding) and _winograd_pays(x, kernel):
-        return _winograd(x, kernel)
+    pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
+    if (form := _form.get()) is not None:
+        if stride != (1, 1):
+            x, kernel, pads = _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride), ((0, 0), (0, 0))
+        return _convolved(x, kernel, pads, form)
+    if stride == (1, 1) and _winograd_fits(window, pads) and _winograd_pays(x, kernel, batch_minor=_batch_minor()):
+        return _winograd(x, kernel, batch_minor=_batch_minor())
     if _batch_minor():
         y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
         return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
-    pads = [(axis.low, axis.high) for axis in axes]
-    if _onednn.get():
-        if stride == (1, 1):
-            return _by_onednn(tuple(pads), x, kernel)
-        return _by_onednn(((0, 0), (0, 0)), _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride))
     return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -197,10 +216,10 @@ def conv_transpose(
         image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
         return y
-    if _onednn.get():
+    if (form := _form.get()) is not None:
         adjoint = _turned(_phases_kernel(_turned(kernel), stride))
         height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
-        y: Any = _by_onednn((height, width), x, adjoint)
+        y = _convolved(x, adjoint, (height, width), form)
         image = jax.ShapeDtypeStruct((x.shape[0], *size, out_channels), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _to_phases(image, window, stride, axes), image)(y)
         return y
@@ -415,38 +434,110 @@ def _patches(
 
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+Kernel = Float[Array, "kh kw in_channels out_channels"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_onednn(pads: Pads, x: Image, kernel: Float[Array, "kh kw in_channels out_channels"]) -> Image:
-    """A convolution of stride 1, channels last. Reverse-mode differentiation alone.
+def _convolved(x: Image, kernel: Kernel, pads: Pads, form: str) -> Image:
+    """A convolution of stride 1, channels last, by `_convolve`; so are its gradients, in every mode and to any order.
 
-    XLA gives only this form to oneDNN; so the gradient for x is a convolution with a kernel that is turned in memory.
-    That for the kernel is one product, of x at the kernel's rows with y's gradient at its columns: kh + kw copies
-    instead of kh × kw.
+    It is a primitive of its own, like `lax`'s, because JAX's derivatives of sums of slices are slow, and a custom
+    derivative would forbid forward mode: it is bilinear, and each transpose is a convolution with the kernel turned or
+    `_correlate`. `form` is "products" or "onednn".
     """
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return _convolve_p.bind(x, kernel, pads=pads, form=form)
 
 
-def _by_onednn_forward(pads: Pads, x: Image, kernel: Array) -> tuple[Image, tuple[Image, Array]]:
-    return _by_onednn(pads, x, kernel), (x, kernel)
-
-
-def _by_onednn_backward(pads: Pads, saved: tuple[Image, Array], gradient: Image) -> tuple[Image, Array]:
-    x, kernel = saved
+@functools.partial(jax.jit, static_argnames=("pads", "form"))
+def _convolve(x: Image, kernel: Kernel, *, pads: Pads, form: str) -> Image:
     kh, kw, in_channels, out_channels = kernel.shape
-    beyond = tuple((side - 1 - low, side - 1 - high) for side, (low, high) in zip((kh, kw), pads, strict=True))
-    of_x: Any = _by_onednn(beyond, gradient, _turned(kernel))
-    tall = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
-    wide = jnp.pad(gradient, ((0, 0), (0, 0), beyond[1], (0, 0)))
+    pays = _winograd_pays(x, kernel, batch_minor=False, beside_onednn=form == "onednn")
+    if _winograd_fits((kh, kw), pads) and pays:
+        return _winograd(x, kernel, batch_minor=False)
+    if form == "onednn":
+        return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    batch, height, width = _convolved_size(x, (kh, kw), pads)
+    x = _padded(x, pads)
+    taps = [x[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
+    patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=3)
+    y = patches.reshape(-1, kh * kw * in_channels) @ kernel.reshape(-1, out_channels)
+    return y.reshape(batch, height, width, out_channels)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "pads", "form"))
+def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads, form: str) -> Kernel:
+    """The gradient for the kernel of `_convolve`, from x and its result's gradient.
+
+    Where Winograd's don't pay, it is one product, of x at the kernel's rows with the gradient at its columns: kh + kw
+    copies instead of kh × kw.
+    """
+    (kh, kw), in_channels, out_channels = window, x.shape[3], gradient.shape[3]
+    shape = jax.ShapeDtypeStruct((kh, kw, in_channels, out_channels), x.dtype)
+    if _winograd_fits(window, pads) and _winograd_pays(x, shape, batch_minor=False):
+        return _winograd_kernel(x, gradient)
+    tall = _padded(x, (pads[0], (0, 0)))
+    wide = _padded(gradient, ((0, 0), _beyond(window, pads)[1]))
     height, width = gradient.shape[1], x.shape[2]
     rows = jnp.concatenate([tall[:, i : i + height] for i in range(kh)], axis=3)
     columns = jnp.concatenate([wide[:, :, j : j + width] for j in reversed(range(kw))], axis=3)
     product = rows.reshape(-1, kh * in_channels).T @ columns.reshape(-1, kw * out_channels)
-    return of_x, product.reshape(kh, in_channels, kw, out_channels).transpose(0, 2, 1, 3)
+    return product.reshape(kh, in_channels, kw, out_channels).transpose(0, 2, 1, 3)
 
 
-_by_onednn.defvjp(_by_onednn_forward, _by_onednn_backward)
+def _padded(x: Image, pads: Pads) -> Image:
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
+
+
+def _convolved_size(x: Any, window: tuple[int, int], pads: Pads) -> tuple[int, int, int]:
+    height, width = (n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[1:3], window, pads, strict=True))
+    return x.shape[0], height, width
+
+
+def _beyond(window: tuple[int, int], pads: Pads) -> Pads:
+    """The padding of the convolution with the kernel turned that is the adjoint."""
+    height, width = ((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, pads, strict=True))
+    return height, width
+
+
+def _primitive(name: str, of: Callable[..., Array], shape: Callable[..., tuple[int, ...]]) -> Primitive:
+    """A primitive of two arrays, computed by `of`, with a result of that shape and the first's type."""
+    primitive = Primitive(name)
+    primitive.def_impl(of)
+    primitive.def_abstract_eval(lambda a, b, **settings: jax.core.ShapedArray(shape(a, b, **settings), a.dtype))
+    mlir.register_lowering(primitive, mlir.lower_fun(of, multiple_results=False))
+
+    def batched(arguments: Any, axes: Any, **settings: Any) -> tuple[Array, int]:
+        return jax.vmap(functools.partial(of, **settings), axes)(*arguments), 0
+
+    batching.primitive_batchers[primitive] = batched
+    return primitive
+
+
+_convolve_p = _primitive(
+    "convolve", _convolve, lambda x, kernel, pads, form: (*_convolved_size(x, kernel.shape[:2], pads), kernel.shape[3])
+)
+_correlate_p = _primitive(
+    "correlate", _correlate, lambda x, gradient, window, pads, form: (*window, x.shape[3], gradient.shape[3])
+)
+
+
+def _to_image(given: Array, x: Any, kernel: Any, *, pads: Pads, form: str) -> Array:
+    return _convolve_p.bind(given, _turned(kernel), pads=_beyond(kernel.shape[:2], pads), form=form)
+
+
+def _to_kernel(given: Array, x: Any, kernel: Any, *, pads: Pads, form: str) -> Array:
+    return _correlate_p.bind(x, given, window=kernel.aval.shape[:2], pads=pads, form=form)
+
+
+def _correlate_to_x(given: Array, x: Any, gradient: Any, *, window: tuple[int, int], pads: Pads, form: str) -> Array:
+    return _convolve_p.bind(gradient, _turned(given), pads=_beyond(window, pads), form=form)
+
+
+def _correlate_to_gradient(given: Array, x: Any, gradient: Any, *, window: Any, pads: Pads, form: str) -> Array:
+    return _convolve_p.bind(x, given, pads=pads, form=form)
+
+
+ad.defbilinear(_convolve_p, _to_image, _to_kernel)
+ad.defbilinear(_correlate_p, _correlate_to_x, _correlate_to_gradient)
 
 
 def _turned(kernel: Float[Array, "kh kw in_channels out_channels"]) -> Float[Array, "kh kw out_channels in_channels"]:
@@ -476,37 +567,33 @@ def _phases_kernel(kernel: Float[Array, "kh kw in_channels out_channels"], strid
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
+LEAST_CHANNELS_BESIDE_ONEDNN = 48  # whose convolutions are faster for fewer
 
 
-def _winograd_fits(window: tuple[int, int], stride: tuple[int, int], padding: str) -> bool:
-    fits = (window, stride, padding) == ((3, 3), (1, 1), "SAME")
-    return fits and jax.default_backend() == "cpu" and not is_portable()
+def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:
+    """Whether a convolution of stride 1 is one that Winograd's are for, on a platform that they are for."""
+    return (window, pads) == ((3, 3), ((1, 1), (1, 1))) and jax.default_backend() == "cpu" and not is_portable()
 
 
-def _winograd_pays(x: Image, kernel: Float[Array, "kh kw in_channels out_channels"]) -> bool:
+def _winograd_pays(x: Image, kernel: Any, *, batch_minor: bool, beside_onednn: bool = False) -> bool:
     """Measured forward and backward, by `python -m benchmarks.convolutions --shapes`; float32 alone has the digits."""
-    batch = x.shape[3] if _batch_minor() else x.shape[0]
+    batch = x.shape[3] if batch_minor else x.shape[0]
     tiles = -(-x.shape[1] // 4) * -(-x.shape[2] // 4) * batch
-    return x.dtype == jnp.float32 and tiles >= LEAST_TILES and min(kernel.shape[2:]) >= LEAST_CHANNELS
+    least = LEAST_CHANNELS_BESIDE_ONEDNN if beside_onednn else LEAST_CHANNELS
+    return x.dtype == jnp.float32 and tiles >= LEAST_TILES and min(kernel.shape[2:]) >= least
 
 
-def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"]) -> Image:
+def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"], *, batch_minor: bool) -> Image:
     """A 3 × 3 "SAME" convolution with 36 products for 4 × 4 pixels instead of 144 (Lavin & Gray 2016, F(4×4, 3×3)).
 
     Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for every tile d of 6 × 6 pixels; the sums over channels are 36 matrix products.
     """
     first, height, width, last = x.shape
     rows, columns = -(-height // 4), -(-width // 4)
-    x = jnp.pad(x, ((0, 0), (1, 4 * rows - height + 3), (1, 4 * columns - width + 3), (0, 0)))
-    x = x.reshape(first, rows + 1, 4, 4 * columns + 4, last)
-    half = jnp.stack(_winograd_input([x[:, i // 4 : i // 4 + rows, i % 4] for i in range(6)]))
-    # The barriers keep XLA from computing the first half of a transform anew for each number of the second.
-    half = lax.optimization_barrier(half).reshape(6, first, rows, columns + 1, 4, last)
-    tiles = jnp.stack(_winograd_input([half[:, :, :, j // 4 : j // 4 + columns, j % 4] for j in range(6)]), axis=1)
-    tiles = lax.optimization_barrier(tiles)
+    tiles = _winograd_tiles(x)
     across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
     weights = jnp.einsum("ki,lj,ijco->klco", across, across, kernel).reshape(36, *kernel.shape[2:])
-    if _batch_minor():
+    if batch_minor:
         made = weights.swapaxes(1, 2) @ tiles.reshape(36, first, -1)
         first = kernel.shape[3]
     else:
@@ -515,6 +602,34 @@ def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"]) ->
     back = jnp.asarray(np.kron(_WINOGRAD_OUTPUT, _WINOGRAD_OUTPUT), x.dtype)
     y = (back @ made.reshape(36, -1)).reshape(4, 4, first, rows, columns, last)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(first, 4 * rows, 4 * columns, last)[:, :height, :width]
+
+
+def _winograd_kernel(x: Image, gradient: Image) -> Float[Array, "3 3 in_channels out_channels"]:
+    """The kernel's gradient, channels last, of `_winograd`'s equation: Gᵀ [(Bᵀ d B) ⊙ (A dY Aᵀ)] G, over all tiles."""
+    batch, height, width, out_channels = gradient.shape
+    rows, columns = -(-height // 4), -(-width // 4)
+    y = jnp.pad(gradient, ((0, 0), (0, 4 * rows - height), (0, 4 * columns - width), (0, 0)))
+    y = y.reshape(batch, rows, 4, 4 * columns, out_channels)
+    half = jnp.stack(_winograd_spread([y[:, :, i] for i in range(4)]))
+    half = lax.optimization_barrier(half).reshape(6, batch, rows, columns, 4, out_channels)
+    spread = jnp.stack(_winograd_spread([half[:, :, :, :, j] for j in range(4)]), axis=1)
+    tiles, spread = lax.optimization_barrier((_winograd_tiles(x), spread))
+    products = tiles.reshape(36, -1, x.shape[3]).swapaxes(1, 2) @ spread.reshape(36, -1, out_channels)
+    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
+    return jnp.einsum("ki,lj,klco->ijco", across, across, products.reshape(6, 6, *products.shape[1:]))
+
+
+def _winograd_tiles(x: Image) -> Float[Array, "6 6 _ rows columns _"]:
+    """Bᵀ d B of every tile."""
+    first, height, width, last = x.shape
+    rows, columns = -(-height // 4), -(-width // 4)
+    x = jnp.pad(x, ((0, 0), (1, 4 * rows - height + 3), (1, 4 * columns - width + 3), (0, 0)))
+    x = x.reshape(first, rows + 1, 4, 4 * columns + 4, last)
+    half = jnp.stack(_winograd_input([x[:, i // 4 : i // 4 + rows, i % 4] for i in range(6)]))
+    # The barriers keep XLA from computing the first half of a transform anew for each number of the second.
+    half = lax.optimization_barrier(half).reshape(6, first, rows, columns + 1, 4, last)
+    tiles = jnp.stack(_winograd_input([half[:, :, :, j // 4 : j // 4 + columns, j % 4] for j in range(6)]), axis=1)
+    return lax.optimization_barrier(tiles)
 
 
 _WINOGRAD_KERNEL = np.array(
@@ -528,6 +643,13 @@ _WINOGRAD_KERNEL = np.array(
     ]
 )
 _WINOGRAD_OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+
+
+def _winograd_spread(y: list[Array]) -> list[Array]:
+    """A y, along one axis of the tiles."""
+    even, odd = y[0] + y[2], y[1] + y[3]
+    even2, odd2 = y[0] + 4 * y[2], 2 * y[1] + 8 * y[3]
+    return [y[0], even + odd, even - odd, even2 + odd2, even2 - odd2, y[3]]
 
 
 def _winograd_input(d: list[Array]) -> list[Array]:

@@ -105,13 +105,14 @@ class UNetEncoder(nnx.Module):
         if not conv.is_portable():  # where sizes may be symbols, they are multiples of the stride
             missing = [(0, -side % self.stride) for side in image.shape[1:3]]
             padded = jnp.pad(image, ((0, 0), *missing, (0, 0)), mode="edge")
-        h = self.first(conv.from_nhwc(padded))
         features = []
-        for level, blocks in enumerate(self.blocks):
-            h = h if level == 0 else self.down[level - 1](h)
-            for block in blocks:
-                h = block(h)
-            features.append(conv.to_nhwc(h))
+        with conv.by_products():
+            h = self.first(conv.from_nhwc(padded))
+            for level, blocks in enumerate(self.blocks):
+                h = h if level == 0 else self.down[level - 1](h)
+                for block in blocks:
+                    h = block(h)
+                features.append(conv.to_nhwc(h))
         return (image, *features)
 
 
@@ -131,12 +132,13 @@ class UNetDecoder(nnx.Module):
         self, z: tuple[Float[Array | np.ndarray, " batch _ _ _"], ...], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch height width params"]:
         image, *finer, coarsest = (jnp.asarray(part) for part in z)
-        h = conv.from_nhwc(coarsest)
-        for up, blocks, beside in zip(self.up, self.blocks, reversed(finer), strict=True):
-            h = up(h) + conv.from_nhwc(beside)
-            for block in blocks:
-                h = block(h)
-        change = conv.to_nhwc(self.last(h))
+        with conv.by_products():
+            h = conv.from_nhwc(coarsest)
+            for up, blocks, beside in zip(self.up, self.blocks, reversed(finer), strict=True):
+                h = up(h) + conv.from_nhwc(beside)
+                for block in blocks:
+                    h = block(h)
+            change = conv.to_nhwc(self.last(h))
         _, height, width, channels = image.shape
         change = change[:, :height, :width]
         return change + jnp.pad(image, ((0, 0), (0, 0), (0, 0), (0, change.shape[-1] - channels)))

@@ -17,8 +17,10 @@ import jax
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 # And for programs that run once, for milliseconds.
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-# And for products and convolutions in bfloat16 by oneDNN, on CPUs with AMX: see `onednn`.
-ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_use_onednn": True}
+# And for batches of products in float32, as Winograd's convolutions have them: YNNPACK is slower at them than XLA.
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# And for products and convolutions by oneDNN, on CPUs with AMX: see `onednn`. YNNPACK would take those in float32.
+ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_use_onednn": True, **WITHOUT_YNN}
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 MOST_BYTES = 2**30  # in the cache folder; the least recently used programs are deleted first
 
@@ -70,7 +72,7 @@ def instructions() -> frozenset[str]:
 
 @functools.cache
 def onednn() -> bool:
-    """Whether products and convolutions in bfloat16, compiled with `ONEDNN`, are oneDNN's here, and are fast.
+    """Whether products and convolutions, compiled with `ONEDNN`, are oneDNN's here, and are fast.
 
     They are on a CPU with AMX since JAX 0.12; with AVX512-BF16 alone, they gain nothing. Whether XLA takes it is seen
     by compiling a small product.

@@ -23,7 +23,7 @@ from flaxae.parallel import compilation, distributed, processes
 from flaxae.training import feed, loop, optimizers, progress, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
-from flaxae.training.precision import chosen, in_precision
+from flaxae.training.precision import chosen, in_precision, is_unet
 from flaxae.training.step import Schedule
 
 TOLD = 512  # examples that the error on the progress line is of
@@ -119,11 +119,7 @@ def fit(
     processes.refuse_fork()
     rate = check_settings(epochs, batch_size, learning_rate, warmup, schedule, weight_decay, ema, patience, optimizer)
     check_kept(keep, score, validation)
-    onednn = precision != "float32" and compilation.onednn()
-    precision = chosen(precision, model, onednn=onednn)
-    onednn &= precision == "bf16"
     exact = objective or own_objective
-    objective = in_precision(exact, precision, onednn=onednn)
     mesh = mesh or distributed.default_mesh()
     given = None if gives_batches(x) else (x, validation)
     x, held_out, source = _source(model, x, validation, batch_size, steps_per_epoch, seed, mesh, resume)
@@ -135,7 +131,7 @@ def fit(
     graphdef, params, _ = nnx.split(model, nnx.Param, ...)
     short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
     update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
-    run_block = step.onednn_block if onednn else step.short_block if short else step.train_block
+    precision, objective, run_block = compiled_for(model, exact, precision, short=short)
     if short and mesh is None and isinstance(source, feed.Resident):
         source = source.with_room()
     some = source.first if isinstance(source, feed.Iterated) else source.x if isinstance(source, feed.Resident) else x
@@ -184,6 +180,21 @@ def fit(
         raise errors.DivergedError(_diverged(done, rate))
     nnx.update(model, *distributed.local(run.best, mesh))
     return History({name: values[:done].tolist() for name, values in run.history.items()})
+
+
+def compiled_for(
+    model: Autoencoder, objective: Objective, precision: str, *, short: bool
+) -> tuple[str, Objective, Callable[..., step.State]]:
+    """The precision that is taken, the objective in it, and the block of steps that it is to be compiled in.
+
+    U-Nets are oneDNN's in both precisions where it is to be had, other models in bfloat16 alone.
+    """
+    unet = is_unet(model)
+    onednn = (unet or precision != "float32") and compilation.onednn()
+    precision = chosen(precision, model, onednn=onednn)
+    onednn &= precision == "bf16" or (unet and not short)
+    block = step.short_block if short else step.unet_block if unet else step.train_block
+    return precision, in_precision(objective, precision, onednn=onednn), step.onednn_block if onednn else block
 
 
 def validation_of(

@@ -66,6 +66,17 @@ class MixedPrecision:
         return self.objective(model, batch, key)
 
 
+@dataclasses.dataclass(frozen=True)
+class ForOneDNN:
+    """`objective` in float32, in a program that will be compiled with `compilation.ONEDNN`."""
+
+    objective: Objective
+
+    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Any:
+        with conv.onednn():
+            return self.objective(model, batch, key)
+
+
 def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
     """`precision` itself, or for "auto" the one that trains this `Autoencoder` faster: "float32" or "bf16".
 
@@ -81,9 +92,14 @@ def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
     if precision != "auto":
         return precision
-    if isinstance(model.config.body, UNet):
+    if is_unet(model):
         return "bf16" if onednn else "float32"
     return "bf16" if products.fast_in_bfloat16() and _is_wide(model) else "float32"
+
+
+def is_unet(model: Any) -> bool:
+    """Whether its body is a `UNet`, most of whose time goes to convolutions of stride 1 with many channels."""
+    return isinstance(model.config.body, UNet)
 
 
 def _is_wide(model: Any) -> bool:
@@ -93,5 +109,7 @@ def _is_wide(model: Any) -> bool:
 
 
 def in_precision(objective: Objective, precision: str, *, onednn: bool = False) -> Objective:
-    """`objective` itself for "float32", `MixedPrecision` of it for "bf16"."""
-    return MixedPrecision(objective, onednn) if precision == "bf16" else objective
+    """`objective` for a program in that precision, "float32" or "bf16", which is compiled with `ONEDNN` or not."""
+    if precision == "bf16":
+        return MixedPrecision(objective, onednn)
+    return ForOneDNN(objective) if onednn else objective

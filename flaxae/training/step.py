@@ -209,6 +209,7 @@ def _train_block(
 _jit_block = functools.partial(jax.jit, _train_block, static_argnames="program", donate_argnames="state")
 train_block = _jit_block()
 short_block = compilation.with_options(_jit_block, compilation.QUICK)
+unet_block = compilation.with_options(_jit_block, compilation.WITHOUT_YNN)
 onednn_block = compilation.by_onednn(_jit_block)
 
 
