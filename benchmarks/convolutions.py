@@ -233,7 +233,7 @@ def by_shape(rounds: int) -> None:
         flop = REPEATS * 3 * 2 * 9 * channels**2 * side**2 * batch
         runs = single(channels, side, batch)
         taken = {name: [] for name in runs}
-        for name, run in runs.items():
+        for run in runs.values():
             run()
         for _ in range(rounds):
             for name, run in runs.items():
