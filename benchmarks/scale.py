@@ -34,7 +34,7 @@ import sys, run
 from flaxae.training import feed, loop
 from flaxae.data import arrays
 arrays.MAP_BYTES, feed.WINDOW_BYTES = 0, 100_000
-loop.SAVE_SECONDS, loop.BLOCK_SECONDS = 0.5, 0.05
+loop.SAVE_SECONDS, loop.BLOCK_SECONDS, loop.BLOCK_STEPS = 0.5, 0.05, 1
 sys.exit(run.main(sys.argv[1:]))
 """
 FLAGS = "--exp reconstruct --data table.npy --latent 4 --batch-size 512 --learning-rate 0.01"

@@ -1,3 +1,7 @@
+import contextlib
+import functools
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +12,7 @@ from flaxae import autoencoder, errors, training
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
-from flaxae.nn import products
+from flaxae.nn import conv, products
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mixer import Mixer
@@ -16,7 +20,7 @@ from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood
 from flaxae.parallel import compilation
-from flaxae.training import precision
+from flaxae.training import fitting, precision, step
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
 
@@ -96,6 +100,55 @@ def test_a_program_for_onednn_has_the_same_loss(digits):
     exact = negative_log_likelihood(model, digits[:64], KEY)
     rounded = jax.jit(lambda: MixedPrecision(negative_log_likelihood, onednn=True)(model, digits[:64], KEY))()
     np.testing.assert_allclose(rounded, exact, rtol=0.01)
+
+
+def unet(channels=(8, 16)):
+    config = Config(body=UNet(channels, 1), head=Identity(), likelihood=Gaussian())
+    return autoencoder.build(config, (16, 16, 1))
+
+
+@pytest.mark.parametrize("given", ["float32", "bf16"])
+def test_u_nets_are_compiled_for_onednn_where_it_is_but_not_to_train_for_a_second(monkeypatch, given):
+    monkeypatch.setattr(compilation, "onednn", lambda: True)
+    compiled = functools.partial(fitting.compiled_for, unet(), negative_log_likelihood, given)
+    _, objective, block = compiled(short=False)
+    assert block is step.onednn_block
+    np.testing.assert_allclose(
+        objective(unet(), np.ones((4, 16, 16, 1), np.float32), KEY),
+        negative_log_likelihood(unet(), np.ones((4, 16, 16, 1), np.float32), KEY),
+        rtol=1e-5 if given == "float32" else 0.01,
+    )
+    assert compiled(short=True)[2] is (step.short_block if given == "float32" else step.onednn_block)
+
+
+def test_float32_is_compiled_for_onednn_for_u_nets_alone(monkeypatch, digits):
+    monkeypatch.setattr(compilation, "onednn", lambda: True)
+    model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(8)), (8, 8, 1))
+    _, objective, block = fitting.compiled_for(model, negative_log_likelihood, "float32", short=False)
+    assert (objective, block) == (negative_log_likelihood, step.train_block)
+    monkeypatch.setattr(compilation, "onednn", lambda: False)
+    assert fitting.compiled_for(unet(), negative_log_likelihood, "auto", short=False)[::2] == (
+        "float32",
+        step.unet_block,
+    )
+
+
+def test_a_u_net_trains_alike_with_channels_last_and_with_the_batch_last(digits):
+    images = np.tile(digits[:64], (1, 2, 2, 1))
+    model = unet((16, 16))
+    model.decoder.last.kernel[...] = 0.1 * jax.random.normal(KEY, model.decoder.last.kernel.shape)
+    graphdef, state = nnx.split(model)
+
+    def gradient():
+        loss = lambda state: negative_log_likelihood(nnx.merge(graphdef, state), images, KEY).mean()  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(state))
+
+    channels_last = gradient()
+    with mock.patch.object(conv, "by_products", contextlib.nullcontext):
+        batch_last = gradient()
+    for a, b in zip(channels_last, batch_last, strict=True):
+        assert jnp.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.skipif(not compilation.onednn(), reason="oneDNN is not to be had")

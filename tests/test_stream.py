@@ -137,7 +137,8 @@ def test_it_trains_and_resumes_to_the_same_bits(mapped, small_windows, tmp_path,
     expected = training.fit(whole, standardised(mapped), **SHORT)
     assert expected["loss"][1] < expected["loss"][0]
     real, blocks = step.short_block, []
-    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)  # one step a block
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(loop, "BLOCK_STEPS", 1)  # one step a block
 
     def counted(*arguments):
         blocks.append(None)

@@ -83,12 +83,18 @@ class _InterruptAt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(1e-4, 3000), (0.03, 10), (0.2, 8), (0.9, 2), (30.0, 1)])
+def test_slow_steps_are_trained_a_few_at_a_time(seconds, steps):
+    assert loop._steps_of_block(seconds) == steps
+
+
 @pytest.mark.parametrize("setting", [{"ema": None}, {"ema": 0.9, "optimizer": "muon"}])
 def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch, setting):
     whole, parted = tiny(), tiny()
     expected = training.fit(whole, digits, **setting, **SHORT)
     # blocks of 3 steps, so that the interrupt falls inside an epoch
     monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(loop, "BLOCK_STEPS", 1)
     with pytest.raises(KeyboardInterrupt):
         training.fit(parted, digits, **setting, folder=tmp_path, on_epoch=_InterruptAt(2), **SHORT)
     fresh = tiny()
@@ -99,7 +105,8 @@ def test_interrupted_and_resumed_is_bit_identical(digits, tmp_path, monkeypatch,
 
 
 def test_ctrl_c_inside_an_epoch_saves_that_very_step(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)  # one step a block
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(loop, "BLOCK_STEPS", 1)  # one step a block
     whole = tiny()
     training.fit(whole, digits, **SHORT)
     steps_per_epoch = int(len(digits) * 0.9) // 64

@@ -4,8 +4,9 @@ On GPU and TPU these are XLA's convolutions, on images [batch, height, width, ch
 run on one thread inside a compiled loop. So there a convolution is one matrix product after `_patches`, and a
 transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
 so that every copy is a run of `batch` numbers. Where `_winograd_pays`, 3 × 3 convolutions of stride 1 need a quarter of
-the multiplications. All of it is plain differentiable JAX: jit, vmap, scan, and both modes of differentiation to any
-order work. In bfloat16 on CPUs with AMX, convolutions are oneDNN's, in reverse mode alone: see `onednn`.
+the multiplications. U-Nets, which have many channels and few images, have channels last on CPU as well, see
+`by_products`; on CPUs with AMX, convolutions can be oneDNN's, see `onednn`. All of it is differentiable JAX: jit, vmap,
+scan, and both modes of differentiation to any order work.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.

@@ -27,7 +27,7 @@ from flaxae.training.precision import chosen, in_precision, is_unet
 from flaxae.training.step import Schedule
 
 TOLD = 512  # examples that the error on the progress line is of
-SHORT = 2e10  # examples seen × parameters: below this, training takes less time than compiling a faster program
+SHORT = 2e10  # examples seen × parameters × places: below it, training takes less time than compiling a faster program
 
 
 class History(dict[str, list[float]]):
@@ -129,7 +129,7 @@ def fit(
     set_schedules(model, schedules or {}, steps)
     step_key, held_out_key = keys(seed)
     graphdef, params, _ = nnx.split(model, nnx.Param, ...)
-    short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) < SHORT
+    short = steps * batch_size * sum(leaf.size for leaf in jax.tree.leaves(params)) * _places(model) < SHORT
     update = Optimizer(warmup, schedule, weight_decay, ema, optimizer, microbatches, flat=short)
     precision, objective, run_block = compiled_for(model, exact, precision, short=short)
     if short and mesh is None and isinstance(source, feed.Resident):
@@ -180,6 +180,11 @@ def fit(
         raise errors.DivergedError(_diverged(done, rate))
     nnx.update(model, *distributed.local(run.best, mesh))
     return History({name: values[:done].tolist() for name, values in run.history.items()})
+
+
+def _places(model: Autoencoder) -> int:
+    """At how many places of an example a U-Net's finest kernels are applied; 1 for other models."""
+    return math.prod(model.shape[:2]) // 4 if is_unet(model) else 1
 
 
 def compiled_for(

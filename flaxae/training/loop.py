@@ -26,7 +26,9 @@ from flaxae.parallel import distributed, processes
 from flaxae.training import checkpoints, feed, progress
 from flaxae.training.examples import fingerprint
 
-BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C
+BLOCK_SECONDS = 0.3  # between checks of the clock and of Ctrl-C, or
+BLOCK_STEPS = 8  # if they take no longer than
+MOST_SECONDS = 2.0
 SAVE_SECONDS = 10.0  # between checkpoints
 RISE = 10.0  # times the first epoch's loss that a later one may be above it, unless the training is lost
 FIGURES_AFTER = 5.0  # seconds of training: in less, it isn't worth compiling what measures them
@@ -167,7 +169,7 @@ def train(
                 interrupted(),
                 time.perf_counter() - saved > SAVE_SECONDS,
             )
-            block = max(1, round(BLOCK_SECONDS / seconds_per_step))
+            block = _steps_of_block(seconds_per_step)
             step, step_in_epoch = stop, stop - epoch * steps_per_epoch
             loss = np.where(ok, sums["loss"] / step_in_epoch, np.nan)
 
@@ -212,6 +214,16 @@ def train(
         if any(processes.agree(interrupted())):
             raise Interrupted(snapshot())
     return snapshot()
+
+
+def _steps_of_block(seconds_per_step: float) -> int:
+    """How many steps are to be trained at once.
+
+    A CPU's program takes its memory from the system when it starts and gives it back: for each step of a U-Net alone,
+    that would take a quarter of the time.
+    """
+    few = min(BLOCK_STEPS, round(MOST_SECONDS / seconds_per_step))
+    return max(1, few, round(BLOCK_SECONDS / seconds_per_step))
 
 
 def _warn_of_rise(losses: Float[np.ndarray, " epochs *members"]) -> bool:

@@ -1,8 +1,8 @@
 """The compiled unit of training: a block of steps over a pure state, which is donated, and the evaluation.
 
 All random keys are derived from (seed, step), so that the weights after step n are the same bits whether the run was
-interrupted or not. The number of steps in a block is an argument, so that a block takes about a third of a second for
-any model and machine, and nothing is compiled twice.
+interrupted or not. The number of steps in a block is an argument, so that a block takes a third of a second to two
+seconds for any model and machine, and nothing is compiled twice.
 """
 
 import dataclasses
