@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -503,7 +504,7 @@ def _primitive(name: str, of: Callable[..., Array], shape: Callable[..., tuple[i
     """A primitive of two arrays, computed by `of`, with a result of that shape and the first's type."""
     primitive = Primitive(name)
     primitive.def_impl(of)
-    primitive.def_abstract_eval(lambda a, b, **settings: jax.core.ShapedArray(shape(a, b, **settings), a.dtype))
+    primitive.def_abstract_eval(lambda a, b, **settings: ShapedArray(shape(a, b, **settings), a.dtype))
     mlir.register_lowering(primitive, mlir.lower_fun(of, multiple_results=False))
 
     def batched(arguments: Any, axes: Any, **settings: Any) -> tuple[Array, int]:

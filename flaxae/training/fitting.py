@@ -184,7 +184,7 @@ def fit(
 
 def _places(model: Autoencoder) -> int:
     """At how many places of an example a U-Net's finest kernels are applied; 1 for other models."""
-    return math.prod(model.shape[:2]) // 4 if is_unet(model) else 1
+    return math.prod(model.shape[:2]) // 4 if model.shape and is_unet(model) else 1
 
 
 def compiled_for(

@@ -98,14 +98,17 @@ def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
 
 
 def is_unet(model: Any) -> bool:
-    """Whether its body is a `UNet`, most of whose time goes to convolutions of stride 1 with many channels."""
-    return isinstance(model.config.body, UNet)
+    """Whether its body is a `UNet`, most of whose time goes to convolutions of stride 1 with many channels.
+
+    A model that was put together by hand has no config; it isn't taken for one.
+    """
+    return model.config is not None and isinstance(model.config.body, UNet)
 
 
 def _is_wide(model: Any) -> bool:
     """Whether its body is an `MLP` of many weights: most other bodies' products are not the fast ones."""
     weights = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return isinstance(model.config.body, MLP) and weights >= LEAST_WEIGHTS
+    return model.config is not None and isinstance(model.config.body, MLP) and weights >= LEAST_WEIGHTS
 
 
 def in_precision(objective: Objective, precision: str, *, onednn: bool = False) -> Objective:
