@@ -159,8 +159,11 @@ class Windows:
         stored = waiting[1].result() if waiting and waiting[0] == window else self._read(window)
         self.waited += time.perf_counter() - began
         self._next = window + 1, self._reader.submit(self._read, window + 1)
+        read, order = stored
         scalings = tuple(stream.scaling for stream in self.streams)
-        return _scaled(self.tree, scalings, stored), self._order(*divmod(window, self.windows))
+        if not any(scalings) and Batch.of(self.tree.unflatten(read)).observed is None:
+            return self.tree.unflatten(read), order  # as it is: what XLA gives back would be a copy
+        return _scaled(self.tree, scalings, read), order
 
     def close(self) -> None:
         """Stop the reader, after the window that it is reading."""
@@ -171,8 +174,8 @@ class Windows:
         within = np.broadcast_to(np.arange(self.length, dtype=np.int32), (self.lanes, self.length))
         return np.random.default_rng([self.seed, epoch, place]).permuted(within, axis=1)
 
-    def _read(self, window: int) -> list[Array]:
-        """A window on the devices, not yet scaled. Each process reads the part that its own devices train on."""
+    def _read(self, window: int) -> tuple[list[Array], Order]:
+        """A window on the devices, not yet scaled, and its order. Each process reads what its own devices train on."""
         epoch, place = divmod(window, self.windows)
         left_over = self.examples - self.windows * self.lanes * self.length
         rng = np.random.default_rng([self.seed, epoch])
@@ -187,12 +190,13 @@ class Windows:
             first, last, _ = index[0].indices(self.lanes)
             return read(first, last)[number]
 
-        return [
+        on_devices = [
             jax.make_array_from_callback(
                 (self.lanes, self.length, *stream.shape[1:]), self.sharding, functools.partial(shard, number)
             )
             for number, stream in enumerate(self.streams)
         ]
+        return on_devices, self._order(epoch, place)
 
     def _read_lanes(self, starts: list[int]) -> list[np.ndarray]:
         """The chunks that begin at `starts`, [lanes, length, ...] of each stream, checked but not yet scaled."""
