@@ -91,13 +91,31 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out_and_the_others_ar
         asked.append(set(compiler_options))
         return jax.jit(lambda x, rest: x + rest, donate_argnums=0, compiler_options=compiler_options)
 
-    known = "xla_backend_optimization_level"
-    add = compilation.with_options(jit, {known: 1, "xla_no_such_option": True})
+    known = "xla_llvm_disable_expensive_passes"
+    add = compilation.with_options(jit, {known: True, "xla_no_such_option": True})
     for x in (1.0, 2.0):
         np.testing.assert_array_equal(add(jax.numpy.full(3, x), 1.0), np.full(3, x + 1))
     assert asked == [{known, "xla_no_such_option"}, {known}]
     compilation.with_options(jit, {"xla_no_such_option": True})(jax.numpy.ones(3), 1.0)  # by now it isn't tried
     assert asked[2:] == [set()]
+
+
+def test_where_most_optimizations_are_off_no_level_brings_some_back():
+    asked = []
+
+    def jit(compiler_options):
+        asked.append(compiler_options)
+        return jax.jit(lambda x: x, compiler_options=compiler_options)
+
+    for off in (True, False):  # the tests' own is True
+        jax.config.update("jax_disable_most_optimizations", off)
+        try:
+            compilation.with_options(jit, compilation.ONCE)(1.0)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", True)
+    level = "xla_backend_optimization_level"
+    assert level not in asked[0]
+    assert asked[1] == {level: 0, **asked[0]}
 
 
 def test_an_error_of_the_program_itself_is_not_taken_for_a_refusal():

@@ -34,12 +34,16 @@ def with_options(jit: Callable[..., Callable], options: Mapping[str, Any]) -> Ca
     """`jit(compiler_options=options)`, without the options that this version of the compiler doesn't know.
 
     XLA documents few options, and drops others from one version to the next. Each option is only tested after a program
-    was refused, so that it costs nothing if all are known.
+    was refused, so that it costs nothing if all are known. The level of optimization is left out as well where JAX is
+    told to disable most of them, which is less than any level here.
     """
 
     @functools.cache
     def compiled(refused: frozenset[str]) -> Callable:
-        return jit(compiler_options={name: value for name, value in options.items() if name not in refused})
+        kept = {name: value for name, value in options.items() if name not in refused}
+        if jax.config.read("jax_disable_most_optimizations"):
+            kept.pop("xla_backend_optimization_level", None)
+        return jit(compiler_options=kept)
 
     def call(*arguments: Any, **named: Any) -> Any:
         global _refused
