@@ -190,7 +190,7 @@ class Windows:
             first, last, _ = index[0].indices(self.lanes)
             return read(first, last)[number]
 
-        on_devices = [
+        on_devices: list[Array] = [
             jax.make_array_from_callback(
                 (self.lanes, self.length, *stream.shape[1:]), self.sharding, functools.partial(shard, number)
             )
