@@ -89,6 +89,15 @@ def test_every_epoch_goes_through_all_in_an_order_of_its_own(mapped, small_windo
     assert np.ptp(batches, axis=1).min() > 500  # a batch comes from all over
 
 
+def test_a_window_is_trained_on_where_it_was_read_to(mapped, small_windows, monkeypatch):
+    real, read = feed._aligned, []
+    monkeypatch.setattr(feed, "_aligned", lambda *shape: read.append(real(*shape)) or read[-1])
+    windows = feed.Windows(Stream(mapped), 32, 0, None, lambda low, high, wanted: None)
+    x, _ = windows(0)
+    assert np.shares_memory(np.asarray(x), read[0])
+    windows.close()
+
+
 def in_parts(rng, n=1000):
     """A tree of streams whose parts tell of the same example, with values missing where they are not observed."""
     x = rng.standard_normal((n, 6)).astype(np.float32)
