@@ -2,13 +2,13 @@
 
     python -m benchmarks.precision
 
-Three small models are trained in each precision, over several seeds, from the same weights and on the same batches and
-noise: a fully connected autoencoder (mean squared error per pixel), the fully connected denoiser of
-`--exp denoise --model denoising` (PSNR at noise 0.5), and a variational one on binarised pixels (−ELBO by one sample
-per image). All are measured in float32, as both precisions have float32 weights. It prints mean ± standard deviation
-over the seeds, and the paired differences bf16 − float32. bfloat16 is for accelerators; on CPU this only measures
-quality. XLA may leave out roundings between operations; here it is told to make all of them. It takes about three
-minutes of one CPU core.
+Four small models are trained in each precision, over several seeds, from the same weights and on the same batches and
+noise: a fully connected autoencoder and a convolutional one (mean squared error per pixel), the fully connected
+denoiser of `--exp denoise --model denoising` (PSNR at noise 0.5), and a variational one on binarised pixels (−ELBO by
+one sample per image). All are measured in float32, as both precisions have float32 weights. It prints mean ± standard
+deviation over the seeds, and the paired differences bf16 − float32. A CPU without instructions for bfloat16 has the
+same quality, slowly. XLA may leave out roundings between operations; here it is told to make all of them. It takes
+about three minutes of one CPU core.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ class Contest(NamedTuple):
 def contests() -> dict[str, Contest]:
     return {
         "vanilla": Contest(presets.vanilla(), "MSE ↓", error),
+        "convolutional": Contest(presets.convolutional(), "MSE ↓", error),
         "denoising": Contest(denoise.network(_flags.Denoise(model="denoising"), "image"), "PSNR (dB) ↑", psnr),
         "variational": Contest(
             dataclasses.replace(presets.variational(), objective=Binarised(ELBO())), "−ELBO (nats) ↓", negative_elbo

@@ -15,6 +15,7 @@ from jax import lax
 
 from flaxae import errors
 from flaxae.nn import conv as convolutions
+from flaxae.nn import products
 from flaxae.nn.conv import (
     Conv,
     ConvTranspose,
@@ -33,18 +34,39 @@ from flaxae.parallel import compilation
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(params=["dots", "lax", "products", "onednn"])
+FORMS = ["dots", "lax", "products", "onednn"]
+
+
+@contextlib.contextmanager
+def in_form(name, monkeypatch):
+    contexts = {"onednn": convolutions.onednn, "products": convolutions.by_products}
+    rounded, name = name.startswith("rounded"), name.removeprefix("rounded ")
+    with (
+        products.in_bfloat16() if rounded else contextlib.nullcontext(),
+        contexts.get(name, contextlib.nullcontext)(),
+    ):
+        if name in ("dots", "lax"):
+            monkeypatch.setattr(convolutions, "_batch_minor", lambda: name == "dots")
+        yield name
+
+
+@pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """Runs a test in the forms of the CPU, in that of the accelerators, and in that for oneDNN."""
-    contexts = {"onednn": convolutions.onednn, "products": convolutions.by_products}
-    with contexts.get(request.param, contextlib.nullcontext)():
-        if request.param in ("dots", "lax"):
-            monkeypatch.setattr(convolutions, "_batch_minor", lambda: request.param == "dots")
-        yield request.param
+    with in_form(request.param, monkeypatch) as name:
+        yield name
+
+
+@pytest.fixture(params=[*FORMS, "rounded dots", "rounded products"])
+def any_form(request, monkeypatch):
+    """In those that round as well, which change nothing in numbers that `draw_normal` gives."""
+    with in_form(request.param, monkeypatch) as name:
+        yield name
 
 
 def draw_normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    """Numbers that bfloat16 has too."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16).astype(jnp.float32)
 
 
 def in_nhwc(operation):
@@ -128,7 +150,7 @@ def check_conv(size, window, stride, padding):
     )
 
 
-def test_conv_equals_lax(form):
+def test_conv_equals_lax(any_form):
     check_conv()
 
 
@@ -143,7 +165,7 @@ def check_conv_transpose(size, window, stride, padding):
     )
 
 
-def test_conv_transpose_equals_lax(form):
+def test_conv_transpose_equals_lax(any_form):
     check_conv_transpose()
 
 

@@ -36,7 +36,7 @@ def test_the_products_are_in_bfloat16_and_the_loss_nearly_the_same(digits, body)
         return jax.jit(lambda state: objective(nnx.merge(graphdef, state), digits[:64], KEY))
 
     exact, mixed = loss(negative_log_likelihood), loss(MixedPrecision(negative_log_likelihood))
-    assert "bf16" in str(jax.make_jaxpr(mixed)(state))
+    assert "bf16" in mixed.lower(state).as_text()
     exact, rounded = exact(state), mixed(state)
     assert rounded.dtype == jnp.float32
     assert (exact != rounded).any()
@@ -57,42 +57,65 @@ def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
         assert losses[rounded][-1] == pytest.approx(losses["float32"][-1], rel=0.01)
 
 
-def test_codes_that_are_trees_are_rounded_too():
+def test_a_u_net_whose_products_are_rounded_has_nearly_the_same_loss():
     images = np.random.default_rng(0).random((8, 16, 16, 1), np.float32)
     model = autoencoder.build(Config(body=UNet((4, 8), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
-    exact, mixed = negative_log_likelihood, MixedPrecision(negative_log_likelihood)
-    np.testing.assert_allclose(mixed(model, images, KEY), exact(model, images, KEY), rtol=0.01)
+    model.decoder.last.kernel[...] = 0.1 * jax.random.normal(KEY, model.decoder.last.kernel.shape)
+    exact = negative_log_likelihood(model, images, KEY)
+    for onednn in (False, True):  # which casts the tree of codes
+        rounded = jax.jit(lambda on=onednn: MixedPrecision(negative_log_likelihood, on)(model, images, KEY))()
+        assert (rounded != exact).any()
+        np.testing.assert_allclose(rounded, exact, rtol=0.01)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_all_is_in_bfloat16_on_accelerators_and_products_alone_on_cpus(monkeypatch, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    model = autoencoder.build(Config(body=MLP((32,)), head=Deterministic(8)), (8, 8, 1))
+    mixed = MixedPrecision(negative_log_likelihood)
+    program = str(jax.make_jaxpr(lambda x: mixed(model, x, KEY))(jnp.zeros((2, 8, 8, 1))))
+    assert ("rounded_product" in program) == (platform == "cpu")
+    assert ("bf16[2,32]" in program) == (platform == "gpu")
 
 
 @pytest.mark.parametrize(
-    ("body", "fast", "taken"),
-    [(MLP((2048,)), True, "bf16"), (MLP((2048,)), False, "float32"), (MLP((32,)), True, "float32")],
+    ("body", "processor", "taken"),
+    [
+        (MLP((2048,)), "with instructions", "bf16"),
+        (MLP((2048,)), "without", "float32"),
+        (MLP((256,)), "with instructions", "float32"),
+        (MLP((256,)), "with tiles", "bf16"),
+        (MLP((8,)), "with tiles", "float32"),
+        (ConvNet((64, 64)), "with tiles", "bf16"),
+        (ConvNet((64, 64)), "with instructions", "float32"),
+        (Mixer(), "with tiles", "bf16"),
+        (UNet((64, 64)), "with tiles", "float32"),  # where oneDNN isn't
+    ],
 )
-def test_auto_takes_bfloat16_for_wide_networks_where_its_products_are_fast(monkeypatch, body, fast, taken):
-    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: fast)
-    model = autoencoder.build(Config(body=body, head=Deterministic(8)), (8, 8, 1))
+def test_auto_takes_bfloat16_where_its_products_pay(monkeypatch, body, processor, taken):
+    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: processor != "without")
+    monkeypatch.setattr(products, "by_amx", lambda: processor == "with tiles")
+    head = Identity() if isinstance(body, UNet) else Deterministic(8)
+    model = autoencoder.build(Config(body=body, head=head, likelihood=Gaussian()), (16, 16, 1))
     assert precision.chosen("auto", model) == taken
+    assert precision.chosen("bf16", model) == "bf16"
 
 
 @pytest.mark.parametrize(
     "config",
     [
         Config(body=UNet((64, 64)), head=Identity(), likelihood=Gaussian()),
-        Config(body=Mixer(), head=Deterministic(512)),  # fully connected as well, but by products of its own
+        Config(body=Mixer(), head=Deterministic(512)),
     ],
 )
-def test_auto_leaves_other_bodies_in_float32(monkeypatch, config):
+def test_auto_leaves_other_bodies_in_float32_on_accelerators(monkeypatch, config):
     monkeypatch.setattr(products, "fast_in_bfloat16", lambda: True)
-    model = autoencoder.build(config, (16, 16, 1))
-    assert precision.chosen("auto", model) == "float32"
-    assert precision.chosen("bf16", model) == "bf16"
+    monkeypatch.setattr(products, "by_amx", lambda: False)
+    assert precision.chosen("auto", autoencoder.build(config, (16, 16, 1))) == "float32"
 
 
-@pytest.mark.parametrize(("body", "taken"), [(UNet((4, 8), 1), "bf16"), (ConvNet((64, 64)), "float32")])
-def test_auto_takes_bfloat16_for_u_nets_where_onednn_is(body, taken):
-    head = Identity() if isinstance(body, UNet) else Deterministic(8)
-    model = autoencoder.build(Config(body=body, head=head, likelihood=Gaussian()), (16, 16, 1))
-    assert precision.chosen("auto", model, onednn=True) == taken
+def test_auto_takes_bfloat16_for_u_nets_where_onednn_is():
+    assert precision.chosen("auto", unet(), onednn=True) == "bf16"
 
 
 def test_a_program_for_onednn_has_the_same_loss(digits):
@@ -121,16 +144,19 @@ def test_u_nets_are_compiled_for_onednn_where_it_is_but_not_to_train_for_a_secon
     assert compiled(short=True)[2] is (step.short_block if given == "float32" else step.onednn_block)
 
 
-def test_float32_is_compiled_for_onednn_for_u_nets_alone(monkeypatch, digits):
+@pytest.mark.parametrize("given", ["float32", "bf16"])
+def test_u_nets_alone_are_compiled_for_onednn(monkeypatch, digits, given):
     monkeypatch.setattr(compilation, "onednn", lambda: True)
     model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(8)), (8, 8, 1))
-    _, objective, block = fitting.compiled_for(model, negative_log_likelihood, "float32", short=False)
-    assert (objective, block) == (negative_log_likelihood, step.train_block)
+    _, objective, block = fitting.compiled_for(model, negative_log_likelihood, given, short=False)
+    assert block is step.train_block
+    assert objective == (negative_log_likelihood if given == "float32" else MixedPrecision(negative_log_likelihood))
     monkeypatch.setattr(compilation, "onednn", lambda: False)
     assert fitting.compiled_for(unet(), negative_log_likelihood, "auto", short=False)[::2] == (
         "float32",
         step.unet_block,
     )
+    assert fitting.compiled_for(unet(), negative_log_likelihood, "bf16", short=False)[2] is step.train_block
 
 
 def test_a_u_net_trains_alike_with_channels_last_and_with_the_batch_last(digits):

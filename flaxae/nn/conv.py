@@ -15,6 +15,7 @@ height and width are axes 1 and 2. The platform is the process's default backend
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,12 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float
+from jaxtyping import Array, BFloat16, Float, Shaped, UInt16
 
 from flaxae import errors
+from flaxae.nn import products
+from flaxae.nn.bilinear import bilinear
 
 Pair = int | tuple[int, int]  # one number for both axes, or (height, width)
 Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width are axes 1 and 2
@@ -78,7 +78,8 @@ def by_products() -> Iterator[None]:
     For many channels and few images in a compiled loop: every copy is a run of `channels` numbers. It changes nothing
     within the contexts above and below, nor on other platforms.
     """
-    with contextlib.nullcontext() if not _batch_minor() else _channels_last_in("products"):
+    form = "rounded products" if products.rounding() else "products"
+    with contextlib.nullcontext() if not _batch_minor() else _channels_last_in(form):
         yield
 
 
@@ -161,7 +162,10 @@ def conv(
     if (form := _form.get()) is not None:
         if stride != (1, 1):
             x, kernel, pads = _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride), ((0, 0), (0, 0))
-        return _convolved(x, kernel, pads, form)
+        return _convolved(x, kernel, window=kernel.shape[:2], pads=pads, form=form)
+    if _batch_minor() and products.rounding():
+        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
+        return _rounded_conv(x, kernel.reshape(-1, out_channels), places=places)
     if stride == (1, 1) and _winograd_fits(window, pads) and _winograd_pays(x, kernel, batch_minor=_batch_minor()):
         return _winograd(x, kernel, batch_minor=_batch_minor())
     if _batch_minor():
@@ -214,6 +218,8 @@ def conv_transpose(
         )
     if _batch_minor():
         adjoint = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, in_channels)
+        if products.rounding():
+            return _rounded_transpose(x, adjoint, places=_Places(window, stride, size, (axes[0], axes[1])))
         y = adjoint @ x.reshape(in_channels, -1)
         image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
@@ -221,7 +227,7 @@ def conv_transpose(
     if (form := _form.get()) is not None:
         adjoint = _turned(_phases_kernel(_turned(kernel), stride))
         height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
-        y = _convolved(x, adjoint, (height, width), form)
+        y = _convolved(x, adjoint, window=adjoint.shape[:2], pads=(height, width), form=form)
         image = jax.ShapeDtypeStruct((x.shape[0], *size, out_channels), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _to_phases(image, window, stride, axes), image)(y)
         return y
@@ -393,12 +399,12 @@ def _axes(size: tuple[Any, Any], window: tuple[int, int], stride: tuple[int, int
 
 
 def _taps(
-    x: Float[Array, "channels height width batch"],
+    x: Shaped[Array, "channels height width batch"],
     window: tuple[int, int],
     stride: tuple[int, int],
     axes: list[_Axis],
     fill: float = 0.0,
-) -> list[Float[Array, "channels out_height out_width batch"]]:
+) -> list[Shaped[Array, "channels out_height out_width batch"]]:
     """For each place in the window, row by row, the pixels of the image that it covers.
 
     The image is split by its phase modulo the stride, and a tap is a slice of one phase. A strided slice would give
@@ -425,11 +431,11 @@ def _taps(
 
 
 def _patches(
-    x: Float[Array, "channels height width batch"],
+    x: Shaped[Array, "channels height width batch"],
     window: tuple[int, int],
     stride: tuple[int, int],
     axes: list[_Axis],
-) -> Float[Array, "pixels places"]:
+) -> Shaped[Array, "pixels places"]:
     """The pixels under the window, one column for each position of the window (im2col). Linear in `x`."""
     patches = jnp.concatenate(_taps(x, window, stride, axes))
     return patches.reshape(patches.shape[0], -1)
@@ -439,19 +445,12 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Kernel = Float[Array, "kh kw in_channels out_channels"]
 
 
-def _convolved(x: Image, kernel: Kernel, pads: Pads, form: str) -> Image:
-    """A convolution of stride 1, channels last, by `_convolve`; so are its gradients, in every mode and to any order.
-
-    It is a primitive of its own, like `lax`'s, because JAX's derivatives of sums of slices are slow, and a custom
-    derivative would forbid forward mode: it is bilinear, and each transpose is a convolution with the kernel turned or
-    `_correlate`. `form` is "products" or "onednn".
-    """
-    return _convolve_p.bind(x, kernel, pads=pads, form=form)
-
-
-@functools.partial(jax.jit, static_argnames=("pads", "form"))
-def _convolve(x: Image, kernel: Kernel, *, pads: Pads, form: str) -> Image:
-    kh, kw, in_channels, out_channels = kernel.shape
+@functools.partial(jax.jit, static_argnames=("window", "pads", "form"))
+def _convolve(x: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, form: str) -> Image:
+    """A convolution of stride 1, channels last. `form` is "products", "rounded products" or "onednn"."""
+    (kh, kw), in_channels, out_channels = window, kernel.shape[2], kernel.shape[3]
+    if form == "rounded products":
+        return _convolve_rounded(x, kernel, pads)
     pays = _winograd_pays(x, kernel, batch_minor=False, beside_onednn=form == "onednn")
     if _winograd_fits((kh, kw), pads) and pays:
         return _winograd(x, kernel, batch_minor=False)
@@ -473,6 +472,8 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
     copies instead of kh × kw.
     """
     (kh, kw), in_channels, out_channels = window, x.shape[3], gradient.shape[3]
+    if form == "rounded products":
+        return _correlate_rounded(x, gradient, window, pads)
     shape = jax.ShapeDtypeStruct((kh, kw, in_channels, out_channels), x.dtype)
     if _winograd_fits(window, pads) and _winograd_pays(x, shape, batch_minor=False):
         return _winograd_kernel(x, gradient)
@@ -485,7 +486,86 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
     return product.reshape(kh, in_channels, kw, out_channels).transpose(0, 2, 1, 3)
 
 
-def _padded(x: Image, pads: Pads) -> Image:
+def _to_image(y: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, form: str) -> Image:
+    """The gradient for the image of `_convolve`: a convolution with the kernel turned."""
+    return _convolve(y, _turned(kernel), window=window, pads=_beyond(window, pads), form=form)
+
+
+# JAX's derivatives of sums of slices are slow.
+_convolved, _ = bilinear("convolve", _convolve, _to_image, _correlate)
+
+
+def _convolve_rounded(x: Image, kernel: Kernel, pads: Pads) -> Image:
+    """One product, of x at the kernel's columns, for each row of it, whose results are added afterwards: kw copies."""
+    kh, kw, in_channels, out_channels = kernel.shape
+    batch, height, width = _convolved_size(x, (kh, kw), pads)
+    x = lax.optimization_barrier(_padded(_bits(x), pads))  # else XLA pads once for each column
+    columns = lax.optimization_barrier(jnp.concatenate([x[:, :, j : j + width] for j in range(kw)], axis=3))
+    by_row = products.rounded(kernel).reshape(kh, -1, out_channels).swapaxes(0, 1).reshape(-1, kh * out_channels)
+    y = products.dot(_from_bits(columns).reshape(-1, kw * in_channels), by_row)
+    y = y.reshape(batch, x.shape[1], width, kh, out_channels)
+    return functools.reduce(jnp.add, (y[:, i : i + height, :, i] for i in range(kh)))
+
+
+def _correlate_rounded(x: Image, gradient: Image, window: tuple[int, int], pads: Pads) -> Kernel:
+    """One product, of x with the gradient at all of the kernel's places, so that x alone is transposed."""
+    (kh, kw), (_, height, width, in_channels) = window, x.shape
+    gradient = lax.optimization_barrier(_padded(_bits(gradient), _beyond(window, pads)))
+    taps = [gradient[:, i : i + height, j : j + width] for i in reversed(range(kh)) for j in reversed(range(kw))]
+    taps = jnp.concatenate(taps, axis=3)
+    across = lax.optimization_barrier(_bits(x).reshape(-1, in_channels).T)
+    product = products.dot(_from_bits(across), _from_bits(taps).reshape(across.shape[1], -1))
+    return product.reshape(in_channels, kh, kw, -1).transpose(1, 2, 0, 3)
+
+
+def _bits(x: Float[Array, "*shape"]) -> UInt16[Array, "*shape"]:
+    """x in bfloat16, as whole numbers, which XLA moves as they are; bfloat16 it converts to float32 and back."""
+    return lax.bitcast_convert_type(products.rounded(x), jnp.uint16)
+
+
+def _from_bits(a: UInt16[Array, "*shape"]) -> BFloat16[Array, "*shape"]:
+    return lax.bitcast_convert_type(a, jnp.bfloat16)
+
+
+class _Places(NamedTuple):
+    """Where the windows of a convolution of images of `size` are: what `_patches` takes."""
+
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    size: tuple[int, int]
+    axes: tuple[_Axis, _Axis]
+
+    def patches(self, x: Shaped[Array, "channels height width batch"]) -> Shaped[Array, "pixels places"]:
+        return _patches(x, self.window, self.stride, list(self.axes))
+
+
+def _over(x: Image, matrix: Float[Array, "pixels out_channels"], *, places: _Places) -> Image:
+    """A convolution, batch last, whose product is rounded."""
+    y = products.dot(products.rounded(matrix).T, _from_bits(places.patches(_bits(x))))
+    return y.reshape(-1, places.axes[0].out, places.axes[1].out, x.shape[3])
+
+
+def _spread_over(y: Image, matrix: Float[Array, "pixels out_channels"], *, places: _Places) -> Image:
+    """Its adjoint for the image, and a transposed convolution."""
+    # The barrier keeps XLA from computing what y is made of by numbers of places, which are slow to take apart.
+    flat = lax.optimization_barrier(products.rounded(y)).reshape(y.shape[0], -1)
+    patches = products.dot(products.rounded(matrix), flat)
+    channels = matrix.shape[0] // math.prod(places.window)
+    image = jax.ShapeDtypeStruct((channels, *places.size, y.shape[3]), patches.dtype)
+    (x,) = jax.linear_transpose(places.patches, image)(patches)
+    return x
+
+
+def _between(x: Image, y: Image, *, places: _Places) -> Float[Array, "pixels out_channels"]:
+    """Its adjoint for the matrix."""
+    flat = products.rounded(y).reshape(y.shape[0], -1)
+    return products.dot_transposed(_from_bits(places.patches(_bits(x))), flat)
+
+
+_rounded_conv, _rounded_transpose = bilinear("rounded_convolve", _over, _spread_over, _between)
+
+
+def _padded(x: Shaped[Array, "batch height width channels"], pads: Pads) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
 
 
@@ -498,48 +578,6 @@ def _beyond(window: tuple[int, int], pads: Pads) -> Pads:
     """The padding of the convolution with the kernel turned that is the adjoint."""
     height, width = ((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, pads, strict=True))
     return height, width
-
-
-def _primitive(name: str, of: Callable[..., Array], shape: Callable[..., tuple[int, ...]]) -> Primitive:
-    """A primitive of two arrays, computed by `of`, with a result of that shape and the first's type."""
-    primitive = Primitive(name)
-    primitive.def_impl(of)
-    primitive.def_abstract_eval(lambda a, b, **settings: ShapedArray(shape(a, b, **settings), a.dtype))
-    mlir.register_lowering(primitive, mlir.lower_fun(of, multiple_results=False))
-
-    def batched(arguments: Any, axes: Any, **settings: Any) -> tuple[Array, int]:
-        return jax.vmap(functools.partial(of, **settings), axes)(*arguments), 0
-
-    batching.primitive_batchers[primitive] = batched
-    return primitive
-
-
-_convolve_p = _primitive(
-    "convolve", _convolve, lambda x, kernel, pads, form: (*_convolved_size(x, kernel.shape[:2], pads), kernel.shape[3])
-)
-_correlate_p = _primitive(
-    "correlate", _correlate, lambda x, gradient, window, pads, form: (*window, x.shape[3], gradient.shape[3])
-)
-
-
-def _to_image(given: Array, x: Any, kernel: Any, *, pads: Pads, form: str) -> Array:
-    return _convolve_p.bind(given, _turned(kernel), pads=_beyond(kernel.shape[:2], pads), form=form)
-
-
-def _to_kernel(given: Array, x: Any, kernel: Any, *, pads: Pads, form: str) -> Array:
-    return _correlate_p.bind(x, given, window=kernel.aval.shape[:2], pads=pads, form=form)
-
-
-def _correlate_to_x(given: Array, x: Any, gradient: Any, *, window: tuple[int, int], pads: Pads, form: str) -> Array:
-    return _convolve_p.bind(gradient, _turned(given), pads=_beyond(window, pads), form=form)
-
-
-def _correlate_to_gradient(given: Array, x: Any, gradient: Any, *, window: Any, pads: Pads, form: str) -> Array:
-    return _convolve_p.bind(x, given, pads=pads, form=form)
-
-
-ad.defbilinear(_convolve_p, _to_image, _to_kernel)
-ad.defbilinear(_correlate_p, _correlate_to_x, _correlate_to_gradient)
 
 
 def _turned(kernel: Float[Array, "kh kw in_channels out_channels"]) -> Float[Array, "kh kw out_channels in_channels"]:

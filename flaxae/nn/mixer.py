@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from flaxae import errors, specs
-from flaxae.nn import layers
+from flaxae.nn import layers, products
 
 Tokens = Float[Array, "channels tokens batch"]
 
@@ -151,4 +151,4 @@ class MixerDecoder(nnx.Module):
 
 def across(linear: Any, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
     """A linear layer applied to the columns rather than the rows."""
-    return linear.kernel[...].T @ x + linear.bias[...][:, None]
+    return products.product(linear.kernel[...].T, x) + linear.bias[...][:, None]

@@ -1,21 +1,28 @@
-"""Matrix products in bfloat16 on processors that have them, in the forms that are fast there.
+"""Matrix products whose arguments are rounded to bfloat16, on processors that have them, in the forms that are fast.
 
 XLA's CPU backend has fast products of bfloat16 only for a @ b with both operands stored row by row, whose result is
 float32, and with AMX for a @ bᵀ. Other forms, among them those of the gradients, run at the speed of float32, or not at
-all. So here operands are transposed in memory first: the smaller ones, where there is a choice.
+all. So here operands are transposed in memory first: the smaller ones, where there is a choice. What is between
+products stays in float32: other operations on bfloat16 are slower there, because each rounds and converts.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, BFloat16
+from jaxtyping import Array, Float
 
+from flaxae.nn.bilinear import bilinear
 from flaxae.parallel import compilation
 
 INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
+
+_rounding: contextvars.ContextVar[bool] = contextvars.ContextVar("rounding", default=False)
 
 
 def fast_in_bfloat16() -> bool:
@@ -25,37 +32,62 @@ def fast_in_bfloat16() -> bool:
     return not INSTRUCTIONS.isdisjoint(compilation.instructions())
 
 
+def by_amx() -> bool:
+    """Whether products on this CPU have tiles of bfloat16 (AMX), several times as fast as float32."""
+    return jax.default_backend() == "cpu" and "amx_bf16" in compilation.instructions()
+
+
+@contextlib.contextmanager
+def in_bfloat16() -> Iterator[None]:
+    """While a program is traced in here, `product`s and the convolutions of `nn.conv` round what they multiply."""
+    token = _rounding.set(True)
+    try:
+        yield
+    finally:
+        _rounding.reset(token)
+
+
+def rounding() -> bool:
+    """Whether a program is traced in which products round: see `in_bfloat16`."""
+    return _rounding.get()
+
+
+def product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    """a @ b, of both rounded to bfloat16 and added up in float32 within `in_bfloat16`; its gradients likewise."""
+    return _product(a, b) if rounding() else a @ b
+
+
 def dot_general(a: Array, b: Array, dimensions: Any, *args: Any, **settings: Any) -> Array:
-    """`lax.dot_general`, as `nnx.Linear` calls it; on CPU products of bfloat16 with a matrix are `product`s."""
-    if jax.default_backend() != "cpu" or a.dtype != jnp.bfloat16 or b.ndim != 2:
-        return lax.dot_general(a, b, dimensions, *args, **settings)
+    """`product` for `nnx.Linear`, which calls it as `lax.dot_general`: [..., k] and [k, n]."""
     return product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
 
 
-@jax.custom_vjp
-def product(a: BFloat16[Array, "m k"], b: BFloat16[Array, "k n"]) -> BFloat16[Array, "m n"]:
-    """a @ b, added up in float32. Reverse-mode differentiation alone."""
-    return _by_rows(lax.dot(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32).astype(a.dtype))
+def rounded(a: Array) -> Array:
+    """In bfloat16."""
+    return a.astype(jnp.bfloat16)
 
 
-def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(a, b), (a, b)
+def dot(a: Array, b: Array) -> Float[Array, "m n"]:
+    """a @ b in float32, of matrices in bfloat16."""
+    return lax.dot(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32)
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    a, b = saved
-    if "amx_bf16" in compilation.instructions():
-        of_a = lax.dot_general(
-            _by_rows(gradient), _by_rows(b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return of_a.astype(a.dtype), product(a.T, gradient)
-    if b.size < a.size + gradient.size:
-        return product(gradient, b.T), product(a.T, gradient)
-    return product(b, gradient.T).T, product(a.T, gradient)
-
-
-product.defvjp(_forward, _backward)
+def dot_transposed(a: Array, b: Array) -> Float[Array, "m n"]:
+    """a @ bᵀ in float32, of matrices in bfloat16."""
+    if by_amx():
+        return lax.dot_general(_by_rows(a), _by_rows(b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if b.size < a.size + a.shape[0] * b.shape[0]:
+        return dot(a, b.T)
+    return dot(b, a.T).T
 
 
 def _by_rows(a: Array) -> Array:
     return with_layout_constraint(a, Layout(major_to_minor=(0, 1)))
+
+
+_product, _ = bilinear(
+    "rounded_product",
+    lambda a, b: dot(rounded(a), rounded(b)),
+    lambda c, b: dot_transposed(rounded(c), rounded(b)),
+    lambda a, c: dot(rounded(a).T, rounded(c)),
+)

@@ -93,9 +93,10 @@ def fit(
             `(loss, metrics)`, the metrics go into the history.
         schedules: for hyper-parameters, by their names in `model.hyper`: functions of the step, as in optax, such as
             `{"beta": optax.linear_schedule(0.0, 1.0, 1000)}`. The model is validated, and ends, with their last values.
-        precision: "float32"; "bf16" for an encoder and a decoder in bfloat16; or "auto" for the faster of them, which
-            is bfloat16 for wide fully connected networks, on accelerators and CPUs with instructions for it, and for
-            U-Nets on CPUs with AMX, since JAX 0.12. Validation is in float32.
+        precision: "float32"; "bf16" for an encoder and a decoder in bfloat16, or on a CPU their products; or "auto"
+            for the faster of them, which is bfloat16 for wide fully connected networks, on accelerators and CPUs with
+            instructions for it, and on CPUs with AMX for all but the smallest networks, U-Nets since JAX 0.12.
+            Validation is in float32.
         steps_per_epoch: if x gives batches; by default the length of x.
         mesh: devices to train on, see `distributed.mesh`; each has a part of every batch. By default the first device,
             or with several processes, which all call this, all devices of all processes.
@@ -192,13 +193,14 @@ def compiled_for(
 ) -> tuple[str, Objective, Callable[..., step.State]]:
     """The precision that is taken, the objective in it, and the block of steps that it is to be compiled in.
 
-    U-Nets are oneDNN's in both precisions where it is to be had, other models in bfloat16 alone.
+    U-Nets alone are oneDNN's, in both precisions, where it is to be had.
     """
     unet = is_unet(model)
-    onednn = (unet or precision != "float32") and compilation.onednn()
+    onednn = unet and compilation.onednn()
     precision = chosen(precision, model, onednn=onednn)
-    onednn &= precision == "bf16" or (unet and not short)
-    block = step.short_block if short else step.unet_block if unet else step.train_block
+    onednn &= precision == "bf16" or not short
+    in_float32 = unet and precision == "float32"  # by batches of products, which are faster without YNNPACK
+    block = step.short_block if short else step.unet_block if in_float32 else step.train_block
     return precision, in_precision(objective, precision, onednn=onednn), step.onednn_block if onednn else block
 
 

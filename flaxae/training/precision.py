@@ -1,5 +1,6 @@
-"""Mixed precision: an encoder and a decoder computed in bfloat16, everything else in float32."""
+"""Mixed precision: an encoder and a decoder, or on a CPU their products, in bfloat16, everything else in float32."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -17,7 +18,9 @@ from flaxae.nn.unet import UNet
 from flaxae.objectives import Objective
 
 PRECISIONS = ("float32", "bf16", "auto")
-LEAST_WEIGHTS = 2**18  # for bfloat16 to pay on a CPU: see `python -m benchmarks.training`
+# For bfloat16 to pay, see `python -m benchmarks.training`: with tiles for it on a CPU, and with instructions alone.
+LEAST_WEIGHTS_BY_AMX = 2**14
+LEAST_WEIGHTS = 2**18
 
 
 class InBfloat16(nnx.Module):
@@ -30,13 +33,22 @@ class InBfloat16(nnx.Module):
     def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
         graphdef, params, rest = nnx.split(self.body, nnx.Param, ...)
         body = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)
-        if self.onednn:
-            with conv.onednn():
-                return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
+        with conv.onednn() if self.onednn else contextlib.nullcontext():
+            return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
+
+
+class WithRoundedProducts(nnx.Module):
+    """`body`, whose products alone are in bfloat16: see `products.in_bfloat16`."""
+
+    def __init__(self, body: nnx.Module):
+        self.body = body
         for _, module in nnx.iter_modules(body):
             if isinstance(module, nnx.Linear):
                 module.dot_general = products.dot_general
-        return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
+
+    def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
+        with products.in_bfloat16():
+            return self.body(x, key)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -49,8 +61,9 @@ class MixedPrecision:
     """`objective` of the model with its encoder and decoder computed in bfloat16 (Micikevicius et al. 2018).
 
     The weights, their gradients and moments, the head and the likelihood stay float32. bfloat16 has the range of
-    float32, so that the loss needs no scaling. It is for GPU and TPU, and for wide fully connected networks on CPUs
-    with instructions for it, and U-Nets on CPUs with AMX; what else runs on CPU gets slower.
+    float32, so that the loss needs no scaling. On CPU, the products of linear layers and convolutions alone are in
+    bfloat16, because what is between them is slower in it, unless the program is oneDNN's. There it is for CPUs with
+    AMX, and for wide fully connected networks on those with other instructions for it.
 
     Args:
         objective: of the model in float32.
@@ -62,7 +75,10 @@ class MixedPrecision:
 
     def __call__(self, given: Any, batch: Examples, key: Key[Array, ""]) -> Any:
         model: Any = nnx.merge(*nnx.split(given))  # a copy: the caller's model keeps its parts
-        model.encoder, model.decoder = (InBfloat16(body, self.onednn) for body in (model.encoder, model.decoder))
+        for name in ("encoder", "decoder"):
+            body = getattr(model, name)
+            by_cpu = jax.default_backend() == "cpu" and not self.onednn
+            setattr(model, name, WithRoundedProducts(body) if by_cpu else InBfloat16(body, self.onednn))
         return self.objective(model, batch, key)
 
 
@@ -94,7 +110,12 @@ def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
         return precision
     if is_unet(model):
         return "bf16" if onednn else "float32"
-    return "bf16" if products.fast_in_bfloat16() and _is_wide(model) else "float32"
+    if products.by_amx():
+        return "bf16" if _weights(model) >= LEAST_WEIGHTS_BY_AMX else "float32"
+    # most other bodies' products are not the fast ones
+    fully_connected = model.config is not None and isinstance(model.config.body, MLP)
+    pays = products.fast_in_bfloat16() and fully_connected and _weights(model) >= LEAST_WEIGHTS
+    return "bf16" if pays else "float32"
 
 
 def is_unet(model: Any) -> bool:
@@ -105,10 +126,8 @@ def is_unet(model: Any) -> bool:
     return model.config is not None and isinstance(model.config.body, UNet)
 
 
-def _is_wide(model: Any) -> bool:
-    """Whether its body is an `MLP` of many weights: most other bodies' products are not the fast ones."""
-    weights = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return model.config is not None and isinstance(model.config.body, MLP) and weights >= LEAST_WEIGHTS
+def _weights(model: Any) -> int:
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def in_precision(objective: Objective, precision: str, *, onednn: bool = False) -> Objective:
