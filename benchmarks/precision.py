@@ -25,7 +25,9 @@ from flaxae.autoencoder import Autoencoder
 from flaxae.experiments import _flags, denoise
 from flaxae.objectives import ELBO, Binarised
 from flaxae.training import population
-from flaxae.training.precision import PRECISIONS
+
+
+PRECISIONS = ("float32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Contest(NamedTuple):
     measure: Callable[[Autoencoder, np.ndarray], float]
 
 
-def contests() -> dict[str, Contest]:
+def contests(dataset: data.Dataset) -> dict[str, Contest]:
     return {
         "vanilla": Contest(presets.vanilla(), "MSE ↓", error),
         "convolutional": Contest(presets.convolutional(), "MSE ↓", error),
-        "denoising": Contest(denoise.network(_flags.Denoise(model="denoising"), "image"), "PSNR (dB) ↑", psnr),
+        "denoising": Contest(denoise.network(_flags.Denoise(model="denoising", noise=0.5), dataset), "PSNR (dB) ↑", psnr),
         "variational": Contest(
             dataclasses.replace(presets.variational(), objective=Binarised(ELBO())), "−ELBO (nats) ↓", negative_elbo
         ),
@@ -82,8 +84,8 @@ def main(config: Config) -> None:
     dataset = data.load(config.data)
     train, test = dataset.scaling(dataset.train[: config.examples]), dataset.scaling(dataset.test)
     print(f"{dataset.name}, {len(train):,} images, {config.epochs} epochs, {config.seeds} seeds: mean ± deviation")
-    print(f"{'':12s} {'':15s}" + "".join(f"{name:>22s}" for name in (*PRECISIONS, "difference")))
-    for name, contest in contests().items():
+    print(f"{'':14s}{'':15s}" + "".join(f"{name:>22s}" for name in (*PRECISIONS, "difference")))
+    for name, contest in contests(dataset).items():
         measured = {}
         for precision in PRECISIONS:
             trained = population.fit_population(
@@ -93,7 +95,7 @@ def main(config: Config) -> None:
             measured[precision] = np.array([contest.measure(member.model, test) for member in trained.members])
         full, rounded = (measured[precision] for precision in PRECISIONS)
         columns = "".join(f"{f'{v.mean():.5g} ± {v.std():.2g}':>22s}" for v in (full, rounded, rounded - full))
-        print(f"{name:12s} {contest.metric:15s}{columns}", flush=True)
+        print(f"{name:14s}{contest.metric:15s}{columns}", flush=True)
 
 
 if __name__ == "__main__":
