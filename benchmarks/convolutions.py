@@ -9,7 +9,8 @@ that of a 1024 × 1024 product in the same round. It takes two minutes on two id
 threads wait for each other, and the comparison with it means nothing.
 
 `--shapes` measures single 3×3 convolutions of stride 1 instead, forward and with both gradients: as U-Nets have them,
-with the batch last by Winograd's and by plain products, all inside a compiled loop, `lax` outside one, and torch.
+with the batch last by Winograd's and by plain products, all inside a compiled loop, `lax` outside one, and torch. Then
+depthwise ones, in both layouts.
 Operations are counted as those of a plain convolution, per second of the processor's time, which tells more than the
 clock on a busy machine; `conv._winograd_pays` rests on them.
 """
@@ -166,15 +167,17 @@ def compare(batch: int, rounds: int) -> None:
         print(f"  {name:34}{statistics.median(theirs):8,.0f} samples/s   flaxae is {ratio:.2f} times as fast")
 
 
+DEPTHWISE = ((32, 64, 16), (64, 32, 16), (128, 16, 16))  # channels, side, batch
 SHAPES = ((32, 64, 16), (32, 28, 64), (48, 32, 16), (64, 32, 16), (96, 16, 16), (128, 8, 16), (64, 64, 4))
 REPEATS = 5
 
 
-def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]]:
+def single(channels: int, side: int, batch: int, *, depthwise: bool = False) -> dict[str, Callable[[], None]]:
     """What convolves so, forward and backward, `REPEATS` times."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, side, side, channels)).astype(np.float32)
-    kernel = (0.05 * rng.standard_normal((3, 3, channels, channels))).astype(np.float32)
+    kernel = (0.05 * rng.standard_normal((3, 3, 1 if depthwise else channels, channels))).astype(np.float32)
+    operation = (lambda x, kernel: conv.depthwise_conv(x, kernel[:, :, 0])) if depthwise else conv.conv
 
     def step(convolve, x, kernel):
         y, pull_back = jax.vjp(convolve, x, kernel)
@@ -183,7 +186,7 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
 
     def in_loop(least_tiles: int = conv.LEAST_TILES, layout: Any = contextlib.nullcontext, **options: Any):
         def repeated(x, kernel):
-            return lax.fori_loop(0, REPEATS, lambda _, both: step(conv.conv, *both), (x, kernel))
+            return lax.fori_loop(0, REPEATS, lambda _, both: step(operation, *both), (x, kernel))
 
         with mock.patch.object(conv, "LEAST_TILES", least_tiles), layout(), compilation.unkept():
             arguments = conv.from_nhwc(jnp.asarray(x)), jnp.asarray(kernel)
@@ -191,7 +194,10 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
         return lambda: jax.block_until_ready(compiled(*arguments))
 
     def plain(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels if depthwise else 1,
+        )  # fmt: skip
 
     alone = jax.jit(lambda x, kernel: step(plain, x, kernel))
 
@@ -201,13 +207,12 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
             both = alone(*both)
         jax.block_until_ready(both)
 
-    runs = {
-        "U-Net's": in_loop(layout=conv.by_products, **compilation.WITHOUT_YNN),
-        "batch last, Winograd": in_loop(1),
-        "batch last, products": in_loop(10**9),
-        "lax, no loop": outside,
-    }
-    if compilation.onednn():
+    runs = {"U-Net's": in_loop(layout=conv.by_products, **compilation.WITHOUT_YNN)}
+    if depthwise:
+        runs |= {"batch last": in_loop()}
+    else:
+        runs |= {"batch last, Winograd": in_loop(1), "batch last, products": in_loop(10**9), "lax, no loop": outside}
+    if compilation.onednn() and not depthwise:
         runs["U-Net's"] = in_loop(layout=conv.onednn, **compilation.ONEDNN)
     if importlib.util.find_spec("torch"):
         import torch
@@ -219,7 +224,7 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
 
             def of_torch(images=images, weights=weights):
                 for _ in range(REPEATS):
-                    y = torch.nn.functional.conv2d(images, weights, padding=1)
+                    y = torch.nn.functional.conv2d(images, weights, padding=1, groups=channels if depthwise else 1)
                     torch.autograd.grad(y, (images, weights), 0.01 * y.detach())
 
             runs[name] = of_torch
@@ -229,9 +234,10 @@ def single(channels: int, side: int, batch: int) -> dict[str, Callable[[], None]
 def by_shape(rounds: int) -> None:
     """GFLOP a second of the processor's and of the clock, medians over the rounds, in which all run in turn."""
     print("channels, side, batch: GFLOP a second of one core's time (of the clock)")
-    for channels, side, batch in SHAPES:
-        flop = REPEATS * 3 * 2 * 9 * channels**2 * side**2 * batch
-        runs = single(channels, side, batch)
+    shapes = [(*shape, depthwise) for depthwise, of in ((False, SHAPES), (True, DEPTHWISE)) for shape in of]
+    for channels, side, batch, depthwise in shapes:
+        flop = REPEATS * 3 * 2 * 9 * channels * (1 if depthwise else channels) * side**2 * batch
+        runs = single(channels, side, batch, depthwise=depthwise)
         taken = {name: [] for name in runs}
         for run in runs.values():
             run()
@@ -249,7 +255,8 @@ def by_shape(rounds: int) -> None:
         ratio = (
             statistics.median(b / own[1] for b, own in zip(best, taken[ours], strict=True)) if "torch" in taken else 0
         )
-        print(f"{channels}, {side}, {batch}: {'; '.join(found)}; the first is {ratio:.2f} times torch's", flush=True)
+        what = f"{channels}, {side}, {batch}{', depthwise' if depthwise else ''}"
+        print(f"{what}: {'; '.join(found)}; the first is {ratio:.2f} times torch's", flush=True)
 
 
 def main() -> None:

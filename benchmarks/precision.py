@@ -26,7 +26,6 @@ from flaxae.experiments import _flags, denoise
 from flaxae.objectives import ELBO, Binarised
 from flaxae.training import population
 
-
 PRECISIONS = ("float32", "bf16")
 
 
@@ -53,10 +52,11 @@ class Contest(NamedTuple):
 
 
 def contests(dataset: data.Dataset) -> dict[str, Contest]:
+    flags = _flags.Denoise(model="denoising", noise=0.5)
     return {
         "vanilla": Contest(presets.vanilla(), "MSE ↓", error),
         "convolutional": Contest(presets.convolutional(), "MSE ↓", error),
-        "denoising": Contest(denoise.network(_flags.Denoise(model="denoising", noise=0.5), dataset), "PSNR (dB) ↑", psnr),
+        "denoising": Contest(denoise.network(flags, dataset), "PSNR (dB) ↑", psnr),
         "variational": Contest(
             dataclasses.replace(presets.variational(), objective=Binarised(ELBO())), "−ELBO (nats) ↓", negative_elbo
         ),

@@ -19,10 +19,12 @@ from flaxae.nn import products
 from flaxae.nn.conv import (
     Conv,
     ConvTranspose,
+    DepthwiseConv,
     avg_pool,
     conv,
     conv_size,
     conv_transpose,
+    depthwise_conv,
     from_nhwc,
     max_pool,
     per_channel,
@@ -152,6 +154,23 @@ def check_conv(size, window, stride, padding):
 
 def test_conv_equals_lax(any_form):
     check_conv()
+
+
+@given(st.sampled_from([(5, 8), (7, 7), (20, 9)]), windows, strides, paddings)
+@few
+def check_depthwise(size, window, stride, padding):
+    assert_same_with_gradients(
+        lambda x, k: in_nhwc(depthwise_conv)(x, k, stride, padding),
+        lambda x, k: lax.conv_general_dilated(
+            x, k[:, :, None], stride, padding, dimension_numbers=NHWC, feature_group_count=3
+        ),
+        draw_normal(0, 2, *size, 3),
+        draw_normal(1, *window, 3),
+    )
+
+
+def test_depthwise_conv_equals_lax(any_form):
+    check_depthwise()
 
 
 @given(st.sampled_from([(2, 3), (4, 3)]), windows, strides, paddings)
@@ -319,6 +338,12 @@ def test_modules_equal_flax(form):
     nnx.update(ours, nnx.state(flax, nnx.Param))
     np.testing.assert_allclose(jax.jit(in_nhwc(ours))(x), flax(x), rtol=1e-5, atol=1e-5)
 
+    ours = DepthwiseConv(3, kernel=(3, 2), stride=2, rngs=nnx.Rngs(0))
+    flax = nnx.Conv(3, 3, (3, 2), 2, feature_group_count=3, rngs=nnx.Rngs(1))
+    ours.kernel[...] = flax.kernel[...][:, :, 0]
+    ours.bias[...] = flax.bias[...] = jnp.arange(3.0)
+    np.testing.assert_allclose(jax.jit(in_nhwc(ours))(x), flax(x), rtol=1e-5, atol=1e-5)
+
 
 def test_module_adds_its_bias_and_mirrors_an_odd_size(form):
     up = ConvTranspose(2, 3, stride=2, size=(5, 13), rngs=nnx.Rngs(0))
@@ -347,6 +372,11 @@ def test_layout_is_undone_and_channels_broadcast(form):
 def test_bad_settings_are_refused(form, call, words):
     with pytest.raises(errors.ConfigError, match=words):
         call(from_nhwc(jnp.zeros((2, 5, 4, 3))), jnp.zeros((3, 3, 3, 1)))
+
+
+def test_depthwise_conv_refuses_other_channels(form):
+    with pytest.raises(errors.DataError, match="2 channels and the kernel takes 3"):
+        depthwise_conv(from_nhwc(jnp.zeros((4, 5, 5, 2))), jnp.zeros((3, 3, 3)))
 
 
 @pytest.mark.parametrize("operation", [conv, conv_transpose])

@@ -52,6 +52,8 @@ def test_what_is_multiplied_is_rounded_in_the_context_alone():
         (functools.partial(conv.conv, stride=2), (3, 7, 7, 3), (3, 2, 3, 4)),
         (conv.conv, (3, 7, 7, 3), (3, 2, 3, 4)),
         (functools.partial(conv.conv_transpose, stride=2), (3, 3, 4, 3), (3, 2, 3, 4)),
+        (conv.depthwise_conv, (3, 7, 7, 3), (3, 2, 3)),
+        (functools.partial(conv.depthwise_conv, stride=2), (3, 7, 7, 3), (3, 2, 3)),
     ],
 )
 @pytest.mark.parametrize("context", [contextlib.nullcontext, conv.by_products])

@@ -1,4 +1,4 @@
-"""Convolution, its transpose, and pooling: the same results everywhere, computed in the way each platform is fast at.
+"""Convolution, transposed and depthwise too, and pooling: the same everywhere, in the way each platform is fast at.
 
 On GPU and TPU these are XLA's convolutions, on images [batch, height, width, channels]. On CPU, XLA's convolutions
 run on one thread inside a compiled loop. So there a convolution is one matrix product after `_patches`, and a
@@ -15,6 +15,7 @@ height and width are axes 1 and 2. The platform is the process's default backend
 import contextlib
 import contextvars
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -248,6 +249,31 @@ def _spread(x: Float[Array, "batch height width channels"], stride: tuple[int, i
     return lax.slice(spread, (0,) * 4, (batch, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1, channels))
 
 
+def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pair = 1, padding: str = "SAME") -> Image:
+    """Convolution of every channel by a kernel of its own, `lax.conv_general_dilated` with a group for each channel.
+
+    Args:
+        x: images in the platform's layout.
+        kernel: height, width, channels.
+        stride: for both axes, or (height, width).
+        padding: as in `conv`.
+
+    Raises:
+        ConfigError: see `conv_size`.
+        DataError: `x` doesn't have the kernel's number of channels.
+    """
+    window, channels, stride = kernel.shape[:2], kernel.shape[2], _pair("stride", stride)
+    _check_channels(x, channels)
+    axes = _axes(_size(x), window, stride, padding)
+    if jax.default_backend() == "cpu" and not is_portable():
+        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
+        return _depthwise(x, kernel, places=places, channel_axis=channel_axis())
+    pads = [(axis.low, axis.high) for axis in axes]
+    return lax.conv_general_dilated(
+        x, kernel[:, :, None], stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
+    )
+
+
 def max_pool(x: Image, window: Pair = 2, stride: Pair = 2, padding: str = "VALID") -> Image:
     """Maximum over windows; padding never counts. Among equal values the gradient goes to the first in reading order.
 
@@ -365,6 +391,38 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Image) -> Image:
         y = conv_transpose(x, self.kernel[...], self.stride, self.padding, self.size)
+        return y if self.bias is None else y + per_channel(self.bias[...])
+
+
+class DepthwiseConv(nnx.Module):
+    """`depthwise_conv` with a kernel and, mostly, a bias. Images are in the platform's layout.
+
+    Args:
+        channels: of input and output.
+        kernel: height and width of the kernel; one number for a square.
+        stride: as in `depthwise_conv`.
+        padding: as in `depthwise_conv`.
+        bias: whether there is one.
+        rngs: gives the key for the kernel (LeCun normal); the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: Pair = 3,
+        stride: Pair = 1,
+        padding: str = "SAME",
+        *,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(_kernel(1, channels, kernel, rngs)[...][:, :, 0])
+        self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x: Image) -> Image:
+        y = depthwise_conv(x, self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y + per_channel(self.bias[...])
 
 
@@ -535,6 +593,9 @@ class _Places(NamedTuple):
     size: tuple[int, int]
     axes: tuple[_Axis, _Axis]
 
+    def taps(self, x: Shaped[Array, "_ height width _"]) -> list[Shaped[Array, "_ out_height out_width _"]]:
+        return _taps(x, self.window, self.stride, list(self.axes))
+
     def patches(self, x: Shaped[Array, "channels height width batch"]) -> Shaped[Array, "pixels places"]:
         return _patches(x, self.window, self.stride, list(self.axes))
 
@@ -603,6 +664,64 @@ def _phases_kernel(kernel: Float[Array, "kh kw in_channels out_channels"], strid
     kernel = jnp.pad(kernel, ((0, -kh % stride[0]), (0, -kw % stride[1]), (0, 0), (0, 0)))
     kernel = kernel.reshape(-(-kh // stride[0]), stride[0], -(-kw // stride[1]), stride[1], in_channels, out_channels)
     return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, out_channels)
+
+
+ROWS = 16  # added up as whole arrays, because XLA's sums along an axis on CPU take one number at a time
+
+
+def _depthwise_over(x: Image, kernel: Float[Array, "kh kw channels"], *, places: _Places, channel_axis: int) -> Image:
+    """A depthwise convolution: taps times numbers, which XLA makes one loop."""
+    shape = [-1 if axis == channel_axis else 1 for axis in range(4)]
+    weights = kernel.reshape(-1, kernel.shape[2])
+    return functools.reduce(
+        jnp.add, (tap * of_tap.reshape(shape) for tap, of_tap in zip(places.taps(x), weights, strict=True))
+    )
+
+
+def _depthwise_back(y: Image, kernel: Float[Array, "kh kw channels"], *, places: _Places, channel_axis: int) -> Image:
+    """Its adjoint for the image."""
+    if places.stride == (1, 1):
+        beyond = _beyond(places.window, ((places.axes[0].low, places.axes[0].high), places.axes[1][1:]))
+        turned = [_Axis(n, *pad) for n, pad in zip(places.size, beyond, strict=True)]
+        places = _Places(places.window, (1, 1), _size(y), (turned[0], turned[1]))
+        return _depthwise_over(y, kernel[::-1, ::-1], places=places, channel_axis=channel_axis)
+    batch = y.shape[3 - channel_axis]
+    shape = (kernel.shape[2], *places.size, batch) if channel_axis == 0 else (batch, *places.size, kernel.shape[2])
+    over = functools.partial(_depthwise_over, kernel=kernel, places=places, channel_axis=channel_axis)
+    (x,) = jax.linear_transpose(over, jax.ShapeDtypeStruct(shape, y.dtype))(y)
+    return x
+
+
+def _depthwise_kernel(x: Image, y: Image, *, places: _Places, channel_axis: int) -> Float[Array, "kh kw channels"]:
+    """Its adjoint for the kernel."""
+    (_, rows, columns, _), channels, (down, across) = y.shape, y.shape[channel_axis], places.stride
+    # XLA would pad once for each tap, with a question for each number; what is written into zeros, it keeps.
+    (_, low, high), (_, left, right) = places.axes
+    shape = (x.shape[0], x.shape[1] + low + max(high, 0), x.shape[2] + left + max(right, 0), x.shape[3])
+    x = lax.dynamic_update_slice(jnp.zeros(shape, x.dtype), x, (0, low, left, 0))
+
+    def added(i: int, j: int, firsts: range, stop: int) -> Float[Array, " channels"]:
+        """The sum over rows to `stop`, every so many from each of the first ones on."""
+        parts, every = [], len(firsts)
+        for first in firsts:
+            of_y = y[:, first:stop:every]
+            top, last = i + down * first, i + down * (first + every * (of_y.shape[1] - 1))
+            limits = (x.shape[0], last + 1, j + across * (columns - 1) + 1, x.shape[3])
+            parts.append(lax.slice(x, (0, top, j, 0), limits, (1, down * every, across, 1)) * of_y)
+        total = functools.reduce(jnp.add, parts)
+        if channel_axis == 0:
+            return (total.reshape(channels, -1) @ jnp.ones((total.size // channels, 1), total.dtype))[:, 0]
+        return (jnp.ones((1, total.size // channels), total.dtype) @ total.reshape(-1, channels))[0]
+
+    (kh, kw), whole = places.window, rows - rows % ROWS
+    groups = [group for group in ((range(ROWS), whole), (range(whole, rows), rows)) if group[1] > group[0].start]
+    found = []
+    for i, j in itertools.product(range(kh), range(kw)):
+        found.append(functools.reduce(jnp.add, (added(i, j, *group) for group in groups)))
+    return jnp.stack(found).reshape(kh, kw, channels)
+
+
+_depthwise, _ = bilinear("depthwise_convolve", _depthwise_over, _depthwise_back, _depthwise_kernel)
 
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
