@@ -262,7 +262,8 @@ def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pai
         ConfigError: see `conv_size`.
         DataError: `x` doesn't have the kernel's number of channels.
     """
-    window, channels, stride = kernel.shape[:2], kernel.shape[2], _pair("stride", stride)
+    kh, kw, channels = kernel.shape
+    window, stride = (kh, kw), _pair("stride", stride)
     _check_channels(x, channels)
     axes = _axes(_size(x), window, stride, padding)
     if jax.default_backend() == "cpu" and not is_portable():
