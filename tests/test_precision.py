@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxae import autoencoder, errors, training
+from flaxae import autoencoder, errors, presets, training
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
@@ -18,7 +18,7 @@ from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
-from flaxae.objectives import negative_log_likelihood
+from flaxae.objectives import negative_log_likelihood, with_metrics
 from flaxae.parallel import compilation
 from flaxae.training import fitting, precision, step
 from flaxae.training.population import fit_population
@@ -55,6 +55,17 @@ def test_it_trains_weights_in_float32_as_well_as_float32_does(digits):
     for rounded in ("bf16", "population"):  # in float32, members equal their solo runs to 1e-7
         assert not np.allclose(losses[rounded], losses["float32"], rtol=1e-5)
         assert losses[rounded][-1] == pytest.approx(losses["float32"][-1], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["layerwise", "contractive", "vector_quantized", "mixer", "stacked", "grid"])
+def test_objectives_of_all_kinds_have_gradients_in_it(name):
+    graphdef, params, rest = nnx.split(autoencoder.build(presets.PRESETS[name](), (16, 16, 1)), nnx.Param, ...)
+    objective = MixedPrecision(autoencoder.own_objective)
+
+    def loss(params):
+        return with_metrics(objective(nnx.merge(graphdef, params, rest), jnp.ones((2, 16, 16, 1)), KEY))[0].mean()
+
+    assert "rounded_" in str(jax.make_jaxpr(jax.grad(loss))(params))
 
 
 def test_a_u_net_whose_products_are_rounded_has_nearly_the_same_loss():

@@ -37,20 +37,6 @@ class InBfloat16(nnx.Module):
             return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
 
 
-class WithRoundedProducts(nnx.Module):
-    """`body`, whose products alone are in bfloat16: see `products.in_bfloat16`."""
-
-    def __init__(self, body: nnx.Module):
-        self.body = body
-        for _, module in nnx.iter_modules(body):
-            if isinstance(module, nnx.Linear):
-                module.dot_general = products.dot_general
-
-    def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
-        with products.in_bfloat16():
-            return self.body(x, key)
-
-
 def _cast(tree: Any, dtype: Any) -> Any:
     """Its floating point numbers in that type; whole numbers and keys as they are."""
     return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
@@ -75,11 +61,15 @@ class MixedPrecision:
 
     def __call__(self, given: Any, batch: Examples, key: Key[Array, ""]) -> Any:
         model: Any = nnx.merge(*nnx.split(given))  # a copy: the caller's model keeps its parts
-        for name in ("encoder", "decoder"):
-            body = getattr(model, name)
-            by_cpu = jax.default_backend() == "cpu" and not self.onednn
-            setattr(model, name, WithRoundedProducts(body) if by_cpu else InBfloat16(body, self.onednn))
-        return self.objective(model, batch, key)
+        if jax.default_backend() != "cpu" or self.onednn:
+            model.encoder, model.decoder = (InBfloat16(body, self.onednn) for body in (model.encoder, model.decoder))
+            return self.objective(model, batch, key)
+        for body in (model.encoder, model.decoder):
+            for _, module in nnx.iter_modules(body):
+                if isinstance(module, nnx.Linear):
+                    module.dot_general = products.dot_general
+        with products.in_bfloat16():
+            return self.objective(model, batch, key)
 
 
 @dataclasses.dataclass(frozen=True)
