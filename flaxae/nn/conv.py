@@ -5,8 +5,9 @@ run on one thread inside a compiled loop. So there a convolution is one matrix p
 transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
 so that every copy is a run of `batch` numbers. Where `_winograd_pays`, 3 × 3 convolutions of stride 1 need a quarter of
 the multiplications. U-Nets, which have many channels and few images, have channels last on CPU as well, see
-`by_products`; on CPUs with AMX, convolutions can be oneDNN's, see `onednn`. All of it is differentiable JAX: jit, vmap,
-scan, and both modes of differentiation to any order work.
+`by_products`; on CPUs with AMX, convolutions can be oneDNN's, see `onednn`. Within `products.in_bfloat16`, both layouts
+of CPUs round what they multiply. All of it is differentiable JAX: jit, vmap, scan, and both modes of differentiation
+to any order work.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
@@ -558,7 +559,7 @@ def _convolve_rounded(x: Image, kernel: Kernel, pads: Pads) -> Image:
     """One product, of x at the kernel's columns, for each row of it, whose results are added afterwards: kw copies."""
     kh, kw, in_channels, out_channels = kernel.shape
     batch, height, width = _convolved_size(x, (kh, kw), pads)
-    x = lax.optimization_barrier(_padded(_bits(x), pads))  # else XLA pads once for each column
+    x = _padded(_bits(x), pads)
     columns = lax.optimization_barrier(jnp.concatenate([x[:, :, j : j + width] for j in range(kw)], axis=3))
     by_row = products.rounded(kernel).reshape(kh, -1, out_channels).swapaxes(0, 1).reshape(-1, kh * out_channels)
     y = products.dot(_from_bits(columns).reshape(-1, kw * in_channels), by_row)
@@ -569,7 +570,7 @@ def _convolve_rounded(x: Image, kernel: Kernel, pads: Pads) -> Image:
 def _correlate_rounded(x: Image, gradient: Image, window: tuple[int, int], pads: Pads) -> Kernel:
     """One product, of x with the gradient at all of the kernel's places, so that x alone is transposed."""
     (kh, kw), (_, height, width, in_channels) = window, x.shape
-    gradient = lax.optimization_barrier(_padded(_bits(gradient), _beyond(window, pads)))
+    gradient = _padded(_bits(gradient), _beyond(window, pads))
     taps = [gradient[:, i : i + height, j : j + width] for i in reversed(range(kh)) for j in reversed(range(kw))]
     taps = jnp.concatenate(taps, axis=3)
     across = lax.optimization_barrier(_bits(x).reshape(-1, in_channels).T)
