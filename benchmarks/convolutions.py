@@ -9,8 +9,8 @@ that of a 1024 × 1024 product in the same round. It takes two minutes on two id
 threads wait for each other, and the comparison with it means nothing.
 
 `--shapes` measures single 3×3 convolutions of stride 1 instead, forward and with both gradients: as U-Nets have them,
-with the batch last by Winograd's and by plain products, all inside a compiled loop, `lax` outside one, and torch. Then
-depthwise ones, in both layouts.
+with oneDNN where it is installed and without, with the batch last by Winograd's and by plain products, all inside a
+compiled loop, `lax` outside one, and torch. Then depthwise ones, in both layouts.
 Operations are counted as those of a plain convolution, per second of the processor's time, which tells more than the
 clock on a busy machine; `conv._winograd_pays` rests on them.
 """
@@ -31,7 +31,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from flaxae.nn import conv
+from flaxae.nn import conv, onednn
 from flaxae.parallel import compilation
 
 SAMPLES = 10_240
@@ -188,7 +188,7 @@ def single(channels: int, side: int, batch: int, *, depthwise: bool = False) -> 
         def repeated(x, kernel):
             return lax.fori_loop(0, REPEATS, lambda _, both: step(operation, *both), (x, kernel))
 
-        with mock.patch.object(conv, "LEAST_TILES", least_tiles), layout(), compilation.unkept():
+        with mock.patch.object(conv, "LEAST_TILES", least_tiles), layout():
             arguments = conv.from_nhwc(jnp.asarray(x)), jnp.asarray(kernel)
             compiled = jax.jit(repeated).lower(*arguments).compile(options)
         return lambda: jax.block_until_ready(compiled(*arguments))
@@ -207,13 +207,14 @@ def single(channels: int, side: int, batch: int, *, depthwise: bool = False) -> 
             both = alone(*both)
         jax.block_until_ready(both)
 
-    runs = {"U-Net's": in_loop(layout=conv.by_products, **compilation.WITHOUT_YNN)}
+    runs = {"U-Net's": in_loop(layout=conv.many_channels, **compilation.WITHOUT_YNN)}
+    if onednn.available():
+        with mock.patch.object(onednn, "available", return_value=False):
+            runs["without oneDNN"] = in_loop(layout=conv.many_channels, **compilation.WITHOUT_YNN)
     if depthwise:
         runs |= {"batch last": in_loop()}
     else:
         runs |= {"batch last, Winograd": in_loop(1), "batch last, products": in_loop(10**9), "lax, no loop": outside}
-    if compilation.onednn() and not depthwise:
-        runs["U-Net's"] = in_loop(layout=conv.onednn, **compilation.ONEDNN)
     if importlib.util.find_spec("torch"):
         import torch
 

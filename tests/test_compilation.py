@@ -141,11 +141,3 @@ def test_the_processors_instructions_are_those_that_linux_names(monkeypatch, tmp
         assert ("avx512f" in compilation.instructions()) is wanted
     monkeypatch.undo()
     compilation.instructions.cache_clear()
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPUs alone")
-def test_without_amx_onednn_is_left_alone(monkeypatch):
-    compilation.onednn.cache_clear()
-    monkeypatch.setattr(compilation, "instructions", lambda: frozenset({"avx512_bf16"}))
-    assert not compilation.onednn()
-    compilation.onednn.cache_clear()

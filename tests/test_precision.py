@@ -12,14 +12,13 @@ from flaxae import autoencoder, errors, presets, training
 from flaxae.autoencoder import Config
 from flaxae.corruptions import GaussianNoise
 from flaxae.likelihoods import Gaussian
-from flaxae.nn import conv, products
+from flaxae.nn import conv, onednn, products
 from flaxae.nn.convnet import ConvNet
 from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import negative_log_likelihood, with_metrics
-from flaxae.parallel import compilation
 from flaxae.training import fitting, precision, step
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
@@ -73,8 +72,9 @@ def test_a_u_net_whose_products_are_rounded_has_nearly_the_same_loss():
     model = autoencoder.build(Config(body=UNet((4, 8), 1), head=Identity(), likelihood=Gaussian()), (16, 16, 1))
     model.decoder.last.kernel[...] = 0.1 * jax.random.normal(KEY, model.decoder.last.kernel.shape)
     exact = negative_log_likelihood(model, images, KEY)
-    for onednn in (False, True):  # which casts the tree of codes
-        rounded = jax.jit(lambda on=onednn: MixedPrecision(negative_log_likelihood, on)(model, images, KEY))()
+    for there in {False, onednn.loads()}:
+        with mock.patch.object(onednn, "available", return_value=there):
+            rounded = jax.jit(lambda: MixedPrecision(negative_log_likelihood)(model, images, KEY))()
         assert (rounded != exact).any()
         np.testing.assert_allclose(rounded, exact, rtol=0.01)
 
@@ -125,15 +125,11 @@ def test_auto_leaves_other_bodies_in_float32_on_accelerators(monkeypatch, config
     assert precision.chosen("auto", autoencoder.build(config, (16, 16, 1))) == "float32"
 
 
-def test_auto_takes_bfloat16_for_u_nets_where_onednn_is():
-    assert precision.chosen("auto", unet(), onednn=True) == "bf16"
-
-
-def test_a_program_for_onednn_has_the_same_loss(digits):
-    model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(8)), (8, 8, 1))
-    exact = negative_log_likelihood(model, digits[:64], KEY)
-    rounded = jax.jit(lambda: MixedPrecision(negative_log_likelihood, onednn=True)(model, digits[:64], KEY))()
-    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+def test_auto_takes_bfloat16_for_u_nets_where_onednn_is(monkeypatch):
+    monkeypatch.setattr(products, "by_amx", lambda: True)
+    for there, taken in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(onednn, "available", lambda there=there: there)
+        assert precision.chosen("auto", unet((64, 64))) == taken
 
 
 def unet(channels=(8, 16)):
@@ -141,33 +137,11 @@ def unet(channels=(8, 16)):
     return autoencoder.build(config, (16, 16, 1))
 
 
-@pytest.mark.parametrize("given", ["float32", "bf16"])
-def test_u_nets_are_compiled_for_onednn_where_it_is_but_not_to_train_for_a_second(monkeypatch, given):
-    monkeypatch.setattr(compilation, "onednn", lambda: True)
-    compiled = functools.partial(fitting.compiled_for, unet(), negative_log_likelihood, given)
-    _, objective, block = compiled(short=False)
-    assert block is step.onednn_block
-    np.testing.assert_allclose(
-        objective(unet(), np.ones((4, 16, 16, 1), np.float32), KEY),
-        negative_log_likelihood(unet(), np.ones((4, 16, 16, 1), np.float32), KEY),
-        rtol=1e-5 if given == "float32" else 0.01,
-    )
-    assert compiled(short=True)[2] is (step.short_block if given == "float32" else step.onednn_block)
-
-
-@pytest.mark.parametrize("given", ["float32", "bf16"])
-def test_u_nets_alone_are_compiled_for_onednn(monkeypatch, digits, given):
-    monkeypatch.setattr(compilation, "onednn", lambda: True)
-    model = autoencoder.build(Config(body=ConvNet((8, 16)), head=Deterministic(8)), (8, 8, 1))
-    _, objective, block = fitting.compiled_for(model, negative_log_likelihood, given, short=False)
-    assert block is step.train_block
-    assert objective == (negative_log_likelihood if given == "float32" else MixedPrecision(negative_log_likelihood))
-    monkeypatch.setattr(compilation, "onednn", lambda: False)
-    assert fitting.compiled_for(unet(), negative_log_likelihood, "auto", short=False)[::2] == (
-        "float32",
-        step.unet_block,
-    )
-    assert fitting.compiled_for(unet(), negative_log_likelihood, "bf16", short=False)[2] is step.train_block
+def test_blocks_of_u_nets_are_compiled_for_their_precision_unless_they_train_for_a_second():
+    compiled = functools.partial(fitting.compiled_for, unet(), negative_log_likelihood)
+    assert compiled("float32", short=False)[2] is step.unet_block
+    assert compiled("bf16", short=False)[2] is step.train_block
+    assert compiled("bf16", short=True)[2] is step.short_block
 
 
 def test_a_u_net_trains_alike_with_channels_last_and_with_the_batch_last(digits):
@@ -181,24 +155,25 @@ def test_a_u_net_trains_alike_with_channels_last_and_with_the_batch_last(digits)
         return jax.tree.leaves(jax.jit(jax.grad(loss))(state))
 
     channels_last = gradient()
-    with mock.patch.object(conv, "by_products", contextlib.nullcontext):
+    with mock.patch.object(conv, "many_channels", contextlib.nullcontext):
         batch_last = gradient()
     for a, b in zip(channels_last, batch_last, strict=True):
         assert jnp.abs(b).max() > 0
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
 
 
-@pytest.mark.skipif(not compilation.onednn(), reason="oneDNN is not to be had")
-def test_a_u_net_trains_by_onednn_as_well_and_to_the_same_bits(digits):
+@pytest.mark.skipif(not onednn.loads(), reason="oneDNN is not installed")
+def test_a_u_net_trains_by_onednn_as_well_and_to_the_same_bits(monkeypatch, digits):
+    monkeypatch.setattr(onednn, "available", lambda: True)
     images = np.tile(digits[:64], (1, 2, 2, 1))
-    config = Config(body=UNet((8, 16), 1), head=Identity(), likelihood=Gaussian(), corruption=GaussianNoise(0.5))
+    config = Config(body=UNet((8, 24), 1), head=Identity(), likelihood=Gaussian(), corruption=GaussianNoise(0.5))
     weights, losses = [], {}
-    for name in ("float32", "auto", "auto"):
+    for name in ("float32", "bf16", "bf16"):
         model = autoencoder.build(config, (16, 16, 1))
         history = training.fit(model, images, precision=name, epochs=3, batch_size=16, show=False)
         losses[name] = history["val_loss"][-1]
         weights.append(jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert losses["auto"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.05)
     assert all((a == b).all() for a, b in zip(*weights[1:], strict=True))
     assert any((a != b).any() for a, b in zip(*weights[:2], strict=True))
 

@@ -56,7 +56,7 @@ def test_what_is_multiplied_is_rounded_in_the_context_alone():
         (functools.partial(conv.depthwise_conv, stride=2), (3, 7, 7, 3), (3, 2, 3)),
     ],
 )
-@pytest.mark.parametrize("context", [contextlib.nullcontext, conv.by_products])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, conv.many_channels])
 def test_their_derivatives_in_both_modes_twice_and_in_a_batch(operation, a, b, context):
     first, second, other, another = draw(0, *a), draw(1, *b), draw(2, *a), draw(3, *b)
     with products.in_bfloat16(), context():

@@ -4,10 +4,10 @@ On GPU and TPU these are XLA's convolutions, on images [batch, height, width, ch
 run on one thread inside a compiled loop. So there a convolution is one matrix product after `_patches`, and a
 transposed one is the adjoint of `_patches` after one matrix product. Images are then [channels, height, width, batch],
 so that every copy is a run of `batch` numbers. Where `_winograd_pays`, 3 × 3 convolutions of stride 1 need a quarter of
-the multiplications. U-Nets, which have many channels and few images, have channels last on CPU as well, see
-`by_products`; on CPUs with AMX, convolutions can be oneDNN's, see `onednn`. Within `products.in_bfloat16`, both layouts
-of CPUs round what they multiply. All of it is differentiable JAX: jit, vmap, scan, and both modes of differentiation
-to any order work.
+the multiplications. U-Nets, which have many channels and few images, have channels last on CPU as well, and oneDNN's
+convolutions where that library is installed, see `many_channels`. Within `products.in_bfloat16`, both layouts of CPUs
+round what they multiply. All of it is differentiable JAX: jit, vmap, scan, and both modes of differentiation to any
+order work.
 
 A stack of layers stays in the platform's layout: enter it by `from_nhwc`, leave it by `to_nhwc`. In both layouts
 height and width are axes 1 and 2. The platform is the process's default backend, read when the code is traced.
@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float, Shaped, UInt16
 
 from flaxae import errors
-from flaxae.nn import products
+from flaxae.nn import onednn, products, winograd
 from flaxae.nn.bilinear import bilinear
 
 Pair = int | tuple[int, int]  # one number for both axes, or (height, width)
@@ -38,7 +38,7 @@ Image = Float[Array, "_ _ _ _"]  # in the platform's layout; height and width ar
 
 _channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
 _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
-_form: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", default=None)  # of `_convolved`
+_form: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", default=None)  # see `many_channels`
 
 
 def _batch_minor() -> bool:
@@ -74,25 +74,19 @@ def portable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def by_products() -> Iterator[None]:
-    """While a program is traced in here, channels are last on CPU, and convolutions Winograd's or matrix products.
+def many_channels() -> Iterator[None]:
+    """While a program is traced in here, channels are last on CPU, and convolutions are in a form for many channels.
 
-    For many channels and few images in a compiled loop: every copy is a run of `channels` numbers. It changes nothing
-    within the contexts above and below, nor on other platforms.
+    It is for few images in a compiled loop: every copy is a run of `channels` numbers. The form is "onednn" where that
+    is `onednn.available`, which includes Winograd's in float32 where they are faster; else "products", Winograd's or a
+    matrix product after patches, or "rounded products" within `products.in_bfloat16`. It changes nothing within
+    `portable`, nor on other platforms; within `channels_last`, what isn't oneDNN's is left to XLA.
     """
-    form = "rounded products" if products.rounding() else "products"
-    with contextlib.nullcontext() if not _batch_minor() else _channels_last_in(form):
-        yield
-
-
-@contextlib.contextmanager
-def onednn() -> Iterator[None]:
-    """While a program is traced in here, to be compiled with `compilation.ONEDNN`, channels are last.
-
-    Then all convolutions, transposed ones and gradients too, are in the one form that XLA gives to oneDNN. Others would
-    be computed one number at a time in bfloat16. In float32, Winograd's stay where they are faster.
-    """
-    with _channels_last_in("onednn"):
+    with contextlib.ExitStack() as stack:
+        if onednn.available() and not is_portable():
+            stack.enter_context(_channels_last_in("onednn"))
+        elif _batch_minor():
+            stack.enter_context(_channels_last_in("rounded products" if products.rounding() else "products"))
         yield
 
 
@@ -161,15 +155,23 @@ def conv(
     window, stride = (kh, kw), _pair("stride", stride)
     axes = _axes(_size(x), window, stride, padding)
     pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
-    if (form := _form.get()) is not None:
+    form = _form_for(x)
+    if form == "onednn":
+        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
+        return _onednn_conv(x, kernel, places=places, groups=1, rounded=products.rounding())
+    if form is not None:
         if stride != (1, 1):
             x, kernel, pads = _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride), ((0, 0), (0, 0))
         return _convolved(x, kernel, window=kernel.shape[:2], pads=pads, form=form)
     if _batch_minor() and products.rounding():
         places = _Places(window, stride, _size(x), (axes[0], axes[1]))
         return _rounded_conv(x, kernel.reshape(-1, out_channels), places=places)
-    if stride == (1, 1) and _winograd_fits(window, pads) and _winograd_pays(x, kernel, batch_minor=_batch_minor()):
-        return _winograd(x, kernel, batch_minor=_batch_minor())
+    if (
+        stride == (1, 1)
+        and _winograd_fits(window, pads)
+        and _winograd_pays(x, out_channels, batch_minor=_batch_minor())
+    ):
+        return winograd.convolve(x, kernel, batch_minor=_batch_minor())
     if _batch_minor():
         y = kernel.reshape(-1, out_channels).T @ _patches(x, window, stride, axes)
         return y.reshape(out_channels, axes[0].out, axes[1].out, x.shape[3])
@@ -226,7 +228,11 @@ def conv_transpose(
         image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
         return y
-    if (form := _form.get()) is not None:
+    form = _form_for(x)
+    if form == "onednn":
+        places = _Places(window, stride, size, (axes[0], axes[1]))
+        return _onednn_transpose(x, _turned(kernel), places=places, groups=1, rounded=products.rounding())
+    if form is not None:
         adjoint = _turned(_phases_kernel(_turned(kernel), stride))
         height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
         y = _convolved(x, adjoint, window=adjoint.shape[:2], pads=(height, width), form=form)
@@ -267,8 +273,11 @@ def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pai
     window, stride = (kh, kw), _pair("stride", stride)
     _check_channels(x, channels)
     axes = _axes(_size(x), window, stride, padding)
+    places = _Places(window, stride, _size(x), (axes[0], axes[1]))
+    if _form_for(x) == "onednn":
+        rounded = products.rounding()
+        return _onednn_conv(x, kernel[:, :, None], places=places, groups=channels, rounded=rounded)
     if jax.default_backend() == "cpu" and not is_portable():
-        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
         return _depthwise(x, kernel, places=places, channel_axis=channel_axis())
     pads = [(axis.low, axis.high) for axis in axes]
     return lax.conv_general_dilated(
@@ -507,15 +516,12 @@ Kernel = Float[Array, "kh kw in_channels out_channels"]
 
 @functools.partial(jax.jit, static_argnames=("window", "pads", "form"))
 def _convolve(x: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, form: str) -> Image:
-    """A convolution of stride 1, channels last. `form` is "products", "rounded products" or "onednn"."""
+    """A convolution of stride 1, channels last. `form` is "products" or "rounded products"."""
     (kh, kw), in_channels, out_channels = window, kernel.shape[2], kernel.shape[3]
     if form == "rounded products":
         return _convolve_rounded(x, kernel, pads)
-    pays = _winograd_pays(x, kernel, batch_minor=False, beside_onednn=form == "onednn")
-    if _winograd_fits((kh, kw), pads) and pays:
-        return _winograd(x, kernel, batch_minor=False)
-    if form == "onednn":
-        return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    if _winograd_fits((kh, kw), pads) and _winograd_pays(x, out_channels, batch_minor=False):
+        return winograd.convolve(x, kernel, batch_minor=False)
     batch, height, width = _convolved_size(x, (kh, kw), pads)
     x = _padded(x, pads)
     taps = [x[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
@@ -534,9 +540,8 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
     (kh, kw), in_channels, out_channels = window, x.shape[3], gradient.shape[3]
     if form == "rounded products":
         return _correlate_rounded(x, gradient, window, pads)
-    shape = jax.ShapeDtypeStruct((kh, kw, in_channels, out_channels), x.dtype)
-    if _winograd_fits(window, pads) and _winograd_pays(x, shape, batch_minor=False):
-        return _winograd_kernel(x, gradient)
+    if _winograd_fits(window, pads) and _winograd_pays(x, out_channels, batch_minor=False):
+        return winograd.to_kernel(x, gradient)
     tall = _padded(x, (pads[0], (0, 0)))
     wide = _padded(gradient, ((0, 0), _beyond(window, pads)[1]))
     height, width = gradient.shape[1], x.shape[2]
@@ -601,6 +606,14 @@ class _Places(NamedTuple):
     def patches(self, x: Shaped[Array, "channels height width batch"]) -> Shaped[Array, "pixels places"]:
         return _patches(x, self.window, self.stride, list(self.axes))
 
+    def pads(self) -> "Pads":
+        height, width = ((axis.low, axis.high) for axis in self.axes)
+        return height, width
+
+    def windows(self) -> onednn.Windows:
+        out, low, high = zip(*self.axes, strict=True)
+        return onednn.Windows(self.size, self.window, self.stride, low, high, out)
+
 
 def _over(x: Image, matrix: Float[Array, "pixels out_channels"], *, places: _Places) -> Image:
     """A convolution, batch last, whose product is rounded."""
@@ -626,6 +639,40 @@ def _between(x: Image, y: Image, *, places: _Places) -> Float[Array, "pixels out
 
 
 _rounded_conv, _rounded_transpose = bilinear("rounded_convolve", _over, _spread_over, _between)
+
+
+def _form_for(x: Image) -> str | None:
+    """The form of convolutions of x: see `many_channels`. oneDNN's are of float32, which they may round."""
+    form = _form.get()
+    return None if form == "onednn" and x.dtype != jnp.float32 else form
+
+
+def _by_onednn(x: Image, kernel: Kernel, *, places: _Places, groups: int, rounded: bool) -> Image:
+    """A convolution, channels last."""
+    if groups == 1 and not rounded and _winograd_beside_onednn(x, kernel.shape[3], places):
+        return winograd.convolve(x, kernel, batch_minor=False, multiply=onednn.multiply)
+    return onednn.convolve(*_in_precision(rounded, x, kernel), windows=places.windows())
+
+
+def _onednn_image(y: Image, kernel: Kernel, *, places: _Places, groups: int, rounded: bool) -> Image:
+    """Its adjoint for the image, and a transposed convolution."""
+    if groups == 1 and not rounded and _winograd_beside_onednn(y, kernel.shape[2], places):
+        return winograd.convolve(y, _turned(kernel), batch_minor=False, multiply=onednn.multiply)
+    return onednn.to_image(*_in_precision(rounded, y, kernel), windows=places.windows(), groups=groups)
+
+
+def _onednn_kernel(x: Image, y: Image, *, places: _Places, groups: int, rounded: bool) -> Kernel:
+    """Its adjoint for the kernel."""
+    if groups == 1 and not rounded and _winograd_beside_onednn(x, y.shape[3], places):
+        return winograd.to_kernel(x, y, onednn.multiply_transposed)
+    return onednn.to_kernel(*_in_precision(rounded, x, y), windows=places.windows(), groups=groups)
+
+
+def _in_precision(rounded: bool, *arrays: Array) -> list[Array]:
+    return [products.rounded(a) if rounded else a for a in arrays]
+
+
+_onednn_conv, _onednn_transpose = bilinear("convolve_by_onednn", _by_onednn, _onednn_image, _onednn_kernel)
 
 
 def _padded(x: Shaped[Array, "batch height width channels"], pads: Pads) -> Array:
@@ -728,7 +775,7 @@ _depthwise, _ = bilinear("depthwise_convolve", _depthwise_over, _depthwise_back,
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
-LEAST_CHANNELS_BESIDE_ONEDNN = 48  # whose convolutions are faster for fewer
+LEAST_CHANNELS_BESIDE_ONEDNN = 64  # whose convolutions are as fast or faster for fewer
 
 
 def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:
@@ -736,95 +783,20 @@ def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:
     return (window, pads) == ((3, 3), ((1, 1), (1, 1))) and jax.default_backend() == "cpu" and not is_portable()
 
 
-def _winograd_pays(x: Image, kernel: Any, *, batch_minor: bool, beside_onednn: bool = False) -> bool:
-    """Measured forward and backward, by `python -m benchmarks.convolutions --shapes`; float32 alone has the digits."""
-    batch = x.shape[3] if batch_minor else x.shape[0]
-    tiles = -(-x.shape[1] // 4) * -(-x.shape[2] // 4) * batch
-    least = LEAST_CHANNELS_BESIDE_ONEDNN if beside_onednn else LEAST_CHANNELS
-    return x.dtype == jnp.float32 and tiles >= LEAST_TILES and min(kernel.shape[2:]) >= least
+def _winograd_beside_onednn(x: Image, channels: int, places: _Places) -> bool:
+    """Whether Winograd's convolution of x to so many channels, or its gradient for the kernel, is the faster one."""
+    fits = places.stride == (1, 1) and _winograd_fits(places.window, places.pads())
+    return fits and _winograd_pays(x, channels, batch_minor=False, least=LEAST_CHANNELS_BESIDE_ONEDNN)
 
 
-def _winograd(x: Image, kernel: Float[Array, "3 3 in_channels out_channels"], *, batch_minor: bool) -> Image:
-    """A 3 × 3 "SAME" convolution with 36 products for 4 × 4 pixels instead of 144 (Lavin & Gray 2016, F(4×4, 3×3)).
+def _winograd_pays(x: Image, channels: int, *, batch_minor: bool, least: int = LEAST_CHANNELS) -> bool:
+    """Whether it does for a convolution of x to so many channels, and for its gradients. float32 alone has the digits.
 
-    Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for every tile d of 6 × 6 pixels; the sums over channels are 36 matrix products.
+    Measured by `python -m benchmarks.convolutions --shapes`.
     """
-    first, height, width, last = x.shape
-    rows, columns = -(-height // 4), -(-width // 4)
-    tiles = _winograd_tiles(x)
-    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
-    weights = jnp.einsum("ki,lj,ijco->klco", across, across, kernel).reshape(36, *kernel.shape[2:])
-    if batch_minor:
-        made = weights.swapaxes(1, 2) @ tiles.reshape(36, first, -1)
-        first = kernel.shape[3]
-    else:
-        made = tiles.reshape(36, -1, last) @ weights
-        last = kernel.shape[3]
-    back = jnp.asarray(np.kron(_WINOGRAD_OUTPUT, _WINOGRAD_OUTPUT), x.dtype)
-    y = (back @ made.reshape(36, -1)).reshape(4, 4, first, rows, columns, last)
-    return y.transpose(2, 3, 0, 4, 1, 5).reshape(first, 4 * rows, 4 * columns, last)[:, :height, :width]
-
-
-def _winograd_kernel(x: Image, gradient: Image) -> Float[Array, "3 3 in_channels out_channels"]:
-    """The kernel's gradient, channels last, of `_winograd`'s equation: Gᵀ [(Bᵀ d B) ⊙ (A dY Aᵀ)] G, over all tiles."""
-    batch, height, width, out_channels = gradient.shape
-    rows, columns = -(-height // 4), -(-width // 4)
-    y = jnp.pad(gradient, ((0, 0), (0, 4 * rows - height), (0, 4 * columns - width), (0, 0)))
-    y = y.reshape(batch, rows, 4, 4 * columns, out_channels)
-    half = jnp.stack(_winograd_spread([y[:, :, i] for i in range(4)]))
-    half = lax.optimization_barrier(half).reshape(6, batch, rows, columns, 4, out_channels)
-    spread = jnp.stack(_winograd_spread([half[:, :, :, :, j] for j in range(4)]), axis=1)
-    tiles, spread = lax.optimization_barrier((_winograd_tiles(x), spread))
-    products = tiles.reshape(36, -1, x.shape[3]).swapaxes(1, 2) @ spread.reshape(36, -1, out_channels)
-    across = jnp.asarray(_WINOGRAD_KERNEL, x.dtype)
-    return jnp.einsum("ki,lj,klco->ijco", across, across, products.reshape(6, 6, *products.shape[1:]))
-
-
-def _winograd_tiles(x: Image) -> Float[Array, "6 6 _ rows columns _"]:
-    """Bᵀ d B of every tile."""
-    first, height, width, last = x.shape
-    rows, columns = -(-height // 4), -(-width // 4)
-    x = jnp.pad(x, ((0, 0), (1, 4 * rows - height + 3), (1, 4 * columns - width + 3), (0, 0)))
-    x = x.reshape(first, rows + 1, 4, 4 * columns + 4, last)
-    half = jnp.stack(_winograd_input([x[:, i // 4 : i // 4 + rows, i % 4] for i in range(6)]))
-    # The barriers keep XLA from computing the first half of a transform anew for each number of the second.
-    half = lax.optimization_barrier(half).reshape(6, first, rows, columns + 1, 4, last)
-    tiles = jnp.stack(_winograd_input([half[:, :, :, j // 4 : j // 4 + columns, j % 4] for j in range(6)]), axis=1)
-    return lax.optimization_barrier(tiles)
-
-
-_WINOGRAD_KERNEL = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-_WINOGRAD_OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-
-
-def _winograd_spread(y: list[Array]) -> list[Array]:
-    """A y, along one axis of the tiles."""
-    even, odd = y[0] + y[2], y[1] + y[3]
-    even2, odd2 = y[0] + 4 * y[2], 2 * y[1] + 8 * y[3]
-    return [y[0], even + odd, even - odd, even2 + odd2, even2 - odd2, y[3]]
-
-
-def _winograd_input(d: list[Array]) -> list[Array]:
-    """Bᵀ d, along one axis of the tiles."""
-    even, odd = d[4] - 4 * d[2], d[3] - 4 * d[1]
-    even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
-    return [
-        4 * d[0] - 5 * d[2] + d[4],
-        even + odd,
-        even - odd,
-        even2 + odd2,
-        even2 - odd2,
-        4 * d[1] - 5 * d[3] + d[5],
-    ]
+    batch, own = (x.shape[3], x.shape[0]) if batch_minor else (x.shape[0], x.shape[3])
+    tiles = -(-x.shape[1] // 4) * -(-x.shape[2] // 4) * batch
+    return x.dtype == jnp.float32 and tiles >= LEAST_TILES and min(own, channels) >= least
 
 
 def _reduce_window(

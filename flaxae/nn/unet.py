@@ -106,7 +106,7 @@ class UNetEncoder(nnx.Module):
             missing = [(0, -side % self.stride) for side in image.shape[1:3]]
             padded = jnp.pad(image, ((0, 0), *missing, (0, 0)), mode="edge")
         features = []
-        with conv.by_products():
+        with conv.many_channels():
             h = self.first(conv.from_nhwc(padded))
             for level, blocks in enumerate(self.blocks):
                 h = h if level == 0 else self.down[level - 1](h)
@@ -132,7 +132,7 @@ class UNetDecoder(nnx.Module):
         self, z: tuple[Float[Array | np.ndarray, " batch _ _ _"], ...], key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch height width params"]:
         image, *finer, coarsest = (jnp.asarray(part) for part in z)
-        with conv.by_products():
+        with conv.many_channels():
             h = conv.from_nhwc(coarsest)
             for up, blocks, beside in zip(self.up, self.blocks, reversed(finer), strict=True):
                 h = up(h) + conv.from_nhwc(beside)

@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import math
 import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +18,6 @@ QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level":
 ONCE = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 # And for batches of products in float32, as Winograd's convolutions have them: YNNPACK is slower at them than XLA.
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# And for products and convolutions by oneDNN, on CPUs with AMX: see `onednn`. YNNPACK would take those in float32.
-ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_use_onednn": True, **WITHOUT_YNN}
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 MOST_BYTES = 2**30  # in the cache folder; the least recently used programs are deleted first
 
@@ -72,47 +69,6 @@ def _accepted(option: str, value: Any) -> bool:
 def instructions() -> frozenset[str]:
     """The processor's instruction sets by Linux' names; none where that isn't known."""
     return frozenset(CPUINFO.read_text().split()) if CPUINFO.is_file() else frozenset()
-
-
-@functools.cache
-def onednn() -> bool:
-    """Whether products and convolutions, compiled with `ONEDNN`, are oneDNN's here, and are fast.
-
-    They are on a CPU with AMX since JAX 0.12; with AVX512-BF16 alone, they gain nothing. Whether XLA takes it is seen
-    by compiling a small product.
-    """
-    if jax.default_backend() != "cpu" or "amx_bf16" not in instructions():
-        return False
-    a = jax.ShapeDtypeStruct((256, 256), jax.numpy.bfloat16)  # smaller ones are left to XLA
-    try:
-        with unkept():
-            compiled = jax.jit(lambda a, b: a.T @ b, compiler_options=ONEDNN).lower(a, a).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return "__onednn$" in (compiled.as_text() or "")
-
-
-@contextlib.contextmanager
-def unkept() -> Iterator[None]:
-    """What is compiled in here isn't cached for the next process: JAX 0.12 crashes when it writes calls of oneDNN."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, math.inf)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
-def by_onednn(jit: Callable[..., Callable]) -> Callable:
-    """`jit(compiler_options=ONEDNN)`, for where `onednn` is true. It is compiled anew in each process, see `unkept`."""
-    compiled = with_options(jit, ONEDNN)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        with unkept():
-            return compiled(*arguments, **named)
-
-    return call
 
 
 def enable_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:

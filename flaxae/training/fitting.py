@@ -19,7 +19,7 @@ from flaxae.autoencoder import Autoencoder, own_objective
 from flaxae.batches import Examples
 from flaxae.data.stream import Stream
 from flaxae.objectives import Objective, squared_error
-from flaxae.parallel import compilation, distributed, processes
+from flaxae.parallel import distributed, processes
 from flaxae.training import feed, loop, optimizers, progress, step
 from flaxae.training.examples import check_examples, check_objective, check_range, has_streams, split
 from flaxae.training.optimizers import Optimizer
@@ -191,17 +191,11 @@ def _places(model: Autoencoder) -> int:
 def compiled_for(
     model: Autoencoder, objective: Objective, precision: str, *, short: bool
 ) -> tuple[str, Objective, Callable[..., step.State]]:
-    """The precision that is taken, the objective in it, and the block of steps that it is to be compiled in.
-
-    U-Nets alone are oneDNN's, in both precisions, where it is to be had.
-    """
-    unet = is_unet(model)
-    onednn = unet and compilation.onednn()
-    precision = chosen(precision, model, onednn=onednn)
-    onednn &= precision == "bf16" or not short
-    in_float32 = unet and precision == "float32"  # by batches of products, which are faster without YNNPACK
+    """The precision that is taken, the objective in it, and the block of steps that it is to be compiled in."""
+    precision = chosen(precision, model)
+    in_float32 = is_unet(model) and precision == "float32"  # by batches of products, which are faster without YNNPACK
     block = step.short_block if short else step.unet_block if in_float32 else step.train_block
-    return precision, in_precision(objective, precision, onednn=onednn), step.onednn_block if onednn else block
+    return precision, in_precision(objective, precision), block
 
 
 def validation_of(

@@ -1,6 +1,5 @@
 """Mixed precision: an encoder and a decoder, or on a CPU their products, in bfloat16, everything else in float32."""
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, Key, PyTree
 
 from flaxae import errors
 from flaxae.batches import Examples
-from flaxae.nn import conv, products
+from flaxae.nn import onednn, products
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
 from flaxae.objectives import Objective
@@ -26,15 +25,13 @@ LEAST_WEIGHTS = 2**18
 class InBfloat16(nnx.Module):
     """`body`, computed with bfloat16 copies of its weights and its input, an array or a tree; the output is float32."""
 
-    def __init__(self, body: nnx.Module, onednn: bool):
+    def __init__(self, body: nnx.Module):
         self.body = body
-        self.onednn = onednn
 
     def __call__(self, x: PyTree[Array | np.ndarray], key: Key[Array, ""] | None = None) -> PyTree[Array]:
         graphdef, params, rest = nnx.split(self.body, nnx.Param, ...)
         body = nnx.merge(graphdef, _cast(params, jnp.bfloat16), rest)
-        with conv.onednn() if self.onednn else contextlib.nullcontext():
-            return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
+        return _cast(body(_cast(x, jnp.bfloat16), key), jnp.float32)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -48,21 +45,19 @@ class MixedPrecision:
 
     The weights, their gradients and moments, the head and the likelihood stay float32. bfloat16 has the range of
     float32, so that the loss needs no scaling. On CPU, the products of linear layers and convolutions alone are in
-    bfloat16, because what is between them is slower in it, unless the program is oneDNN's. There it is for CPUs with
-    AMX, and for wide fully connected networks on those with other instructions for it.
+    bfloat16, because what is between them is slower in it. There it is for CPUs with AMX, and for wide fully connected
+    networks on those with other instructions for it.
 
     Args:
         objective: of the model in float32.
-        onednn: whether the program will be compiled with `compilation.ONEDNN`.
     """
 
     objective: Objective
-    onednn: bool = False
 
     def __call__(self, given: Any, batch: Examples, key: Key[Array, ""]) -> Any:
         model: Any = nnx.merge(*nnx.split(given))  # a copy: the caller's model keeps its parts
-        if jax.default_backend() != "cpu" or self.onednn:
-            model.encoder, model.decoder = (InBfloat16(body, self.onednn) for body in (model.encoder, model.decoder))
+        if jax.default_backend() != "cpu":
+            model.encoder, model.decoder = (InBfloat16(body) for body in (model.encoder, model.decoder))
             return self.objective(model, batch, key)
         for body in (model.encoder, model.decoder):
             for _, module in nnx.iter_modules(body):
@@ -72,24 +67,12 @@ class MixedPrecision:
             return self.objective(model, batch, key)
 
 
-@dataclasses.dataclass(frozen=True)
-class ForOneDNN:
-    """`objective` in float32, in a program that will be compiled with `compilation.ONEDNN`."""
-
-    objective: Objective
-
-    def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Any:
-        with conv.onednn():
-            return self.objective(model, batch, key)
-
-
-def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
+def chosen(precision: str, model: Any) -> str:
     """`precision` itself, or for "auto" the one that trains this `Autoencoder` faster: "float32" or "bf16".
 
     Args:
         precision: one of PRECISIONS.
         model: to train.
-        onednn: whether the program can be compiled with `compilation.ONEDNN`, and oneDNN is there.
 
     Raises:
         ConfigError: the precision is unknown.
@@ -98,9 +81,9 @@ def chosen(precision: str, model: Any, *, onednn: bool = False) -> str:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
     if precision != "auto":
         return precision
-    if is_unet(model):
-        return "bf16" if onednn else "float32"
     if products.by_amx():
+        if is_unet(model) and not onednn.available():
+            return "float32"
         return "bf16" if _weights(model) >= LEAST_WEIGHTS_BY_AMX else "float32"
     # most other bodies' products are not the fast ones
     fully_connected = model.config is not None and isinstance(model.config.body, MLP)
@@ -120,8 +103,6 @@ def _weights(model: Any) -> int:
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def in_precision(objective: Objective, precision: str, *, onednn: bool = False) -> Objective:
-    """`objective` for a program in that precision, "float32" or "bf16", which is compiled with `ONEDNN` or not."""
-    if precision == "bf16":
-        return MixedPrecision(objective, onednn)
-    return ForOneDNN(objective) if onednn else objective
+def in_precision(objective: Objective, precision: str) -> Objective:
+    """`objective` for a program in that precision, "float32" or "bf16"."""
+    return MixedPrecision(objective) if precision == "bf16" else objective

@@ -210,7 +210,6 @@ _jit_block = functools.partial(jax.jit, _train_block, static_argnames="program",
 train_block = _jit_block()
 short_block = compilation.with_options(_jit_block, compilation.QUICK)
 unet_block = compilation.with_options(_jit_block, compilation.WITHOUT_YNN)
-onednn_block = compilation.by_onednn(_jit_block)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -1,0 +1,105 @@
+"""Convolutions and batches of products by oneDNN, the library that torch too convolves with on CPUs.
+
+XLA has no fast convolutions of its own on CPUs. Where the extra `onednn` is installed, compiled programs call that
+library. What it prepares for a computation, code for the processor above all, is made once for each set of sizes.
+None of these functions has a derivative: they are the parts that `nn.conv` makes functions with derivatives of.
+"""
+
+import functools
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flaxae.nn import foreign, onednn_library
+from flaxae.nn.onednn_library import Windows
+from flaxae.parallel import compilation
+
+
+def available() -> bool:
+    """Whether oneDNN computes here: it is installed, and there is one device, a CPU that it was found to be fast on.
+
+    Several devices would share the rest of a program, but each do all of such a call.
+    """
+    fast = "avx512f" in compilation.instructions()
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and fast and loads()
+
+
+@functools.cache
+def loads() -> bool:
+    """Whether it is installed, and can be loaded."""
+    try:
+        onednn_library.load()
+    except (metadata.PackageNotFoundError, OSError):  # OSError: this system has no libgomp
+        return False
+    return True
+
+
+def convolve(
+    x: Float[Array, "batch height width in_channels"],
+    kernel: Float[Array, "kh kw in_channels_of_group out_channels"],
+    *,
+    windows: Windows,
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """A convolution in float32, of arrays that are both in float32 or both in bfloat16.
+
+    There are as many groups of channels as the kernel's input channels go into those of x.
+    """
+    made = (x.shape[0], *windows.out, kernel.shape[3])
+    return _call("convolve", x, kernel, made, x.dtype.name, x.shape, kernel.shape, windows)
+
+
+def to_image(
+    y: Float[Array, "batch out_height out_width out_channels"],
+    kernel: Float[Array, "kh kw in_channels_of_group out_channels"],
+    *,
+    windows: Windows,
+    groups: int = 1,
+) -> Float[Array, "batch height width in_channels"]:
+    """Its adjoint for the image."""
+    image = (y.shape[0], *windows.image, kernel.shape[2] * groups)
+    return _call("to_image", y, kernel, image, y.dtype.name, image, kernel.shape, windows)
+
+
+def to_kernel(
+    x: Float[Array, "batch height width in_channels"],
+    y: Float[Array, "batch out_height out_width out_channels"],
+    *,
+    windows: Windows,
+    groups: int = 1,
+) -> Float[Array, "kh kw in_channels_of_group out_channels"]:
+    """Its adjoint for the kernel."""
+    if windows.window == (1, 1) and windows.stride != (1, 1):  # here oneDNN 3.2 writes beyond its own memory
+        down, across = windows.stride
+        x = x[:, ::down, ::across]
+        windows = windows._replace(image=windows.out, stride=(1, 1), high=(0, 0))
+    kernel = (*windows.window, x.shape[3] // groups, y.shape[3])
+    return _call("to_kernel", x, y, kernel, x.dtype.name, x.shape, kernel, windows)
+
+
+def multiply(a: Float[Array, "products m k"], b: Float[Array, "products k n"]) -> Float[Array, "products m n"]:
+    """a @ b, in float32."""
+    return _call("multiply", a, b, (*a.shape[:2], b.shape[2]), a.shape, b.shape, False)
+
+
+def multiply_transposed(
+    a: Float[Array, "products k m"], b: Float[Array, "products k n"]
+) -> Float[Array, "products m n"]:
+    """aᵀ @ b, in float32."""
+    return _call("multiply", a, b, (a.shape[0], a.shape[2], b.shape[2]), a.shape, b.shape, True)
+
+
+def _call(name: str, a: Array, b: Array, made: tuple[int, ...], *settings: Any) -> Array:
+    target = _target(name, *settings)
+    return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(made, jnp.float32), vmap_method="sequential")(a, b)
+
+
+@functools.cache
+def _target(name: str, *settings: Any) -> str:
+    """The name by which programs call that computation, the same in each process for the same settings."""
+    target = f"flaxae.onednn.{name}{settings}".replace(" ", "")
+    make = onednn_library.multiply if name == "multiply" else functools.partial(onednn_library.convolution, name)
+    foreign.register(target, make(*settings))
+    return target

@@ -1,0 +1,105 @@
+"""oneDNN's convolutions and products against `lax` and NumPy, and how compiled programs call them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+
+from flaxae.nn import foreign, onednn, onednn_library
+from flaxae.parallel import compilation
+
+installed = pytest.mark.skipif(not onednn.loads(), reason="oneDNN is not installed")
+
+
+def draw(seed, *shape):
+    """Numbers that bfloat16 has too."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16).astype(jnp.float32)
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@installed
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 17)),
+    window=pairs,
+    stride=pairs,
+    padding=st.sampled_from(["SAME", "VALID"]),
+    channels=st.sampled_from([(1, 3, 5), (1, 16, 32), (1, 1, 16), (8, 8, 8), (2, 6, 4)]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_convolutions_and_their_adjoints_equal_those_of_lax(size, window, stride, padding, channels, dtype):
+    groups, into, out = channels
+    x, kernel = draw(0, 2, *size, into), draw(1, *window, into // groups, out)
+    pads = lax.padtype_to_pads(size, window, stride, padding)
+
+    def theirs(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, stride, pads, dimension_numbers=dimensions, feature_group_count=groups
+        )
+
+    wanted, pull = jax.vjp(theirs, x, kernel)
+    y = draw(2, *wanted.shape)
+    # As `nn.conv` has them, what no window reaches is padding below 0.
+    covered = [(n - 1) * s + k for n, s, k in zip(y.shape[1:3], stride, window, strict=True)]
+    low = tuple(pad[0] for pad in pads)
+    high = tuple(c - n - left for c, n, left in zip(covered, size, low, strict=True))
+    windows = onednn.Windows(size, window, stride, low, high, y.shape[1:3])
+
+    @jax.jit
+    def ours(x, kernel, y):
+        x, kernel, y = (a.astype(dtype) for a in (x, kernel, y))
+        return (
+            onednn.convolve(x, kernel, windows=windows),
+            onednn.to_image(y, kernel, windows=windows, groups=groups),
+            onednn.to_kernel(x, y, windows=windows, groups=groups),
+        )
+
+    for a, b in zip(ours(x, kernel, y), (wanted, *pull(y)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+@installed
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_equal_those_of_numpy(transposed):
+    a, b = np.asarray(draw(0, 3, 5, 20)), np.asarray(draw(1, 3, 20, 7))
+    given = a.swapaxes(1, 2) if transposed else a
+    made = jax.jit(onednn.multiply_transposed if transposed else onednn.multiply)(given, b)
+    np.testing.assert_allclose(made, a @ b, rtol=1e-5, atol=1e-5)
+
+
+@installed
+def test_calls_in_loops_and_under_vmap():
+    a, b = draw(0, 4, 2, 3, 3), draw(1, 2, 3, 3)
+    each = jax.vmap(lambda a: lax.fori_loop(0, 3, lambda _, a: onednn.multiply(a, b), a))(a)
+    np.testing.assert_allclose(each, a @ b @ b @ b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPUs alone")
+def test_what_a_function_raises_becomes_an_error_of_jax():
+    def refuse(*addresses):
+        raise ValueError(f"no {len(addresses)} of these")
+
+    foreign.register("refuse", refuse)
+    call = jax.ffi.ffi_call("refuse", jax.ShapeDtypeStruct((2,), jnp.float32))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="refuse: no 2 of these"):
+        jax.block_until_ready(call(jnp.ones(2)))
+
+
+def test_it_is_for_one_device_a_processor_that_it_is_fast_on_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(onednn, "loads", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    for devices, instructions, there in ((1, {"avx512f"}, True), (2, {"avx512f"}, False), (1, {"avx2"}, False)):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        monkeypatch.setattr(compilation, "instructions", lambda instructions=instructions: frozenset(instructions))
+        assert onednn.available() is there
+
+
+def test_without_its_package_it_is_not_there(monkeypatch):
+    monkeypatch.setattr(onednn_library, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(onednn_library, "load", onednn_library.load.__wrapped__)
+    assert not onednn.loads.__wrapped__()
