@@ -78,15 +78,16 @@ def many_channels() -> Iterator[None]:
     """While a program is traced in here, channels are last on CPU, and convolutions are in a form for many channels.
 
     It is for few images in a compiled loop: every copy is a run of `channels` numbers. The form is "onednn" where that
-    is `onednn.available`, which includes Winograd's in float32 where they are faster; else "products", Winograd's or a
-    matrix product after patches, or "rounded products" within `products.in_bfloat16`. It changes nothing within
-    `portable`, nor on other platforms; within `channels_last`, what isn't oneDNN's is left to XLA.
+    is `onednn.available`, else "products", a matrix product after patches; both are Winograd's where those are faster,
+    and "rounded …" within `products.in_bfloat16`. It changes nothing within `portable`, nor on other platforms; within
+    `channels_last`, what isn't oneDNN's is left to XLA.
     """
+    rounded = "rounded " if products.rounding() else ""
     with contextlib.ExitStack() as stack:
         if onednn.available() and not is_portable():
-            stack.enter_context(_channels_last_in("onednn"))
+            stack.enter_context(_channels_last_in(f"{rounded}onednn"))
         elif _batch_minor():
-            stack.enter_context(_channels_last_in("rounded products" if products.rounding() else "products"))
+            stack.enter_context(_channels_last_in(f"{rounded}products"))
         yield
 
 
@@ -155,11 +156,7 @@ def conv(
     window, stride = (kh, kw), _pair("stride", stride)
     axes = _axes(_size(x), window, stride, padding)
     pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
-    form = _form_for(x)
-    if form == "onednn":
-        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
-        return _onednn_conv(x, kernel, places=places, groups=1, rounded=products.rounding())
-    if form is not None:
+    if (form := _form_for(x)) is not None:
         if stride != (1, 1):
             x, kernel, pads = _to_phases(x, window, stride, axes), _phases_kernel(kernel, stride), ((0, 0), (0, 0))
         return _convolved(x, kernel, window=kernel.shape[:2], pads=pads, form=form)
@@ -228,11 +225,7 @@ def conv_transpose(
         image = jax.ShapeDtypeStruct((out_channels, *size, x.shape[3]), y.dtype)
         (y,) = jax.linear_transpose(lambda image: _patches(image, window, stride, axes), image)(y)
         return y
-    form = _form_for(x)
-    if form == "onednn":
-        places = _Places(window, stride, size, (axes[0], axes[1]))
-        return _onednn_transpose(x, _turned(kernel), places=places, groups=1, rounded=products.rounding())
-    if form is not None:
+    if (form := _form_for(x)) is not None:
         adjoint = _turned(_phases_kernel(_turned(kernel), stride))
         height, width = ((side - 1, side - 1) for side in adjoint.shape[:2])
         y = _convolved(x, adjoint, window=adjoint.shape[:2], pads=(height, width), form=form)
@@ -273,11 +266,12 @@ def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pai
     window, stride = (kh, kw), _pair("stride", stride)
     _check_channels(x, channels)
     axes = _axes(_size(x), window, stride, padding)
-    places = _Places(window, stride, _size(x), (axes[0], axes[1]))
-    if _form_for(x) == "onednn":
-        rounded = products.rounding()
-        return _onednn_conv(x, kernel[:, :, None], places=places, groups=channels, rounded=rounded)
     if jax.default_backend() == "cpu" and not is_portable():
+        form = _form_for(x)
+        if form in ("onednn", "rounded onednn") and stride == (1, 1):
+            pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
+            return _onednn_depthwise(x, kernel, window=window, pads=pads, form=form)
+        places = _Places(window, stride, _size(x), (axes[0], axes[1]))
         return _depthwise(x, kernel, places=places, channel_axis=channel_axis())
     pads = [(axis.low, axis.high) for axis in axes]
     return lax.conv_general_dilated(
@@ -516,10 +510,14 @@ Kernel = Float[Array, "kh kw in_channels out_channels"]
 
 @functools.partial(jax.jit, static_argnames=("window", "pads", "form"))
 def _convolve(x: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, form: str) -> Image:
-    """A convolution of stride 1, channels last. `form` is "products" or "rounded products"."""
+    """A convolution of stride 1, channels last, in a form of `many_channels`."""
     (kh, kw), in_channels, out_channels = window, kernel.shape[2], kernel.shape[3]
     if form == "rounded products":
         return _convolve_rounded(x, kernel, pads)
+    if form == "onednn" and _winograd_pays_beside_onednn(x, out_channels, window, pads):
+        return winograd.convolve(x, kernel, batch_minor=False, multiply=onednn.multiply)
+    if "onednn" in form:
+        return onednn.convolve(*_for_onednn(form, x, kernel), pads=pads)
     if _winograd_fits((kh, kw), pads) and _winograd_pays(x, out_channels, batch_minor=False):
         return winograd.convolve(x, kernel, batch_minor=False)
     batch, height, width = _convolved_size(x, (kh, kw), pads)
@@ -540,6 +538,10 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
     (kh, kw), in_channels, out_channels = window, x.shape[3], gradient.shape[3]
     if form == "rounded products":
         return _correlate_rounded(x, gradient, window, pads)
+    if form == "onednn" and _winograd_pays_beside_onednn(x, out_channels, window, pads):
+        return winograd.to_kernel(x, gradient, onednn.multiply_transposed)
+    if "onednn" in form:
+        return onednn.to_kernel(*_for_onednn(form, x, gradient), window=window, pads=pads)
     if _winograd_fits(window, pads) and _winograd_pays(x, out_channels, batch_minor=False):
         return winograd.to_kernel(x, gradient)
     tall = _padded(x, (pads[0], (0, 0)))
@@ -606,14 +608,6 @@ class _Places(NamedTuple):
     def patches(self, x: Shaped[Array, "channels height width batch"]) -> Shaped[Array, "pixels places"]:
         return _patches(x, self.window, self.stride, list(self.axes))
 
-    def pads(self) -> "Pads":
-        height, width = ((axis.low, axis.high) for axis in self.axes)
-        return height, width
-
-    def windows(self) -> onednn.Windows:
-        out, low, high = zip(*self.axes, strict=True)
-        return onednn.Windows(self.size, self.window, self.stride, low, high, out)
-
 
 def _over(x: Image, matrix: Float[Array, "pixels out_channels"], *, places: _Places) -> Image:
     """A convolution, batch last, whose product is rounded."""
@@ -644,35 +638,11 @@ _rounded_conv, _rounded_transpose = bilinear("rounded_convolve", _over, _spread_
 def _form_for(x: Image) -> str | None:
     """The form of convolutions of x: see `many_channels`. oneDNN's are of float32, which they may round."""
     form = _form.get()
-    return None if form == "onednn" and x.dtype != jnp.float32 else form
+    return form if form is None or "onednn" not in form or x.dtype == jnp.float32 else None
 
 
-def _by_onednn(x: Image, kernel: Kernel, *, places: _Places, groups: int, rounded: bool) -> Image:
-    """A convolution, channels last."""
-    if groups == 1 and not rounded and _winograd_beside_onednn(x, kernel.shape[3], places):
-        return winograd.convolve(x, kernel, batch_minor=False, multiply=onednn.multiply)
-    return onednn.convolve(*_in_precision(rounded, x, kernel), windows=places.windows())
-
-
-def _onednn_image(y: Image, kernel: Kernel, *, places: _Places, groups: int, rounded: bool) -> Image:
-    """Its adjoint for the image, and a transposed convolution."""
-    if groups == 1 and not rounded and _winograd_beside_onednn(y, kernel.shape[2], places):
-        return winograd.convolve(y, _turned(kernel), batch_minor=False, multiply=onednn.multiply)
-    return onednn.to_image(*_in_precision(rounded, y, kernel), windows=places.windows(), groups=groups)
-
-
-def _onednn_kernel(x: Image, y: Image, *, places: _Places, groups: int, rounded: bool) -> Kernel:
-    """Its adjoint for the kernel."""
-    if groups == 1 and not rounded and _winograd_beside_onednn(x, y.shape[3], places):
-        return winograd.to_kernel(x, y, onednn.multiply_transposed)
-    return onednn.to_kernel(*_in_precision(rounded, x, y), windows=places.windows(), groups=groups)
-
-
-def _in_precision(rounded: bool, *arrays: Array) -> list[Array]:
-    return [products.rounded(a) if rounded else a for a in arrays]
-
-
-_onednn_conv, _onednn_transpose = bilinear("convolve_by_onednn", _by_onednn, _onednn_image, _onednn_kernel)
+def _for_onednn(form: str, *arrays: Array) -> list[Array]:
+    return [products.rounded(a) if form == "rounded onednn" else a for a in arrays]
 
 
 def _padded(x: Shaped[Array, "batch height width channels"], pads: Pads) -> Array:
@@ -773,6 +743,30 @@ def _depthwise_kernel(x: Image, y: Image, *, places: _Places, channel_axis: int)
 _depthwise, _ = bilinear("depthwise_convolve", _depthwise_over, _depthwise_back, _depthwise_kernel)
 
 
+def _onednn_over(
+    x: Image, kernel: Float[Array, "kh kw channels"], *, window: tuple[int, int], pads: Pads, form: str
+) -> Image:
+    """A depthwise convolution of stride 1 by oneDNN."""
+    return onednn.convolve(*_for_onednn(form, x, kernel[:, :, None]), pads=pads)
+
+
+def _onednn_back(
+    y: Image, kernel: Float[Array, "kh kw channels"], *, window: tuple[int, int], pads: Pads, form: str
+) -> Image:
+    """Its adjoint for the image."""
+    return _onednn_over(y, kernel[::-1, ::-1], window=window, pads=_beyond(window, pads), form=form)
+
+
+def _onednn_kernel(
+    x: Image, y: Image, *, window: tuple[int, int], pads: Pads, form: str
+) -> Float[Array, "kh kw channels"]:
+    """Its adjoint for the kernel."""
+    return onednn.to_kernel(*_for_onednn(form, x, y), window=window, pads=pads, groups=x.shape[3])[:, :, 0]
+
+
+_onednn_depthwise, _ = bilinear("depthwise_by_onednn", _onednn_over, _onednn_back, _onednn_kernel)
+
+
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
 LEAST_CHANNELS_BESIDE_ONEDNN = 64  # whose convolutions are as fast or faster for fewer
@@ -783,9 +777,8 @@ def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:
     return (window, pads) == ((3, 3), ((1, 1), (1, 1))) and jax.default_backend() == "cpu" and not is_portable()
 
 
-def _winograd_beside_onednn(x: Image, channels: int, places: _Places) -> bool:
-    """Whether Winograd's convolution of x to so many channels, or its gradient for the kernel, is the faster one."""
-    fits = places.stride == (1, 1) and _winograd_fits(places.window, places.pads())
+def _winograd_pays_beside_onednn(x: Image, channels: int, window: tuple[int, int], pads: Pads) -> bool:
+    fits = _winograd_fits(window, pads)
     return fits and _winograd_pays(x, channels, batch_minor=False, least=LEAST_CHANNELS_BESIDE_ONEDNN)
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxae.nn import foreign, onednn_library
-from flaxae.nn.onednn_library import Windows
 from flaxae.parallel import compilation
 
 
@@ -37,46 +36,36 @@ def loads() -> bool:
     return True
 
 
+Pads = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
+
+
 def convolve(
     x: Float[Array, "batch height width in_channels"],
     kernel: Float[Array, "kh kw in_channels_of_group out_channels"],
     *,
-    windows: Windows,
+    pads: Pads,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """A convolution in float32, of arrays that are both in float32 or both in bfloat16.
+    """A convolution of stride 1 in float32, of arrays that are both in float32 or both in bfloat16.
 
-    There are as many groups of channels as the kernel's input channels go into those of x.
+    There are as many groups of channels as the kernel's input channels go into those of x. There are no others than of
+    stride 1, because this version of oneDNN computes some of those wrongly, and writes beyond its memory in some.
     """
-    made = (x.shape[0], *windows.out, kernel.shape[3])
-    return _call("convolve", x, kernel, made, x.dtype.name, x.shape, kernel.shape, windows)
-
-
-def to_image(
-    y: Float[Array, "batch out_height out_width out_channels"],
-    kernel: Float[Array, "kh kw in_channels_of_group out_channels"],
-    *,
-    windows: Windows,
-    groups: int = 1,
-) -> Float[Array, "batch height width in_channels"]:
-    """Its adjoint for the image."""
-    image = (y.shape[0], *windows.image, kernel.shape[2] * groups)
-    return _call("to_image", y, kernel, image, y.dtype.name, image, kernel.shape, windows)
+    height, width = (n + sum(pad) - k + 1 for n, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True))
+    made = (x.shape[0], height, width, kernel.shape[3])
+    return _call("convolve", x, kernel, made, x.dtype.name, x.shape, kernel.shape, made, pads)
 
 
 def to_kernel(
     x: Float[Array, "batch height width in_channels"],
     y: Float[Array, "batch out_height out_width out_channels"],
     *,
-    windows: Windows,
+    window: tuple[int, int],
+    pads: Pads,
     groups: int = 1,
 ) -> Float[Array, "kh kw in_channels_of_group out_channels"]:
-    """Its adjoint for the kernel."""
-    if windows.window == (1, 1) and windows.stride != (1, 1):  # here oneDNN 3.2 writes beyond its own memory
-        down, across = windows.stride
-        x = x[:, ::down, ::across]
-        windows = windows._replace(image=windows.out, stride=(1, 1), high=(0, 0))
-    kernel = (*windows.window, x.shape[3] // groups, y.shape[3])
-    return _call("to_kernel", x, y, kernel, x.dtype.name, x.shape, kernel, windows)
+    """Its adjoint for the kernel. That for the image is a convolution with the kernel turned."""
+    kernel = (*window, x.shape[3] // groups, y.shape[3])
+    return _call("to_kernel", x, y, kernel, x.dtype.name, x.shape, kernel, y.shape, pads)
 
 
 def multiply(a: Float[Array, "products m k"], b: Float[Array, "products k n"]) -> Float[Array, "products m n"]:

@@ -7,8 +7,9 @@ import ctypes
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 PACKAGE = "onednn-cpu-gomp"  # oneDNN for CPUs alone, with OpenMP's threads
 Sizes = tuple[int, ...]
@@ -16,26 +17,11 @@ Handle = ctypes.c_void_p  # of something that oneDNN made
 
 _CPU, _IN_ORDER, _ANY_LAYOUT, _TRAINING, _DIRECT, _ALLOCATED = 1, 1, 1, 64, 1, -1
 _TYPES = {"float32": 3, "bfloat16": 2}
-_SOURCE, _WEIGHTS, _RESULT = 1, 33, 17  # arguments, of copies and products too
-_CONVOLUTION = {  # the arguments of each computation, with the result last
-    "convolve": {"x": _SOURCE, "kernel": _WEIGHTS, "y": _RESULT},
-    "to_image": {"y": 145, "kernel": _WEIGHTS, "x": 129},
-    "to_kernel": {"x": _SOURCE, "y": 145, "kernel": 161},
-}
-_LAYOUT_OF = {_WEIGHTS: 131, 161: 132}  # the questions for the layout of these
+_SOURCE, _WEIGHTS, _RESULT, _RESULT_GRADIENT, _WEIGHTS_GRADIENT = 1, 33, 17, 145, 161  # arguments
+_SCRATCHPAD, _BY_USER = 80, 1
+_LAYOUT_OF = {_WEIGHTS: 131, _WEIGHTS_GRADIENT: 132, _SCRATCHPAD: 136}  # the questions for the layout of these
 
 _alone = threading.Lock()  # every call uses all cores, so one runs at a time
-
-
-class Windows(NamedTuple):
-    """Where the windows of a convolution are. Pairs are for (height, width)."""
-
-    image: tuple[int, int]
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    low: tuple[int, int]  # padding above, and to the left
-    high: tuple[int, int]  # padding below, and to the right; below 0 for what no window reaches
-    out: tuple[int, int]  # how many windows
 
 
 class Library:
@@ -46,6 +32,9 @@ class Library:
         self.calls.dnnl_primitive_desc_query_md.restype = Handle
         self.engine = self.make("engine_create", _CPU, ctypes.c_size_t(0))
         self.stream = self.make("stream_create", self.engine, _IN_ORDER)
+        # Without this, oneDNN's own scratchpad is of the thread that prepares a computation; XLA's threads have none.
+        self.attributes = self.make("primitive_attr_create")
+        self.do("primitive_attr_set_scratchpad_mode", self.attributes, _BY_USER)
 
     def do(self, function: str, *arguments: Any) -> None:
         if status := getattr(self.calls, f"dnnl_{function}")(*arguments):
@@ -57,8 +46,8 @@ class Library:
         return made
 
     def describe(self, function: str, *arguments: Any) -> Handle:
-        """What a computation will be, without special attributes."""
-        return self.make(f"{function}_primitive_desc_create", *arguments, None)
+        """What a computation will be."""
+        return self.make(f"{function}_primitive_desc_create", *arguments, self.attributes)
 
     def layout(self, sizes: Sizes, dtype: str, strides: Sizes | None = None) -> Handle:
         """That of an array; without strides, the one that a computation chooses."""
@@ -74,8 +63,15 @@ class Library:
         return self.make("memory_create", layout, self.engine, Handle(address))
 
     def step(self, description: Handle, memories: dict[int, Handle]) -> tuple[Handle, Any]:
-        """A computation that is ready, and its arguments."""
-        return self.make("primitive_create", description), (_Argument * len(memories))(*memories.items())
+        """A computation that is ready, and its arguments. What it needs to work in is kept for it."""
+        scratchpad = self.memory(self.chosen_layout(description, _SCRATCHPAD), _ALLOCATED)
+        arguments = memories | {_SCRATCHPAD: scratchpad}
+        return self.make("primitive_create", description), (_Argument * len(arguments))(*arguments.items())
+
+    def copy(self, layout: Handle, memory: Handle, to_layout: Handle, to_memory: Handle) -> tuple[Handle, Any]:
+        """The step that copies a memory to another one, from layout to layout."""
+        description = self.describe("reorder", layout, self.engine, to_layout, self.engine)
+        return self.step(description, {_SOURCE: memory, _RESULT: to_memory})
 
 
 @functools.cache
@@ -113,64 +109,50 @@ class Computation:
             library.do("stream_wait", library.stream)
 
 
-def convolution(name: str, dtype: str, image: Sizes, kernel: Sizes, windows: Windows) -> Computation:
-    """A convolution or an adjoint, of channels last and of kernels [height, width, in of a group, out].
+def convolution(name: str, dtype: str, x: Sizes, kernel: Sizes, y: Sizes, pads: Sequence[Sizes]) -> Computation:
+    """Of stride 1 and channels last, with kernels [height, width, in of a group, out].
 
     oneDNN has kernels in layouts of its own choice: they are copied before, or after where they are the result.
 
     Args:
-        name: a key of `_CONVOLUTION`.
+        name: "convolve", of x and kernel to y; or "to_kernel", of x and y to the kernel.
         dtype: of the arguments, "float32" or "bfloat16". The result is in float32.
+        x: sizes of the images, as the next two.
+        pads: (above, below) and (left, right).
     """
-    library, numbers = load(), _CONVOLUTION[name]
-    *_, result = numbers
-    (batch, _, _, channels), (kh, kw, each, out) = image, kernel
-    groups = channels // each
-    padding = windows.low, tuple(max(n, 0) for n in windows.high)
-    moves = [_int64s(pair) for pair in (windows.stride, (0, 0), *padding)]
+    library, to_kernel = load(), name == "to_kernel"
+    kh, kw, each, out = kernel
+    groups = x[3] // each
+    moves = [_int64s(pair) for pair in ((1, 1), (0, 0), *zip(*pads, strict=True))]  # stride, dilation, padding
     # Sizes in oneDNN's order, and strides that say where in memory it all is.
-    kernel, strides = (groups, out // groups, each, kh, kw), (out // groups, 1, out, kw * each * out, each * out)
+    sizes, strides = (groups, out // groups, each, kh, kw), (out // groups, 1, out, kw * each * out, each * out)
 
     def channels_last(sizes: Sizes, dtype: str) -> Handle:
-        n, height, width, last = sizes
-        return library.layout((n, last, height, width), dtype, (height * width * last, 1, width * last, last))
+        batch, height, width, channels = sizes
+        strides = (height * width * channels, 1, width * channels, channels)
+        return library.layout((batch, channels, height, width), dtype, strides)
 
-    def layouts(result_type: str) -> dict[str, Handle]:
-        types = dict.fromkeys(numbers, dtype) | {result: result_type}
-        return {
-            "x": channels_last(image, types["x"]),
-            "kernel": library.layout(kernel, types["kernel"]),
-            "y": channels_last((batch, *windows.out, out), types["y"]),
-        }
-
-    def describe(direction: str, *arguments: Any) -> Handle:
-        return library.describe(f"convolution_{direction}", library.engine, *arguments)
-
-    def forward(x: Handle, kernel: Handle, y: Handle) -> Handle:
-        return describe("forward", _TRAINING, _DIRECT, x, kernel, None, y, *moves)
-
-    given = layouts("float32")
-    x, weights, y = given.values()
-    if name == "convolve":
-        description = forward(**given)
-    elif name == "to_image":
-        description = describe("backward_data", _DIRECT, x, weights, y, *moves, forward(**layouts(dtype)))
-    else:
-        description = describe("backward_weights", _DIRECT, x, weights, None, y, *moves, forward(**layouts(dtype)))
-
-    own = library.chosen_layout(description, numbers["kernel"])
-    given["kernel"] = library.layout(kernel, "float32" if result == "kernel" else dtype, strides)
-    memories = {role: library.memory(layout) for role, layout in given.items()}
-    outer, inner = memories["kernel"], library.memory(own, _ALLOCATED)
-    compute = library.step(
-        description, {numbers[role]: memories[role] for role in numbers} | {numbers["kernel"]: inner}
+    images, chosen = channels_last(x, dtype), functools.partial(library.layout, sizes)
+    made = channels_last(y, dtype if to_kernel else "float32")
+    forward = library.describe(
+        "convolution_forward", library.engine, _TRAINING, _DIRECT, images, chosen(dtype), None, made, *moves
     )
-    source, target = (
-        ((own, inner), (given["kernel"], outer)) if result == "kernel" else ((given["kernel"], outer), (own, inner))
+    if not to_kernel:
+        own = library.chosen_layout(forward, _WEIGHTS)
+        given = library.layout(sizes, dtype, strides)
+        x_memory, outer, y_memory = (library.memory(layout) for layout in (images, given, made))
+        inner = library.memory(own, _ALLOCATED)
+        compute = library.step(forward, {_SOURCE: x_memory, _WEIGHTS: inner, _RESULT: y_memory})
+        return Computation([x_memory, outer, y_memory], [library.copy(given, outer, own, inner), compute])
+    backward = library.describe(
+        "convolution_backward_weights", library.engine, _DIRECT, images, chosen("float32"), None, made, *moves, forward
     )
-    between = library.describe("reorder", source[0], library.engine, target[0], library.engine)
-    copy = library.step(between, {_SOURCE: source[1], _RESULT: target[1]})
-    return Computation([memories[role] for role in numbers], [compute, copy] if result == "kernel" else [copy, compute])
+    own = library.chosen_layout(backward, _WEIGHTS_GRADIENT)
+    wanted = library.layout(sizes, "float32", strides)
+    x_memory, y_memory, outer = (library.memory(layout) for layout in (images, made, wanted))
+    inner = library.memory(own, _ALLOCATED)
+    compute = library.step(backward, {_SOURCE: x_memory, _RESULT_GRADIENT: y_memory, _WEIGHTS_GRADIENT: inner})
+    return Computation([x_memory, y_memory, outer], [compute, library.copy(own, inner, wanted, outer)])
 
 
 def multiply(a: Sizes, b: Sizes, transposed: bool) -> Computation:
