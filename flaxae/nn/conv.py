@@ -514,11 +514,13 @@ def _convolve(x: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, 
     (kh, kw), in_channels, out_channels = window, kernel.shape[2], kernel.shape[3]
     if form == "rounded products":
         return _convolve_rounded(x, kernel, pads)
-    if form == "onednn" and _winograd_pays_beside_onednn(x, out_channels, window, pads):
+    fits = _winograd_fits(window, pads)
+    pays = functools.partial(_winograd_pays, x, out_channels, batch_minor=False)
+    if form == "onednn" and fits and pays(least=LEAST_BESIDE_ONEDNN):
         return winograd.convolve(x, kernel, batch_minor=False, multiply=onednn.multiply)
     if "onednn" in form:
         return onednn.convolve(*_for_onednn(form, x, kernel), pads=pads)
-    if _winograd_fits((kh, kw), pads) and _winograd_pays(x, out_channels, batch_minor=False):
+    if fits and pays():
         return winograd.convolve(x, kernel, batch_minor=False)
     batch, height, width = _convolved_size(x, (kh, kw), pads)
     x = _padded(x, pads)
@@ -538,11 +540,13 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
     (kh, kw), in_channels, out_channels = window, x.shape[3], gradient.shape[3]
     if form == "rounded products":
         return _correlate_rounded(x, gradient, window, pads)
-    if form == "onednn" and _winograd_pays_beside_onednn(x, out_channels, window, pads):
+    fits = _winograd_fits(window, pads)
+    pays = functools.partial(_winograd_pays, x, out_channels, batch_minor=False)
+    if form == "onednn" and fits and pays(least=LEAST_BESIDE_ONEDNN_FOR_KERNELS):
         return winograd.to_kernel(x, gradient, onednn.multiply_transposed)
     if "onednn" in form:
         return onednn.to_kernel(*_for_onednn(form, x, gradient), window=window, pads=pads)
-    if _winograd_fits(window, pads) and _winograd_pays(x, out_channels, batch_minor=False):
+    if fits and pays():
         return winograd.to_kernel(x, gradient)
     tall = _padded(x, (pads[0], (0, 0)))
     wide = _padded(gradient, ((0, 0), _beyond(window, pads)[1]))
@@ -769,17 +773,13 @@ _onednn_depthwise, _ = bilinear("depthwise_by_onednn", _onednn_over, _onednn_bac
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
-LEAST_CHANNELS_BESIDE_ONEDNN = 64  # whose convolutions are as fast or faster for fewer
+LEAST_BESIDE_ONEDNN = 48  # whose convolutions are faster for fewer channels
+LEAST_BESIDE_ONEDNN_FOR_KERNELS = 96  # and whose gradients of kernels
 
 
 def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:
     """Whether a convolution of stride 1 is one that Winograd's are for, on a platform that they are for."""
     return (window, pads) == ((3, 3), ((1, 1), (1, 1))) and jax.default_backend() == "cpu" and not is_portable()
-
-
-def _winograd_pays_beside_onednn(x: Image, channels: int, window: tuple[int, int], pads: Pads) -> bool:
-    fits = _winograd_fits(window, pads)
-    return fits and _winograd_pays(x, channels, batch_minor=False, least=LEAST_CHANNELS_BESIDE_ONEDNN)
 
 
 def _winograd_pays(x: Image, channels: int, *, batch_minor: bool, least: int = LEAST_CHANNELS) -> bool:
