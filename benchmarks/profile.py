@@ -3,8 +3,8 @@
     python -m benchmarks.profile [NETWORK ...] [--bfloat16]
 
 The times are from JAX's profiler, summed over all threads. Matrix products are `dot`, and their fusions that XLA calls
-`ynn`, and what is oneDNN's; of the rest, `gather` collects the batches, and multiplying and adding is mostly Adam. It
-runs on any device.
+`ynn`; calls of oneDNN are `ffi_call`, with the time for which one waits for another. Of the rest, `gather` collects the
+batches, and multiplying and adding is mostly Adam. It runs on any device.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def shares(network: networks.Network, batch: int, precision: str) -> dict[str, f
                     continue
                 for event in line.events:
                     if not event.name.startswith(CONTAINERS):
-                        kind = "onednn" if "__onednn$" in event.name else event.name.partition(".")[0]
+                        kind = event.name.partition(".")[0]
                         taken[kind] += event.duration_ns
     total = sum(taken.values())
     return {name: time / total for name, time in sorted(taken.items(), key=lambda item: -item[1])}
@@ -51,7 +51,7 @@ def main() -> None:
     for name in arguments.networks:
         batch = BATCHES.get(name, (256,))[0]
         found = shares(networks.NETWORKS[name], batch, "bf16" if arguments.bfloat16 else "float32")
-        products = sum(share for kind, share in found.items() if kind.startswith(("dot", "ynn", "onednn")))
+        products = sum(share for kind, share in found.items() if kind.startswith(("dot", "ynn", "ffi_call")))
         print(f"{name}, batch {batch}: {products:.0%} in matrix products and convolutions")
         for kind, share in list(found.items())[:12]:
             print(f"  {kind:40}{share:6.1%}")

@@ -90,7 +90,7 @@ def register(name: str, function: Callable[..., None]) -> None:
     Args:
         name: the same for the same function in every process, because programs are cached.
         function: takes the addresses of the arguments and then of the results, row by row each. XLA calls it on
-            threads of its own. What it raises becomes an error of JAX.
+            several threads. What it raises becomes an error of JAX.
     """
 
     def handle(pointer: Any) -> int | None:
@@ -100,7 +100,7 @@ def register(name: str, function: Callable[..., None]) -> None:
             return None
         try:
             function(*frame.arguments.addresses(), *frame.results.addresses())
-        except Exception as error:
+        except BaseException as error:  # an interrupt too: XLA runs the smallest programs on the main thread
             said = _Error(ctypes.sizeof(_Error), None, f"{name}: {error}".encode(), _INTERNAL)
             return frame.api.contents.create_error(ctypes.addressof(said))
         return None

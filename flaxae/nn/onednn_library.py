@@ -76,12 +76,15 @@ class Library:
 
 @functools.cache
 def load() -> Library:
-    """
+    """The library that `PACKAGE` holds.
+
     Raises:
         PackageNotFoundError: it isn't installed.
         OSError: it can't be loaded.
     """
-    (path,) = [file for file in metadata.files(PACKAGE) or () if file.name == "libdnnl.so.3"]
+    path = next((file for file in metadata.files(PACKAGE) or () if file.name == "libdnnl.so.3"), None)
+    if path is None:
+        raise FileNotFoundError(f"{PACKAGE} does not hold what its wheel does.")
     name = "OMP_WAIT_POLICY"
     given = os.environ.get(name)
     os.environ.setdefault(name, "passive")  # OpenMP reads it once: its idle threads shall leave the cores to XLA's
@@ -123,7 +126,6 @@ def convolution(name: str, dtype: str, x: Sizes, kernel: Sizes, y: Sizes, pads: 
     library, to_kernel = load(), name == "to_kernel"
     kh, kw, each, out = kernel
     groups = x[3] // each
-    moves = [_int64s(pair) for pair in ((1, 1), (0, 0), *zip(*pads, strict=True))]  # stride, dilation, padding
     # Sizes in oneDNN's order, and strides that say where in memory it all is.
     sizes, strides = (groups, out // groups, each, kh, kw), (out // groups, 1, out, kw * each * out, each * out)
 
@@ -132,27 +134,23 @@ def convolution(name: str, dtype: str, x: Sizes, kernel: Sizes, y: Sizes, pads: 
         strides = (height * width * channels, 1, width * channels, channels)
         return library.layout((batch, channels, height, width), dtype, strides)
 
-    images, chosen = channels_last(x, dtype), functools.partial(library.layout, sizes)
-    made = channels_last(y, dtype if to_kernel else "float32")
-    forward = library.describe(
-        "convolution_forward", library.engine, _TRAINING, _DIRECT, images, chosen(dtype), None, made, *moves
-    )
-    if not to_kernel:
-        own = library.chosen_layout(forward, _WEIGHTS)
-        given = library.layout(sizes, dtype, strides)
-        x_memory, outer, y_memory = (library.memory(layout) for layout in (images, given, made))
-        inner = library.memory(own, _ALLOCATED)
-        compute = library.step(forward, {_SOURCE: x_memory, _WEIGHTS: inner, _RESULT: y_memory})
-        return Computation([x_memory, outer, y_memory], [library.copy(given, outer, own, inner), compute])
-    backward = library.describe(
-        "convolution_backward_weights", library.engine, _DIRECT, images, chosen("float32"), None, made, *moves, forward
-    )
-    own = library.chosen_layout(backward, _WEIGHTS_GRADIENT)
-    wanted = library.layout(sizes, "float32", strides)
-    x_memory, y_memory, outer = (library.memory(layout) for layout in (images, made, wanted))
+    images, made = channels_last(x, dtype), channels_last(y, dtype if to_kernel else "float32")
+    moves = [_int64s(pair) for pair in ((1, 1), (0, 0), *zip(*pads, strict=True))]  # stride, dilation, padding
+    described = (_DIRECT, images, library.layout(sizes, dtype), None, made, *moves)
+    description = library.describe("convolution_forward", library.engine, _TRAINING, *described)
+    of_kernel, of_y = _WEIGHTS, _RESULT
+    if to_kernel:
+        described = (_DIRECT, images, library.layout(sizes, "float32"), None, made, *moves)
+        description = library.describe("convolution_backward_weights", library.engine, *described, description)
+        of_kernel, of_y = _WEIGHTS_GRADIENT, _RESULT_GRADIENT
+    own = library.chosen_layout(description, of_kernel)
+    given = library.layout(sizes, "float32" if to_kernel else dtype, strides)
+    x_memory, y_memory, outer = (library.memory(layout) for layout in (images, made, given))
     inner = library.memory(own, _ALLOCATED)
-    compute = library.step(backward, {_SOURCE: x_memory, _RESULT_GRADIENT: y_memory, _WEIGHTS_GRADIENT: inner})
-    return Computation([x_memory, y_memory, outer], [compute, library.copy(own, inner, wanted, outer)])
+    compute = library.step(description, {_SOURCE: x_memory, of_kernel: inner, of_y: y_memory})
+    if to_kernel:
+        return Computation([x_memory, y_memory, outer], [compute, library.copy(own, inner, given, outer)])
+    return Computation([x_memory, outer, y_memory], [library.copy(given, outer, own, inner), compute])
 
 
 def multiply(a: Sizes, b: Sizes, transposed: bool) -> Computation:
