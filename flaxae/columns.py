@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from flaxae import errors, specs
 from flaxae.data.encoding import Encoding
 from flaxae.data.scaling import Scaling
-from flaxae.likelihoods import REAL, Params, Values, Where, total
+from flaxae.likelihoods import REAL, Params, Values, Where, softplus, total
 
 Kind = Literal["number", "category", "mark"]
 
@@ -112,7 +112,7 @@ class Columns:
     def split(self, params: Params) -> tuple[Float[Array, " batch features"], Float[Array, " batch features"]]:
         """Means or logits, and standard deviations."""
         mean, raw = jnp.split(params, 2, axis=-1)
-        return mean, jax.nn.softplus(raw) + MIN_SCALE
+        return mean, softplus(raw) + MIN_SCALE
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """The log density of the real numbers plus the log probability of all else, summed; nats."""
@@ -122,7 +122,7 @@ class Columns:
         floors = self._for_features([-np.inf if f is None else f for f in self.floors]).astype(np.float32)
         density = -0.5 * jnp.square((x - mean) / scale) - jnp.log(scale) - 0.5 * LOG_2PI
         number = jnp.where(steps > 0, _log_mass(x, mean, scale, steps, floors), density)
-        mark = x * mean - jax.nn.softplus(mean)
+        mark = x * mean - softplus(mean)
         kinds = [self._of_kind(kind) for kind in ("number", "mark")]
         logs = jnp.select([jnp.broadcast_to(kind, x.shape) for kind in kinds], [number, mark], 0.0)
         if len(self._categories):

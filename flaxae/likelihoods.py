@@ -9,8 +9,10 @@ models. Its float fields are hyper-parameters (see `flaxae.specs`).
 """
 
 import dataclasses
+import functools
 import math
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,20 @@ class Likelihood(Protocol):
         ...
 
 
+def _by_rows(log_prob: Callable[..., Array]) -> Callable[..., Array]:
+    """`log_prob` of [batch, values]: XLA's loops on CPU are several times slower over a last axis of one channel.
+
+    So images are taken as rows of values.
+    """
+
+    @functools.wraps(log_prob)
+    def of_any_shape(self: Any, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
+        params, x = (jnp.reshape(a, (a.shape[0], -1)) for a in (params, x))
+        return log_prob(self, params, x, None if where is None else jnp.reshape(where, x.shape))
+
+    return of_any_shape
+
+
 class _OneEach:
     """Likelihoods with one parameter per value."""
 
@@ -70,9 +86,10 @@ class Bernoulli(_OneEach):
 
     support = UNIT
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """x log σ(params) + (1 − x) log(1 − σ(params)), summed; nats."""
-        return total(jnp.asarray(x) * params - jax.nn.softplus(params), where)
+        return total(jnp.asarray(x) * params - softplus(params), where)
 
     def mean(self, params: Params, x: Values | None = None) -> Params:
         return jax.nn.sigmoid(params)
@@ -92,6 +109,7 @@ class Gaussian(_OneEach):
     def __post_init__(self) -> None:
         specs.check_positive(self, "scale")
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; params, scale²), summed; nats."""
         # Divide by the scale once per example: dividing each value by an array would cost a pass over all of them.
@@ -116,6 +134,7 @@ class Laplace(_OneEach):
     def __post_init__(self) -> None:
         specs.check_positive(self, "scale")
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """−|x − params| / scale − log(2 scale), summed; nats."""
         return -total(jnp.abs(x - params), where) / self.scale - count(params, where) * jnp.log(2.0 * self.scale)
@@ -144,6 +163,7 @@ class StudentT(_OneEach):
     def __post_init__(self) -> None:
         specs.check_positive(self, "scale", "degrees")
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """The log density of Student's t, summed; nats."""
         degrees, gamma = jnp.asarray(self.degrees, jnp.float32), jax.lax.lgamma
@@ -175,7 +195,7 @@ class LearnedVariance:
     def moments(self, params: Params) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
         """Mean and standard deviation of each value."""
         mean, raw = jnp.split(params, 2, axis=-1)
-        return mean, jax.nn.softplus(raw) + MIN_SCALE
+        return mean, softplus(raw) + MIN_SCALE
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; mean, scale²), summed; nats."""
@@ -207,6 +227,7 @@ class DiscretizedLogistic(_OneEach):
         specs.check_positive(self, "scale")
         _check_number("levels", self.levels)
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log [σ(b) − σ(a)], summed; nats. [a, b] is the bin of the level nearest to x, in scales from the mean."""
         return total(log_mass(x, self.mean(params), self.scale, self.levels), where)
@@ -243,7 +264,7 @@ class LogisticMixture:
         """Log weights, means and scales, each [batch, *shape, components]."""
         split = params.reshape(*params.shape[:-1], 3, -1, self.components)
         weights, means, scales = (split[..., i, :, :] for i in range(3))
-        scales = (jax.nn.softplus(scales) + 0.1) / (self.levels - 1)
+        scales = (softplus(scales) + 0.1) / (self.levels - 1)
         return jax.nn.log_softmax(weights), jax.nn.sigmoid(means), scales
 
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
@@ -315,6 +336,7 @@ class Multinomial(_OneEach):
     def __post_init__(self) -> None:
         specs.check_sizes(self, "draws")
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """Σ x log softmax(params) over the values, or over those where `where` is True; nats."""
         return total(jnp.asarray(x) * log_shares(params, where), where)
@@ -337,6 +359,7 @@ class Poisson(_OneEach):
 
     support = COUNTS
 
+    @_by_rows
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """Σ x params − exp(params) − log x!, over the values; nats."""
         x = jnp.asarray(x)
@@ -381,7 +404,7 @@ class NegativeBinomial:
 
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
         logits, raw = jnp.split(params, 2, axis=-1)
-        return _drawn(self.draws * jnp.exp(log_shares(logits)), jax.nn.softplus(raw) + MIN_SCALE, key)
+        return _drawn(self.draws * jnp.exp(log_shares(logits)), softplus(raw) + MIN_SCALE, key)
 
 
 @specs.register
@@ -416,14 +439,14 @@ class ZeroInflatedNegativeBinomial:
     def sample(self, params: Params, key: Key[Array, ""]) -> Float[Array, " batch *shape"]:
         logits, raw, lost = jnp.split(params, 3, axis=-1)
         lost_key, key = jax.random.split(key)
-        counts = _drawn(self.draws * jnp.exp(log_shares(logits)), jax.nn.softplus(raw) + MIN_SCALE, key)
+        counts = _drawn(self.draws * jnp.exp(log_shares(logits)), softplus(raw) + MIN_SCALE, key)
         return jnp.where(jax.random.bernoulli(lost_key, jax.nn.sigmoid(lost)), jnp.zeros((), counts.dtype), counts)
 
 
 def _rate_and_theta(logits: Params, raw: Params, x: Values, where: Where) -> tuple[Params, Params]:
     library = _as_row(total(jnp.asarray(x), where), logits)
     rate = library * jnp.exp(log_shares(logits, where))
-    return rate, jax.nn.softplus(raw) + MIN_SCALE
+    return rate, softplus(raw) + MIN_SCALE
 
 
 def _log_negative_binomial(x: Array, rate: Params, theta: Params) -> Params:
@@ -470,6 +493,25 @@ def log_mass(
 def nearest_level(x: Float[Array, "*shape"], levels: int) -> Float[Array, "*shape"]:
     """x rounded to the nearest of `levels` evenly spaced levels from 0 to 1."""
     return jnp.clip(jnp.rint(x * (levels - 1)), 0, levels - 1) / (levels - 1)
+
+
+@jax.custom_jvp
+def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """log(1 + exp(x)), to float32's precision, in half the time of `jax.nn.softplus` on CPU, which has no fast `log1p`.
+
+    With u = exp(−|x|), it is max(x, 0) + log(1 + u), and log(1 + u) = 2 artanh(u / (2 + u)), whose series in numbers up
+    to 1/3 is short.
+    """
+    u = jnp.exp(-jnp.abs(x))
+    ratio = u / (2 + u)
+    square = jnp.square(ratio)
+    series = functools.reduce(lambda so_far, k: so_far * square + 1 / k, range(11, 0, -2), jnp.full_like(x, 1 / 13))
+    return jnp.maximum(x, 0) + 2 * ratio * series
+
+
+@softplus.defjvp
+def _softplus_change(at: tuple[Array], change: tuple[Array]) -> tuple[Array, Array]:
+    return softplus(*at), jax.nn.sigmoid(*at) * change[0]
 
 
 def total(x: Float[Array, " batch *shape"], where: Where = None) -> Float[Array, " batch"]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaxae import errors
-from flaxae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
+from flaxae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, softplus
 
 LIKELIHOODS = [Bernoulli(), Gaussian(), Gaussian(scale=0.3), DiscretizedLogistic(levels=101)]
 
@@ -16,6 +16,22 @@ def test_bernoulli_is_scipys_on_bits(rng):
     logits, bits = rng.normal(size=(5, 3, 2)), rng.integers(0, 2, (5, 3, 2))
     expected = scipy.stats.bernoulli.logpmf(bits, scipy.special.expit(logits)).sum((1, 2))
     np.testing.assert_allclose(Bernoulli().log_prob(jnp.float32(logits), jnp.float32(bits)), expected, rtol=1e-5)
+
+
+@given(st.floats(-300, 300))
+def test_softplus_is_numpys_and_its_derivative_the_logistic_function(x):
+    exact = np.logaddexp(np.float64(np.float32(x)), 0)
+    np.testing.assert_allclose(softplus(jnp.float32(x)), exact, rtol=1e-5, atol=1e-37)
+    np.testing.assert_allclose(jax.grad(softplus)(jnp.float32(x)), scipy.special.expit(np.float32(x)), rtol=1e-5)
+
+
+def test_softplus_is_as_near_to_numpys_as_jaxs_own_between_its_ends():
+    x = np.linspace(-8, 8, 10_001, dtype=np.float32)
+    exact = np.logaddexp(x.astype(np.float64), 0)
+    ours, theirs = (np.abs(of(jnp.asarray(x)) / exact - 1).max() for of in (softplus, jax.nn.softplus))
+    assert ours <= max(1.5 * theirs, 4e-7)
+    assert np.isnan(softplus(jnp.float32(np.nan)))
+    assert softplus(jnp.float32(np.inf)) == np.inf
 
 
 @given(scale=st.floats(0.1, 10))

@@ -35,6 +35,18 @@ def test_products_and_their_gradients_are_those_of_float64(instructions, m, k, n
         np.testing.assert_allclose(of_ours, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("context", [contextlib.nullcontext, products.in_bfloat16])
+@given(SIZES, SIZES, SIZES, st.integers(0, 9))
+def test_layers_of_columns_and_their_gradients_are_those_of_float64(context, k, n, m, seed):
+    kernel, x, g = (draw(seed, *size) for size in ((k, n), (k, m), (n, m)))
+    with context():
+        made, pull = jax.vjp(products.columns, kernel, x)
+        found = (made, *pull(g))
+    kernel, x, g = (np.asarray(part, np.float64) for part in (kernel, x, g))
+    for of_ours, want in zip(found, (kernel.T @ x, x @ g.T, kernel @ g), strict=True):
+        np.testing.assert_allclose(of_ours, want, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_multiplied_is_rounded_in_the_context_alone():
     a, b = (jax.random.normal(jax.random.key(i), (5, 5)) for i in range(2))
     np.testing.assert_array_equal(products.product(a, b), a @ b)
@@ -49,6 +61,8 @@ def test_what_is_multiplied_is_rounded_in_the_context_alone():
     ("operation", "a", "b"),
     [
         (products.product, (3, 4), (4, 5)),
+        (products.columns, (4, 3), (4, 5)),
+        (products.columns, (3, 5), (3, 2)),
         (functools.partial(conv.conv, stride=2), (3, 7, 7, 3), (3, 2, 3, 4)),
         (conv.conv, (3, 7, 7, 3), (3, 2, 3, 4)),
         (functools.partial(conv.conv_transpose, stride=2), (3, 3, 4, 3), (3, 2, 3, 4)),

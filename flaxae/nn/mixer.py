@@ -4,13 +4,15 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Key, Shaped
 
 from flaxae import errors, specs
-from flaxae.nn import layers, products
+from flaxae.nn import conv, layers, products
 
 Tokens = Float[Array, "channels tokens batch"]
 
@@ -79,9 +81,26 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Tokens) -> Tokens:
-        mean = x.mean(axis=0, keepdims=True)
-        deviation = jnp.sqrt(jnp.square(x - mean).mean(axis=0, keepdims=True) + 1e-6)
-        return (x - mean) / deviation * self.scale[...][:, None, None] + self.bias[...][:, None, None]
+        return standardized(x) * self.scale[...][:, None, None] + self.bias[...][:, None, None]
+
+
+@jax.custom_jvp
+def standardized(x: Tokens) -> Tokens:
+    """x with mean 0 and variance 1 along the first axis. Its derivative takes fewer passes over x than JAX's own."""
+    return _standardized(x)[0]
+
+
+def _standardized(x: Tokens) -> tuple[Tokens, Float[Array, "1 tokens batch"]]:
+    centred = x - x.mean(axis=0, keepdims=True)
+    by = lax.rsqrt(jnp.square(centred).mean(axis=0, keepdims=True) + 1e-6)
+    return centred * by, by
+
+
+@standardized.defjvp
+def _standardized_change(at: tuple[Tokens], changes: tuple[Tokens]) -> tuple[Tokens, Tokens]:
+    (y, by), (change,) = _standardized(*at), changes
+    along = (y * change).mean(axis=0, keepdims=True)
+    return y, by * (change - change.mean(axis=0, keepdims=True) - y * along)
 
 
 class MixerBlock(nnx.Module):
@@ -140,7 +159,7 @@ class MixerDecoder(nnx.Module):
         batch = z.shape[0]
         (down, right), side = self.grid, self.patch
         height, width, colours = self.shape
-        x = self.expand(jnp.asarray(z).reshape(batch, -1)).T.reshape(-1, down * right, batch)
+        x = across(self.expand, jnp.asarray(z).reshape(batch, -1).T).reshape(-1, down * right, batch)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -151,4 +170,5 @@ class MixerDecoder(nnx.Module):
 
 def across(linear: Any, x: Float[Array, "inputs columns"]) -> Float[Array, "outputs columns"]:
     """A linear layer applied to the columns rather than the rows."""
-    return products.product(linear.kernel[...].T, x) + linear.bias[...][:, None]
+    kernel = linear.kernel[...]
+    return (kernel.T @ x if conv.is_portable() else products.columns(kernel, x)) + linear.bias[...][:, None]
