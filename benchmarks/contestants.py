@@ -53,6 +53,7 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     from flaxae.likelihoods import Gaussian
     from flaxae.nn.convnet import ConvNet
     from flaxae.nn.heads import Deterministic, Identity, Variational
+    from flaxae.nn.mixer import Mixer
     from flaxae.nn.mlp import MLP
     from flaxae.nn.unet import UNet
     from flaxae.objectives import ELBO
@@ -63,6 +64,8 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
         config = autoencoder.Config(body=body, head=Identity(), likelihood=Gaussian(), corruption=noise)
     else:
         body = ConvNet(network.hidden) if network.convolutional else MLP(network.hidden)
+        if network.patch:
+            body = Mixer(network.patch, *network.hidden)
         config = autoencoder.Config(body=body, head=Deterministic(network.latent), likelihood=Gaussian())
     if network.variational:
         config = dataclasses.replace(config, head=Variational(network.latent), objective=ELBO())
@@ -70,6 +73,8 @@ def flaxae(network: Network, batch: int, members: int | None = None, precision: 
     encoder, decoder = model.encoder, model.decoder
     if network.blocks:
         layers, kernels = convolutions(encoder, decoder), networks.unet_kernels(network)
+    elif network.patch:
+        layers, kernels = linear_layers(model), networks.mixer_kernels(network)
     else:
         w = networks.weights(network)
         kernels = (*w.encoder, w.code, *w.expand, *w.decoder)
@@ -122,6 +127,16 @@ def convolutions(encoder: Any, decoder: Any) -> list[Any]:
     return [*found, decoder.last]
 
 
+def linear_layers(model: Any) -> list[Any]:
+    """The linear layers of flaxae's Mixer in the order in which they are applied."""
+
+    def of(body: Any) -> list[Any]:
+        return [layer for mix in (body.blocks[0].tokens, body.blocks[0].channels) for layer in (mix.up, mix.down)]
+
+    encoder, decoder = model.encoder, model.decoder
+    return [encoder.embed, *of(encoder), model.head.linear, decoder.expand, *of(decoder), decoder.pixels]
+
+
 def microbatches(network: Network, batch: int) -> int:
     """Into how many parts flaxae cuts a batch: on CPUs the least power of 2 so that a part fits the cache."""
     import jax
@@ -165,9 +180,11 @@ def torch(
     def linear(kernel: np.ndarray) -> nn.Module:
         return with_kernel(nn.Linear(*kernel.shape), kernel.T)
 
-    w = None if network.blocks else networks.weights(network)
+    w = None if network.blocks or network.patch else networks.weights(network)
     if network.blocks:
         encode, decode = nn.Identity(), torch_unet(network, with_kernel)
+    elif network.patch:
+        encode, decode = torch_mixer(network, linear)
     elif network.convolutional:
         height, width, channels = networks.smallest(network)
         # for a flattened image: flipped, and channels first
@@ -288,6 +305,54 @@ def torch_unet(network: Network, with_kernel: Callable[[Any, np.ndarray], Any]) 
             return x + self.last(h)
 
     return UNet()
+
+
+def torch_mixer(network: Network, linear: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
+    """The Mixer of `flaxae.nn.mixer` as two torch modules, from images, channels last, to codes and back."""
+    import torch
+    from torch import nn
+
+    embed, *block, code, expand, up, down, wide, narrow, pixels = networks.mixer_kernels(network)
+    (tokens, _), (channels,), side = networks.patches(network), network.hidden, network.patch
+    height, width, colours = network.shape
+    grid = (height // side, width // side)
+    # flaxae's codes are of features [channels, tokens], these of [tokens, channels]
+    turned = np.arange(channels * tokens).reshape(channels, tokens).T.ravel()
+
+    class Block(nn.Module):
+        def __init__(self, *kernels: np.ndarray) -> None:
+            super().__init__()
+            up, down, wide, narrow = (linear(kernel) for kernel in kernels)
+            self.norms = nn.ModuleList([nn.LayerNorm(channels, eps=1e-6) for _ in range(2)])
+            self.tokens = nn.Sequential(up, nn.ReLU(), down)
+            self.channels = nn.Sequential(wide, nn.ReLU(), narrow)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+            return x + self.channels(self.norms[1](x))
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.block, self.code = linear(embed), Block(*block), linear(code[turned])
+            self.positions = nn.Parameter(torch.zeros(tokens, channels))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.view(-1, grid[0], side, grid[1], side, colours).transpose(2, 3).reshape(len(x), tokens, -1)
+            return self.code(self.block(self.embed(x) + self.positions).flatten(1))
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.block = linear(expand[:, turned]), Block(up, down, wide, narrow)
+            self.norm, self.pixels = nn.LayerNorm(channels, eps=1e-6), linear(pixels)
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            x = self.pixels(self.norm(self.block(self.expand(z).view(-1, tokens, channels))))
+            x = x.view(-1, *grid, side, side, colours).transpose(2, 3)
+            return x.reshape(-1, height, width, colours)
+
+    return Encoder(), Decoder()
 
 
 def keras(network: Network, batch: int, backend: str) -> Contestant:

@@ -15,7 +15,8 @@ class Network(NamedTuple):
 
     `hidden` are the sizes of dense layers, or with `convolutional` the channels of 3 × 3 convolutions of stride 2. With
     `blocks` it is a denoising U-Net instead, with so many residual blocks of `hidden` channels at each size, as
-    `flaxae.nn.unet` has it: it has no code, and removes noise of standard deviation `NOISE`.
+    `flaxae.nn.unet` has it: it has no code, and removes noise of standard deviation `NOISE`. With `patch` it is a Mixer
+    of such patches and of `hidden` channels, as `flaxae.nn.mixer` has it with one block each way.
     """
 
     shape: tuple[int, ...]
@@ -25,6 +26,7 @@ class Network(NamedTuple):
     convolutional: bool = False
     variational: bool = False
     blocks: int = 0
+    patch: int = 0
 
 
 NETWORKS = {
@@ -34,6 +36,7 @@ NETWORKS = {
     "wide": Network((784,), (2048, 1024), 256, 5_120),
     "conv64": Network((64, 64, 3), (32, 64, 128), 128, 1_024, convolutional=True),
     "unet": Network((128, 128, 1), (48, 96, 128), 0, 16, blocks=2),
+    "mixer": Network((28, 28, 1), (64,), 256, 2_048, patch=4),
     "small": Network((784,), (32,), 8, 25_600),
 }
 
@@ -103,6 +106,23 @@ def unet_kernels(network: Network) -> list[np.ndarray]:
     return [(0.5 * rng.standard_normal(s) / math.sqrt(math.prod(s[:-1]))).astype(np.float32) for s in shapes]
 
 
+def patches(network: Network) -> tuple[int, int]:
+    """How many patches a Mixer has, and how many numbers each."""
+    height, width, colours = network.shape
+    return (height // network.patch) * (width // network.patch), network.patch**2 * colours
+
+
+def mixer_kernels(network: Network) -> list[np.ndarray]:
+    """Random kernels of a Mixer, [in, out], in the order in which they are applied, the code's two in the middle."""
+    (tokens, pixels), (channels,) = patches(network), network.hidden
+    block = [(tokens, 2 * tokens), (2 * tokens, tokens), (channels, 2 * channels), (2 * channels, channels)]
+    flat = channels * tokens
+    code = [(flat, network.latent), (network.latent, flat)]
+    rng = np.random.default_rng(0)
+    shapes = [(pixels, channels), *block, *code, *block, (channels, pixels)]
+    return [(rng.standard_normal(shape) / math.sqrt(shape[0])).astype(np.float32) for shape in shapes]
+
+
 def smallest(network: Network) -> tuple[int, int, int]:
     """(height, width, channels) of a convolutional network's coarsest images."""
     height, width, _ = network.shape
@@ -120,6 +140,12 @@ def flop(network: Network) -> float:
     if network.blocks:
         layers, pixels = unet_layers(network), math.prod(network.shape[:2])
         products = [layer.side**2 * math.prod(layer.channels) * pixels / layer.reduction**2 for layer in layers]
+        return 2 * (3 * sum(products) - products[0])
+    if network.patch:
+        kernels, (tokens, _), (channels,) = mixer_kernels(network), patches(network), network.hidden
+        # how often each is applied to an example: once for each patch, or each channel, or the code
+        times = [tokens, channels, channels, tokens, tokens, 1, 1, channels, channels, tokens, tokens, tokens]
+        products = [kernel.size * n for kernel, n in zip(kernels, times, strict=True)]
         return 2 * (3 * sum(products) - products[0])
     w = weights(network)
     products = [kernel.size for kernel in (w.code, *w.expand)]

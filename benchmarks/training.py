@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks import networks
 
-BATCHES = {"conv": (256, 64), "unet": (4,)}  # 256 for the others; 4 are those of `--exp denoise` on photographs
+# 256 for the others; 4 and 64 are those of `--exp denoise` on photographs and on small images
+BATCHES = {"conv": (256, 64), "unet": (4,), "mixer": (64,)}
 EPOCH = 60_000
 TORCH = ("torch", "torch, channels last", "torch.compile", "torch, DataLoader")
 KERAS = ("Keras, TensorFlow", "Keras, JAX")
@@ -60,7 +61,7 @@ def contestants(network: networks.Network) -> list[str]:
     names = ["flaxae", *TORCH, *BFLOAT16, *KERAS]
     if not (network.convolutional or network.blocks):
         names.remove("torch, channels last")
-    if network.blocks:
+    if network.blocks or network.patch:
         names = [name for name in names if name not in KERAS]
     return [name for name in names if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]
 
