@@ -12,6 +12,7 @@ two minutes on two CPU cores. `--data` takes a folder of IDX files for Fashion-M
 
 import dataclasses
 import time
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -36,6 +37,8 @@ class Config:
     """The presets of flaxae to train."""
     seed: int = 0
     """Seed of the weights, the shuffles and the noise."""
+    precision: Literal["float32", "bf16", "auto"] = "float32"
+    """flaxae's."""
     peer: bool = True
     """Train the peer too."""
 
@@ -49,7 +52,7 @@ def main(config: Config) -> None:
     )
     print(f"{'':30s} {'PSNR (dB)':>10s} {'SSIM':>8s} {'MSE':>8s} {'training (s)':>13s}")
     report("noisy", noisy, test, 0)
-    runs = {f"flaxae, {name}": lambda name=name: flaxae(name, config, train, noisy) for name in config.models}
+    runs = {f"flaxae, {name}": lambda name=name: flaxae(name, config, dataset, noisy) for name in config.models}
     if config.peer:
         runs["Keras blog, in torch"] = lambda: keras_blog(config, train, noisy)
     for name, run in runs.items():
@@ -70,17 +73,18 @@ def report(name: str, reconstruction: np.ndarray, clean: np.ndarray, seconds: fl
     print(f"{name:30s} {psnr:10.2f} {ssim:8.4f} {mse:8.5f} {seconds:13.0f}", flush=True)
 
 
-def flaxae(name: str, config: Config, train: np.ndarray, noisy: np.ndarray):
+def flaxae(name: str, config: Config, dataset: data.Dataset, noisy: np.ndarray):
     """Train a preset with the defaults of `--exp denoise`; returns a function that denoises."""
-    defaults = _flags.Denoise(model=name, noise=NOISE)
-    model = autoencoder.build(denoise.network(defaults, "image"), train.shape[1:], seed=config.seed)
+    defaults = _flags.Denoise(model=name, noise=NOISE, precision=config.precision)
+    model = autoencoder.build(denoise.network(defaults, dataset), dataset.shape, seed=config.seed)
     training.fit(
         model,
-        train,
+        dataset.scaling(dataset.train),
         epochs=config.epochs,
-        batch_size=defaults.batch_size,
-        learning_rate=defaults.learning_rate,
+        batch_size=denoise.BATCH_SIZE,
+        learning_rate=denoise.LEARNING_RATE,
         validation=defaults.validation,
+        precision=config.precision,
         seed=config.seed,
         show=False,
     )
