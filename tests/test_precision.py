@@ -18,7 +18,7 @@ from flaxae.nn.heads import Deterministic, Identity
 from flaxae.nn.mixer import Mixer
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
-from flaxae.objectives import negative_log_likelihood, with_metrics
+from flaxae.objectives import Layerwise, negative_log_likelihood, with_metrics
 from flaxae.training import fitting, precision, step
 from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
@@ -123,6 +123,19 @@ def test_auto_leaves_other_bodies_in_float32_on_accelerators(monkeypatch, config
     monkeypatch.setattr(products, "fast_in_bfloat16", lambda: True)
     monkeypatch.setattr(products, "by_amx", lambda: False)
     assert precision.chosen("auto", autoencoder.build(config, (16, 16, 1))) == "float32"
+
+
+@pytest.mark.parametrize(("platform", "taken"), [("cpu", "bf16"), ("gpu", "float32")])
+def test_auto_leaves_layerwise_models_in_float32_on_accelerators_which_would_refuse(monkeypatch, platform, taken):
+    model = autoencoder.build(Config(body=MLP((2048,)), head=Deterministic(8), objective=Layerwise()), (16, 16, 1))
+    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: True)
+    monkeypatch.setattr(products, "by_amx", lambda: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert precision.chosen("auto", model) == taken
+    mixed = MixedPrecision(model.config.objective)
+    if taken == "float32":
+        with pytest.raises(errors.ConfigError, match="on accelerators float32"):
+            mixed(model, jnp.zeros((2, 16, 16, 1)), KEY)
 
 
 def test_auto_takes_bfloat16_for_u_nets_where_onednn_is(monkeypatch):

@@ -14,7 +14,7 @@ from flaxae.batches import Examples
 from flaxae.nn import onednn, products
 from flaxae.nn.mlp import MLP
 from flaxae.nn.unet import UNet
-from flaxae.objectives import Objective
+from flaxae.objectives import Layerwise, Objective
 
 PRECISIONS = ("float32", "bf16", "auto")
 # For bfloat16 to pay, see `python -m benchmarks.training`: with tiles for it on a CPU, and with instructions alone.
@@ -85,10 +85,12 @@ def chosen(precision: str, model: Any) -> str:
         if is_unet(model) and not onednn.available():
             return "float32"
         return "bf16" if _weights(model) >= LEAST_WEIGHTS_BY_AMX else "float32"
-    # most other bodies' products are not the fast ones
-    fully_connected = model.config is not None and isinstance(model.config.body, MLP)
-    pays = products.fast_in_bfloat16() and fully_connected and _weights(model) >= LEAST_WEIGHTS
-    return "bf16" if pays else "float32"
+    # other bodies' products are mostly not the fast ones
+    if model.config is None or not isinstance(model.config.body, MLP):
+        return "float32"
+    if jax.default_backend() != "cpu" and isinstance(model.config.objective, Layerwise):
+        return "float32"  # the layers of what is wrapped can't be applied one by one
+    return "bf16" if products.fast_in_bfloat16() and _weights(model) >= LEAST_WEIGHTS else "float32"
 
 
 def is_unet(model: Any) -> bool:
