@@ -217,8 +217,8 @@ class Layerwise:
     def __call__(self, model: Any, batch: Examples, key: Key[Array, ""]) -> Loss:
         if not (hasattr(model.encoder, "stack") and hasattr(model.decoder, "out")):
             raise errors.ConfigError(
-                "The objective Layerwise needs a fully connected body, MLP, and on accelerators float32; the encoder is a "
-                f"{_name(model.encoder)}."
+                "The objective Layerwise needs a fully connected body, MLP, and on accelerators float32; the encoder "
+                f"is a {_name(model.encoder)}."
             )
         batch = Batch.of(batch)
         x = jnp.asarray(batch.x)
