@@ -35,13 +35,21 @@ from flaxae.nn.conv import (
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-FORMS = ["dots", "lax", "products", *(["onednn"] if onednn.loads() else [])]
+FORMS = ["dots", "lax", "products", *(["onednn", "onednn for AVX2"] if onednn.loads() else [])]
+ROUNDED = ["rounded dots", "rounded products"]
+if onednn.loads() and onednn.with_avx512():
+    ROUNDED.append("rounded onednn")
 
 
 @contextlib.contextmanager
 def in_form(name, monkeypatch):
     contexts = {"onednn": convolutions.many_channels, "products": convolutions.many_channels}
     rounded, name = name.startswith("rounded"), name.removeprefix("rounded ")
+    if name.startswith("onednn"):
+        name, with_avx512 = "onednn", not name.endswith("AVX2")
+        monkeypatch.setattr(onednn, "with_avx512", lambda: with_avx512)
+        for traced in (convolutions._convolve, convolutions._correlate):
+            traced.clear_cache()  # what was traced for another processor
     monkeypatch.setattr(onednn, "available", lambda: name == "onednn")
     with (
         products.in_bfloat16() if rounded else contextlib.nullcontext(),
@@ -59,7 +67,7 @@ def form(request, monkeypatch):
         yield name
 
 
-@pytest.fixture(params=[*FORMS, "rounded dots", "rounded products", *(["rounded onednn"] if onednn.loads() else [])])
+@pytest.fixture(params=[*FORMS, *ROUNDED])
 def any_form(request, monkeypatch):
     """In those that round as well, which change nothing in numbers that `draw_normal` gives."""
     with in_form(request.param, monkeypatch) as name:
@@ -140,7 +148,7 @@ def test_winograd_is_left_alone_where_it_does_not_pay():
     assert not pays(x.astype(jnp.bfloat16), 64)
     assert not pays(x, 4)
     assert not pays(x[:, :8, :8], 64)
-    assert not pays(x, 32, least=convolutions.LEAST_BESIDE_ONEDNN)
+    assert not pays(x, 32, least=convolutions.WITH_AVX512.images)
 
 
 @given(sizes, windows, strides, paddings)

@@ -24,6 +24,7 @@ from flaxae.training.population import fit_population
 from flaxae.training.precision import MixedPrecision
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.filterwarnings("ignore:This processor has no instructions for bfloat16")
 
 
 @pytest.mark.parametrize("body", [MLP((32,)), ConvNet((8, 16))])
@@ -65,6 +66,14 @@ def test_objectives_of_all_kinds_have_gradients_in_it(name):
         return with_metrics(objective(nnx.merge(graphdef, params, rest), jnp.ones((2, 16, 16, 1)), KEY))[0].mean()
 
     assert "rounded_" in str(jax.make_jaxpr(jax.grad(loss))(params))
+
+
+def test_bfloat16_on_a_processor_without_it_says_so_and_is_taken(monkeypatch, digits):
+    monkeypatch.setattr(products, "fast_in_bfloat16", lambda: False)
+    model = autoencoder.build(Config(body=MLP((512,)), head=Deterministic(8)), (8, 8, 1))
+    with pytest.warns(UserWarning, match="has no instructions for bfloat16"):
+        history = training.fit(model, digits, precision="bf16", epochs=2, show=False)
+    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_a_u_net_whose_products_are_rounded_has_nearly_the_same_loss():

@@ -79,12 +79,12 @@ def many_channels() -> Iterator[None]:
 
     It is for few images in a compiled loop: every copy is a run of `channels` numbers. The form is "onednn" where that
     is `onednn.available`, else "products", a matrix product after patches; both are Winograd's where those are faster,
-    and "rounded …" within `products.in_bfloat16`. It changes nothing within `portable`, nor on other platforms; within
-    `channels_last`, what isn't oneDNN's is left to XLA.
+    and "rounded …" within `products.in_bfloat16`, where oneDNN's are for processors `onednn.with_avx512` alone. It
+    changes nothing within `portable`, nor on other platforms; within `channels_last`, what isn't oneDNN's is left to XLA.
     """
     rounded = "rounded " if products.rounding() else ""
     with contextlib.ExitStack() as stack:
-        if onednn.available() and not is_portable():
+        if onednn.available() and not is_portable() and (not rounded or onednn.with_avx512()):
             stack.enter_context(_channels_last_in(f"{rounded}onednn"))
         elif _batch_minor():
             stack.enter_context(_channels_last_in(f"{rounded}products"))
@@ -268,7 +268,7 @@ def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pai
     axes = _axes(_size(x), window, stride, padding)
     if jax.default_backend() == "cpu" and not is_portable():
         form = _form_for(x)
-        if form in ("onednn", "rounded onednn") and stride == (1, 1):
+        if form in ("onednn", "rounded onednn") and stride == (1, 1) and _beside_onednn().depthwise:
             pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
             return _onednn_depthwise(x, kernel, window=window, pads=pads, form=form)
         places = _Places(window, stride, _size(x), (axes[0], axes[1]))
@@ -516,9 +516,9 @@ def _convolve(x: Image, kernel: Kernel, *, window: tuple[int, int], pads: Pads, 
         return _convolve_rounded(x, kernel, pads)
     fits = _winograd_fits(window, pads)
     pays = functools.partial(_winograd_pays, x, out_channels, batch_minor=False)
-    if form == "onednn" and fits and pays(least=LEAST_BESIDE_ONEDNN):
+    if form == "onednn" and fits and pays(least=_beside_onednn().images):
         return winograd.convolve(x, kernel, batch_minor=False, multiply=onednn.multiply)
-    if "onednn" in form:
+    if "onednn" in form and (window != (1, 1) or _beside_onednn().pointwise):
         return onednn.convolve(*_for_onednn(form, x, kernel), pads=pads)
     if fits and pays():
         return winograd.convolve(x, kernel, batch_minor=False)
@@ -542,7 +542,7 @@ def _correlate(x: Image, gradient: Image, *, window: tuple[int, int], pads: Pads
         return _correlate_rounded(x, gradient, window, pads)
     fits = _winograd_fits(window, pads)
     pays = functools.partial(_winograd_pays, x, out_channels, batch_minor=False)
-    if form == "onednn" and fits and pays(least=LEAST_BESIDE_ONEDNN_FOR_KERNELS):
+    if form == "onednn" and fits and pays(least=_beside_onednn().kernels):
         return winograd.to_kernel(x, gradient, onednn.multiply_transposed)
     if "onednn" in form:
         return onednn.to_kernel(*_for_onednn(form, x, gradient), window=window, pads=pads)
@@ -773,8 +773,23 @@ _onednn_depthwise, _ = bilinear("depthwise_by_onednn", _onednn_over, _onednn_bac
 
 LEAST_TILES = 256  # of all images, for which products with a tile's 36 numbers are large enough to be fast
 LEAST_CHANNELS = 16  # in and out, for which the products take longer than the transforms
-LEAST_BESIDE_ONEDNN = 48  # whose convolutions are faster for fewer channels
-LEAST_BESIDE_ONEDNN_FOR_KERNELS = 96  # and whose gradients of kernels
+
+
+class _BesideOnednn(NamedTuple):
+    """Where oneDNN's convolutions are faster than ours: below so many channels, or for these kinds."""
+
+    images: int  # as Winograd's, and their gradients
+    kernels: int  # whose gradients
+    pointwise: bool  # 1 × 1, but for the kernels' gradients
+    depthwise: bool
+
+
+WITH_AVX512 = _BesideOnednn(images=48, kernels=96, pointwise=True, depthwise=True)
+WITH_AVX2 = _BesideOnednn(images=48, kernels=32, pointwise=False, depthwise=False)
+
+
+def _beside_onednn() -> _BesideOnednn:
+    return WITH_AVX512 if onednn.with_avx512() else WITH_AVX2
 
 
 def _winograd_fits(window: tuple[int, int], pads: Pads) -> bool:

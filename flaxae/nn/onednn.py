@@ -22,8 +22,13 @@ def available() -> bool:
 
     Several devices would share the rest of a program, but each do all of such a call.
     """
-    fast = "avx512f" in compilation.instructions()
+    fast = "avx2" in compilation.instructions()
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and fast and loads()
+
+
+def with_avx512() -> bool:
+    """Whether the processor has the vectors of 512 bits that oneDNN needs for bfloat16; with them, more of it is fast."""
+    return "avx512f" in compilation.instructions()
 
 
 @functools.cache
@@ -45,7 +50,7 @@ def convolve(
     *,
     pads: Pads,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """A convolution of stride 1 in float32, of arrays that are both in float32 or both in bfloat16.
+    """A convolution of stride 1 in float32, of arrays that are both in float32 or, `with_avx512`, both in bfloat16.
 
     There are as many groups of channels as the kernel's input channels go into those of x. There are no others than of
     stride 1, because this version of oneDNN computes some of those wrongly, and writes beyond its memory in some.

@@ -76,6 +76,8 @@ def rounded(a: Array) -> Array:
 
 def dot(a: Array, b: Array) -> Float[Array, "m n"]:
     """a @ b in float32, of matrices in bfloat16."""
+    if not fast_in_bfloat16():  # XLA has no such product for those processors
+        return a.astype(jnp.float32) @ b.astype(jnp.float32)
     return lax.dot(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32)
 
 
@@ -83,7 +85,7 @@ def dot_transposed(a: Array, b: Array) -> Float[Array, "m n"]:
     """a @ bᵀ in float32, of matrices in bfloat16."""
     if by_amx():
         return lax.dot_general(_by_rows(a), _by_rows(b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    if b.size < a.size + a.shape[0] * b.shape[0]:
+    if b.size < a.size + a.shape[0] * b.shape[0] or not fast_in_bfloat16():
         return dot(a, b.T)
     return dot(b, a.T).T
 

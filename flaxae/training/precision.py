@@ -1,6 +1,7 @@
 """Mixed precision: an encoder and a decoder, or on a CPU their products, in bfloat16, everything else in float32."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -20,6 +21,10 @@ PRECISIONS = ("float32", "bf16", "auto")
 # For bfloat16 to pay, see `python -m benchmarks.training`: with tiles for it on a CPU, and with instructions alone.
 LEAST_WEIGHTS_BY_AMX = 2**14
 LEAST_WEIGHTS = 2**18
+SLOW = (
+    "This processor has no instructions for bfloat16: what is multiplied is rounded to it, and multiplied in float32, "
+    "which takes no less time than without. The precision auto takes what is faster."
+)
 
 
 class InBfloat16(nnx.Module):
@@ -70,6 +75,8 @@ class MixedPrecision:
 def chosen(precision: str, model: Any) -> str:
     """`precision` itself, or for "auto" the one that trains this `Autoencoder` faster: "float32" or "bf16".
 
+    Warns where bfloat16 gains nothing: on a CPU that has no instructions for it.
+
     Args:
         precision: one of PRECISIONS.
         model: to train.
@@ -79,6 +86,8 @@ def chosen(precision: str, model: Any) -> str:
     """
     if precision not in PRECISIONS:
         raise errors.ConfigError(errors.unknown("precision", precision, PRECISIONS))
+    if precision == "bf16" and not products.fast_in_bfloat16():
+        warnings.warn(SLOW, stacklevel=4)
     if precision != "auto":
         return precision
     if products.by_amx():
