@@ -268,7 +268,7 @@ def depthwise_conv(x: Image, kernel: Float[Array, "kh kw channels"], stride: Pai
     axes = _axes(_size(x), window, stride, padding)
     if jax.default_backend() == "cpu" and not is_portable():
         form = _form_for(x)
-        if form in ("onednn", "rounded onednn") and stride == (1, 1) and _beside_onednn().depthwise:
+        if form in ("onednn", "rounded onednn") and stride == (1, 1):
             pads = ((axes[0].low, axes[0].high), (axes[1].low, axes[1].high))
             return _onednn_depthwise(x, kernel, window=window, pads=pads, form=form)
         places = _Places(window, stride, _size(x), (axes[0], axes[1]))
@@ -776,16 +776,15 @@ LEAST_CHANNELS = 16  # in and out, for which the products take longer than the t
 
 
 class _BesideOnednn(NamedTuple):
-    """Where oneDNN's convolutions are faster than ours: below so many channels, or for these kinds."""
+    """Where oneDNN's convolutions are faster than ours: for fewer channels than Winograd's, and for 1 × 1 or not."""
 
-    images: int  # as Winograd's, and their gradients
-    kernels: int  # whose gradients
-    pointwise: bool  # 1 × 1, but for the kernels' gradients
-    depthwise: bool
+    images: int  # channels, also for the images' gradients
+    kernels: int  # channels, for the kernels' gradients
+    pointwise: bool  # for images
 
 
-WITH_AVX512 = _BesideOnednn(images=48, kernels=96, pointwise=True, depthwise=True)
-WITH_AVX2 = _BesideOnednn(images=48, kernels=32, pointwise=False, depthwise=False)
+WITH_AVX512 = _BesideOnednn(images=48, kernels=96, pointwise=True)
+WITH_AVX2 = _BesideOnednn(images=48, kernels=32, pointwise=False)
 
 
 def _beside_onednn() -> _BesideOnednn:
