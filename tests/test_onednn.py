@@ -95,3 +95,12 @@ def test_without_its_package_it_is_not_there(monkeypatch):
     monkeypatch.setattr(onednn_library, "PACKAGE", "no-such-package")
     monkeypatch.setattr(onednn_library, "load", onednn_library.load.__wrapped__)
     assert not onednn.loads.__wrapped__()
+
+
+def test_a_library_that_can_not_be_loaded_is_told_of(monkeypatch):
+    def load():
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(onednn_library, "load", load)
+    with pytest.warns(UserWarning, match="U-Nets train without it, more slowly: libgomp.so.1"):
+        assert not onednn.loads.__wrapped__()

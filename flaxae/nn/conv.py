@@ -79,8 +79,8 @@ def many_channels() -> Iterator[None]:
 
     It is for few images in a compiled loop: every copy is a run of `channels` numbers. The form is "onednn" where that
     is `onednn.available`, else "products", a matrix product after patches; both are Winograd's where those are faster,
-    and "rounded …" within `products.in_bfloat16`, where oneDNN's are for processors `onednn.with_avx512` alone. It
-    changes nothing within `portable`, nor on other platforms; within `channels_last`, what isn't oneDNN's is left to XLA.
+    and "rounded …" within `products.in_bfloat16`, where oneDNN is for processors `onednn.with_avx512` alone. It changes
+    nothing within `portable`, nor on other platforms; within `channels_last`, what isn't oneDNN's is left to XLA.
     """
     rounded = "rounded " if products.rounding() else ""
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ None of these functions has a derivative: they are the parts that `nn.conv` make
 """
 
 import functools
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -27,16 +28,23 @@ def available() -> bool:
 
 
 def with_avx512() -> bool:
-    """Whether the processor has the vectors of 512 bits that oneDNN needs for bfloat16; with them, more of it is fast."""
+    """Whether the processor has the vectors of 512 bits that oneDNN needs for bfloat16."""
     return "avx512f" in compilation.instructions()
 
 
 @functools.cache
 def loads() -> bool:
-    """Whether it is installed, and can be loaded."""
+    """Whether it is installed, and can be loaded. Warns, once, of one that is installed and can't."""
     try:
         onednn_library.load()
-    except (metadata.PackageNotFoundError, OSError):  # OSError: this system has no libgomp
+    except metadata.PackageNotFoundError:
+        return False
+    except OSError as error:
+        warnings.warn(
+            f"oneDNN is installed but can't be loaded, so U-Nets train without it, more slowly: {error}. "
+            "If libgomp is what is missing, install it, on Debian by `apt-get install libgomp1`.",
+            stacklevel=3,
+        )
         return False
     return True
 

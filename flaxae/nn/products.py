@@ -3,7 +3,8 @@
 XLA's CPU backend has fast products of bfloat16 only for a @ b with both operands stored row by row, whose result is
 float32, and with AMX for a @ bᵀ. Other forms, among them those of the gradients, run at the speed of float32, or not at
 all. So here operands are transposed in memory first: the smaller ones, where there is a choice. What is between
-products stays in float32: other operations on bfloat16 are slower there, because each rounds and converts.
+products stays in float32: other operations on bfloat16 are slower there, because each rounds and converts. On CPUs
+without such instructions, what was rounded is multiplied in float32.
 """
 
 import contextlib
