@@ -7,10 +7,12 @@ turns, round by round, and ratios are paired within a round. Each contestant has
 train. The first training, with compilation, is reported separately. In the same rounds, the matrix peak is measured
 by a product in JAX, and the memory bandwidth by a sum; flaxae's share of the bandwidth also counts data that stay in
 caches. On a machine with a GPU the same command measures there. It needs the extra `bench`; contestants that are not
-installed are left out. The machine must be idle otherwise: torch's threads wait for each other on busy processors.
+installed are left out, and so is bfloat16 on processors without it, where torch's takes minutes. The machine must be
+idle otherwise: torch's threads wait for each other on busy processors.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -56,9 +58,19 @@ class Worker:
         self.process.wait()
 
 
+def asked(question: str) -> str:
+    """What a line of Python prints in a process of its own: JAX in this one would keep a GPU's memory."""
+    return subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    return asked("from flaxae.nn import products; print(products.fast_in_bfloat16())") == "True"
+
+
 def contestants(network: networks.Network) -> list[str]:
     """The contestants that are installed and differ for this network."""
-    names = ["flaxae", *TORCH, *BFLOAT16, *KERAS]
+    names = ["flaxae", *TORCH, *(BFLOAT16 if has_bfloat16() else ()), *KERAS]
     if not (network.convolutional or network.blocks):
         names.remove("torch, channels last")
     if network.blocks or network.patch:
@@ -108,7 +120,11 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "first_training_s": compile_s,
         "samples_per_s": rates,
         "ratios": {who: ratio(rates["flaxae"], theirs) for who, theirs in with_best_torch(rates).items()},
-        "bfloat16": {who: ratio(rates[BFLOAT16[0]], rates[who]) for who in ("flaxae", BFLOAT16[1]) if who in rates},
+        "bfloat16": {
+            who: ratio(rates[BFLOAT16[0]], rates[who])
+            for who in ("flaxae", BFLOAT16[1])
+            if {who, BFLOAT16[0]} <= rates.keys()
+        },
     }
 
 
@@ -180,15 +196,13 @@ def population_line(result: dict[str, Any]) -> str:
 
 def machine() -> dict[str, str]:
     """The hardware and software that the figures depend on."""
-    device = subprocess.run(
-        [sys.executable, "-c", "import jax; print(jax.devices()[0].platform, jax.devices()[0].device_kind)"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
+    device = asked("import jax; print(jax.devices()[0].platform, jax.devices()[0].device_kind)")
     packages = {one.metadata["Name"].lower(): one.version for one in metadata.distributions()}
     wanted = ("jax", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu", "tensorflow_cpu")
     return {
         "device": f"{device}, {os.cpu_count()} processors, {platform.machine()}",
         "gpu": "not measured: there is none" if device.startswith("cpu") else device,
+        "bfloat16": "measured" if has_bfloat16() else "not measured: this processor has no instructions for it",
         "versions": ", ".join(f"{name} {packages[name]}" for name in wanted if name in packages),
     }
 
