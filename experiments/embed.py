@@ -192,7 +192,7 @@ def draw_map(run: Run, texts: list[str], codes: np.ndarray, seed: int) -> None:
     """A map of the codes in the plane (t-SNE), coloured by groups (k-means) that are named by their middle."""
     chosen = np.random.default_rng(seed).permutation(len(codes))[:MAPPED]
     x = codes[np.sort(chosen)].astype(np.float64)
-    groups = KMeans(GROUPS, n_init=3, random_state=seed).fit(x)
+    groups = KMeans(min(GROUPS, len(np.unique(x, axis=0))), n_init=3, random_state=seed).fit(x)
     middles = groups.transform(x).argmin(axis=0)
     names = [shown(texts[np.sort(chosen)[i]], 40) for i in middles]
     flat = TSNE(perplexity=min(30.0, len(x) / 4), init="random", random_state=seed).fit_transform(x)

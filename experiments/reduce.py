@@ -15,13 +15,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
-from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from flaxae import atomic, autoencoder, data, experiments, maps, objectives, trained, training
+from flaxae import atomic, autoencoder, data, experiments, finetuning, maps, objectives, trained, training
 from flaxae.autoencoder import Autoencoder
 from flaxae.data import Dataset, images
 from flaxae.experiments import _flags, _steps, _sweep
@@ -199,8 +197,7 @@ def score(
     if known is not None and dataset.test_labels is not None:
         nearest = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(train, known)
         scores["knn_accuracy"] = nearest.score(test, dataset.test_labels)
-        found = KMeans(min(len(np.unique(dataset.test_labels)), len(test)), n_init=10, random_state=0).fit(test)
-        scores["kmeans_nmi"] = normalized_mutual_info_score(dataset.test_labels, found.labels_)
+        scores["kmeans_nmi"] = finetuning.cluster(test, dataset.test_labels).nmi
     return {name: float(value) for name, value in {**scores, "mse": error}.items()}
 
 

@@ -95,6 +95,12 @@ def test_neighbours_and_clusters_of_codes_that_are_their_classes(y):
     assert finetuning.cluster(z, shuffled).nmi < 0.1
 
 
+def test_codes_that_coincide_are_one_cluster(y):
+    share = np.bincount(y).max() / len(y)
+    assert finetuning.cluster(np.ones((len(y), 4), np.float32), y) == (pytest.approx(share), 0.0)
+    assert finetuning.cluster(np.ones((1, 4), np.float32), y[:1]).accuracy == 1.0
+
+
 def test_whitened_codes_do_not_correlate_and_show_clusters_in_weak_directions(rng):
     y = np.arange(300) % 3
     z = 3 * np.eye(3)[y] @ rng.standard_normal((3, 3)) + 0.3 * rng.standard_normal((300, 3))

@@ -222,15 +222,20 @@ class Clusters(NamedTuple):
 def cluster(z: Codes, labels: Labels, *, seed: int = 0) -> Clusters:
     """k-means on the codes, with as many clusters as classes and the best of 10 starts. Labels are for the scores only.
 
-    The accuracy is that of the Hungarian assignment (Xie et al. 2016, eq. 10).
+    The accuracy is that of the Hungarian assignment (Xie et al. 2016, eq. 10). Fewer different codes than classes make
+    fewer clusters, which are scored as they are.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
     starts: Any = 10  # typed Any, because scikit-learn's default is a text
-    found = KMeans(int(labels.max()) + 1, n_init=starts, random_state=seed).fit_predict(z)
+    method = KMeans(min(len(np.unique(labels)), len(z)), n_init=starts, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters
+        found = method.fit_predict(z)
     counts = contingency_matrix(labels, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return Clusters(float(matched / len(labels)), float(normalized_mutual_info_score(labels, found)))
