@@ -89,6 +89,43 @@ def test_every_epoch_goes_through_all_in_an_order_of_its_own(mapped, small_windo
     assert np.ptp(batches, axis=1).min() > 500  # a batch comes from all over
 
 
+def test_after_an_epoch_only_what_was_not_in_it_is_checked(mapped, small_windows):
+    checked: list[float] = []
+    windows = feed.Windows(Stream(mapped), 32, 0, None, lambda low, high, wanted: checked.append(high))
+    known: set[int] = set()
+    unchecked = 0
+    for epoch in range(6):
+        seen = set()
+        for window in range(5 * epoch, 5 * epoch + 5):
+            before = len(checked)
+            read, _ = windows._read(window)
+            numbers = set(np.asarray(read[0])[..., 0].ravel().astype(int).tolist())
+            assert (len(checked) == before) == (numbers <= known)
+            unchecked += numbers <= known
+            seen |= numbers
+        known |= seen
+    windows.close()
+    assert unchecked > 10
+
+
+def test_a_run_that_goes_on_within_an_epoch_checks_what_it_did_not_read(mapped, small_windows):
+    checked: list[float] = []
+    windows = feed.Windows(Stream(mapped), 32, 0, None, lambda low, high, wanted: checked.append(high))
+    for window in (2, 3, 4, 5, 6, 7, 8, 9):
+        windows._read(window)
+    windows.close()
+    assert len(checked) == 8
+
+
+def test_what_may_change_is_checked_in_every_epoch(mapped, small_windows):
+    checked: list[float] = []
+    windows = feed.Windows(Stream(Records(mapped)), 32, 0, None, lambda low, high, wanted: checked.append(high))
+    for window in range(15):
+        windows(window)
+    windows.close()
+    assert len(checked) >= 15
+
+
 def test_a_window_is_trained_on_where_it_was_read_to(mapped, small_windows, monkeypatch):
     real, read = feed._aligned, []
     monkeypatch.setattr(feed, "_aligned", lambda *shape: read.append(real(*shape)) or read[-1])

@@ -122,8 +122,9 @@ class Windows:
 
     Args:
         streams: a stream, or a tree of streams of one length.
-        check: called before each window is trained on, once for x and once for the target if there is one. It gets the
-            lowest and the highest value, and `wanted`: whether the likelihood is of these values.
+        check: called before a window is trained on, once for x and once for the target if there is one. It gets the
+            lowest and the highest value, and `wanted`: whether the likelihood is of these values. Once an epoch has
+            been read, only windows with examples that were not in it are checked, if the streams are arrays or files.
 
     Raises:
         ConfigError: the devices of the mesh can't share the lanes evenly.
@@ -141,6 +142,8 @@ class Windows:
         self.lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
         self.length = self.steps * batch_size // self.lanes  # examples in a chunk
         self.waited = 0.0
+        self._last, self._in_a_row = -1, 0  # the window that was read last, and how many came in order up to it
+        self._checked = range(0)  # examples
         if mesh is None:
             self.sharding = SingleDeviceSharding(jax.devices()[0])
         else:
@@ -196,10 +199,22 @@ class Windows:
             )
             for number, stream in enumerate(self.streams)
         ]
+        self._in_a_row = self._in_a_row + 1 if window == self._last + 1 else 1
+        self._last = window
+        if place == self.windows - 1 and self._in_a_row >= self.windows:
+            self._epoch_is_checked(offset)
         return on_devices, self._order(epoch, place)
+
+    def _epoch_is_checked(self, offset: int) -> None:
+        """An epoch of the examples from `offset` on was read, and none was refused."""
+        if all(isinstance(stream.source, np.ndarray) for stream in self.streams):  # others may change what they give
+            stop = offset + self.windows * self.lanes * self.length
+            known = self._checked or range(offset, stop)
+            self._checked = range(min(known.start, offset), max(known.stop, stop))
 
     def _read_lanes(self, starts: list[int]) -> list[np.ndarray]:
         """The chunks that begin at `starts`, [lanes, length, ...] of each stream, checked but not yet scaled."""
+        known = self._checked.start <= min(starts) and max(starts) + self.length <= self._checked.stop
         which = Batch.of(self.tree.unflatten(range(len(self.streams))))  # the numbers of the streams
         wanted = which.x if which.target is None else which.target
         read: dict[int, np.ndarray] = {}
@@ -208,7 +223,7 @@ class Windows:
             shape = (len(starts), self.length, *stream.shape[1:])
             read[number] = out = _aligned(shape, stream.example.dtype)
             lanes = stream.chunks(starts, out)
-            if number not in (which.x, which.target):
+            if known or number not in (which.x, which.target):
                 for _ in lanes:
                     pass
                 continue
