@@ -113,7 +113,8 @@ class Gaussian(_OneEach):
     def log_prob(self, params: Params, x: Values, where: Where = None) -> Float[Array, " batch"]:
         """log N(x; params, scale²), summed; nats."""
         # Divide by the scale once per example: dividing each value by an array would cost a pass over all of them.
-        square = total(jnp.square(x - params), where) / jnp.square(self.scale)
+        # And not x - params, whose gradient is negated in a pass of its own.
+        square = total(jnp.square(params - x), where) / jnp.square(self.scale)
         return -0.5 * square - count(params, where) * (jnp.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
     def mean(self, params: Params, x: Values | None = None) -> Params:

@@ -304,16 +304,26 @@ def test_its_muon_moves_a_matrix_alike_in_all_directions(rng):
     assert steps[0] > 0
 
 
-def test_moments_in_one_vector_give_the_same_updates(rng):
+@pytest.mark.parametrize(("most", "shapes"), [(4, [(3, 4), (5,)]), (5, [(5,), (3, 4)]), (12, [(17,)])])
+def test_joined_moments_give_the_same_updates(rng, most, shapes):
     params = {"a": jnp.float32(rng.standard_normal((3, 4))), "b": jnp.float32(rng.standard_normal(5))}
-    gradient = jax.tree.map(jnp.cos, params)
-    settings = {"warmup": 0.0, "weight_decay": 0.1}
-    (apart, _), (flat, moments) = (
-        update.update(gradient, update.init(params), params)
-        for update in (training.Optimizer(**settings, flat=flat) for flat in (False, True))
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apart, flat)
-    assert moments[0].mu.shape == (17,)
+    apart, joined = optimizers.scale_by_adam(), optimizers.joined(optimizers.scale_by_adam(), most)
+    states = apart.init(params), joined.init(params)
+    for _ in range(2):
+        gradient = jax.tree.map(lambda p: jnp.float32(rng.standard_normal(p.shape)), params)
+        (expected, moments), (updates, joined_moments) = (
+            adam.update(gradient, state) for adam, state in zip((apart, joined), states, strict=True)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), updates, expected)
+        states = moments, joined_moments
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(states[1].mu)) == sorted(shapes)
+
+
+def test_all_moments_in_one_vector(rng):
+    params = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(5)}
+    (flat, *_), (apart, *_) = (training.Optimizer(flat=flat).init(params) for flat in (True, False))
+    assert [leaf.shape for leaf in jax.tree.leaves(flat.mu)] == [(10_005,)]
+    assert [leaf.shape for leaf in jax.tree.leaves(apart.mu)] == [(100, 100), (5,)]
 
 
 def test_with_room_come_the_same_batches_from_one_of_a_few_lengths(rng):
