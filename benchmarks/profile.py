@@ -4,8 +4,8 @@
 
 The times are from JAX's profiler, summed over all threads. Matrix products are `dot`, and their fusions that XLA calls
 `ynn`; calls of oneDNN are `ffi_call`, with the time for which one waits for another. Of the rest, `gather` collects the
-batches, and multiplying and adding is mostly Adam. It runs on any device. `--timeline` prints instead the operations of one
-step on a CPU in their order: when each began, how long it took, both in microseconds, and on which thread.
+batches, and multiplying and adding is mostly Adam. It runs on any device. `--timeline` prints the operations of a step
+on a CPU instead, in their order: when each began, how long it took, both in microseconds, and on which thread.
 """
 
 import argparse

@@ -128,13 +128,14 @@ def joined(inner: optax.GradientTransformation, most: int) -> optax.GradientTran
         return inner.init(cut(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        (large, vector), state = inner.update(cut(updates), state)
+        moved: Any
+        moved, state = inner.update(cut(updates), state)
+        large, vector = iter(moved[0]), moved[1]
         leaves, treedef = jax.tree.flatten(updates)
         ends = itertools.accumulate(leaf.size for leaf in leaves if leaf.size <= most)
         small = iter(jnp.split(vector[0], list(ends)[:-1]) if vector else [])
-        rest = iter(large)
-        moved = [next(rest) if leaf.size > most else jnp.reshape(next(small), leaf.shape) for leaf in leaves]
-        return jax.tree.unflatten(treedef, moved), state
+        back = [next(large) if leaf.size > most else jnp.reshape(next(small), leaf.shape) for leaf in leaves]
+        return jax.tree.unflatten(treedef, back), state
 
     return optax.GradientTransformation(init, update)
 
