@@ -48,6 +48,14 @@ def digits() -> np.ndarray:
     return (load_digits().images[..., None] / 16).astype(np.float32)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_forests() -> Iterator[None]:
+    """Random forests have a sixth of their trees: fitting those is most of the time of what is tested around them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flaxae.finetuning.probes.TREES", 50)
+        yield
+
+
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """Parts that other tests registered are unknown to this one, and its own are to others."""

@@ -199,15 +199,18 @@ def test_a_grid_of_codes_and_images_of_other_sizes(head, objective, digits):
         objective = objectives.negative_log_likelihood
     model = autoencoder.build(Config(body=FullyConvolutional((4, 6)), head=head, objective=objective), SHAPE)
     x = digits[:4]  # as many as the grid is high and wide: no axis is taken for another
-    assert model.encode(x).shape == (4, 2, 2, head.latent)
-    assert model.decode(model.encode(x)).shape == x.shape
-    losses = np.asarray(objectives.with_metrics(model.objective(model, x, KEY))[0])
-    assert losses.shape == (4,)
-    alone = np.asarray(objectives.with_metrics(model.objective(model, np.repeat(x[:1], 4, axis=0), KEY))[0])
-    assert np.isfinite(alone).all()
     large = np.tile(digits[:1], (2, 2, 3, 1))[:, :13, :21]
-    assert model.encode(large).shape == (2, 4, 6, head.latent)
-    assert model.reconstruct(large).shape == large.shape
+
+    def losses(model: Autoencoder, x: jax.Array) -> jax.Array:
+        return objectives.with_metrics(model.objective(model, x, KEY))[0]
+
+    for images, grid in ((x, (2, 2)), (large, (4, 6))):
+        assert jax.eval_shape(model.encode, images).shape == (len(images), *grid, head.latent)
+        assert training.apply(Autoencoder.reconstruct, model, images).shape == images.shape
+    for images in (x, np.repeat(x[:1], 4, axis=0)):
+        found = training.apply(losses, model, images)
+        assert found.shape == (4,)
+        assert np.isfinite(found).all()
     history = training.fit(model, digits[:100], **QUICK)
     assert np.isfinite(history["val_loss"]).all()
 
@@ -218,9 +221,9 @@ def test_a_sequence_of_codes(rng):
     model = autoencoder.build(
         Config(body=body, head=heads.Deterministic(3), likelihood=likelihoods.Gaussian()), (13, 2)
     )
-    assert model.encode(x).shape == (40, 4, 3)
+    assert jax.eval_shape(model.encode, x).shape == (40, 4, 3)
     training.fit(model, x, **QUICK)
-    assert model.reconstruct(np.repeat(x, 3, axis=1)).shape == (40, 39, 2)
+    assert training.apply(Autoencoder.reconstruct, model, np.repeat(x, 3, axis=1)).shape == (40, 39, 2)
 
 
 @dataclasses.dataclass(frozen=True)

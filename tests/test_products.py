@@ -18,7 +18,7 @@ SIZES = st.integers(1, 40)
 
 def draw(seed, *shape):
     """Numbers in float32 that bfloat16 has too."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16).astype(jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(jnp.bfloat16).astype(np.float32))
 
 
 @pytest.mark.parametrize("instructions", [set(), {"amx_bf16"}])
