@@ -143,7 +143,7 @@ def test_a_detector_is_exported_with_its_score_and_threshold(kind, shape):
     program = tracing.programs(what)["score"]
     agree(program)
     low, high = np.sort(what.score(program.examples()[0]))[-2:]
-    made = tracing.programs(what, threshold=float(low + high) / 2)["score"].function(program.examples()[0])
+    made = jax.jit(tracing.programs(what, threshold=float(low + high) / 2)["score"].function)(program.examples()[0])
     assert made["anomalous"].sum() == 1
     np.testing.assert_allclose(made["p_value"], what.p_values(program.examples()[0]), atol=2 / 12)
 
