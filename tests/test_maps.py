@@ -63,7 +63,7 @@ def test_a_map_keeps_neighbours_of_held_out_digits_and_leads_back(mapped, digits
     new = training.apply(Autoencoder.encode, model, digits[1300:])
     assert trustworthiness(digits[1300:].reshape(497, -1), new, n_neighbors=10) > 0.95
     assert KNeighborsClassifier(10).fit(known, labels[:1300]).score(new, labels[1300:]) > 0.93
-    error = np.square(model.reconstruct(digits[1300:]) - digits[1300:]).mean()
+    error = np.square(training.apply(Autoencoder.reconstruct, model, digits[1300:]) - digits[1300:]).mean()
     assert error < 0.6 * digits[1300:].var(axis=0).mean()
 
 
@@ -112,8 +112,8 @@ def test_small_and_narrow_tables_have_maps(rng, shape):
     x = rng.standard_normal(shape).astype(np.float32)
     model = autoencoder.build(presets.neighbour_map(likelihood=Gaussian(), examples=len(x)), x.shape[1:])
     maps.fit(model, x, epochs=2, show=False)
-    assert np.isfinite(model.encode(x)).all()
-    assert np.isfinite(model.reconstruct(x)).all()
+    for function in (Autoencoder.encode, Autoencoder.reconstruct):
+        assert np.isfinite(training.apply(function, model, x)).all()
 
 
 def test_equal_examples_have_a_map():
